@@ -1,0 +1,181 @@
+"""Writing so that no half file is ever seen under its final name, and names that stay where they belong.
+
+Everything that we write to disk for keeps goes through `write_atomically` or `replace_folder`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import DiskFull, NotWritable, StorageError, UnsafePath
+
+_NAME = re.compile(r"[A-Za-z0-9._ -]{1,120}")
+_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+
+
+@contextmanager
+def write_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; when the block ends well, fsync it and rename it onto `path`.
+
+    Whatever goes wrong, `path` keeps its former content. Raises DiskFull, NotWritable, StorageError.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        _give_default_permissions(temporary)
+        replace(temporary, path)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def replace(source: Path, destination: Path) -> None:
+    """Rename onto `destination` and make the rename itself durable."""
+    try:
+        os.replace(source, destination)
+    except PermissionError as error:
+        if sys.platform != "win32":
+            raise
+        # Windows keeps a file that is mapped or open elsewhere from being replaced.
+        raise NotWritable(
+            f"{destination.name} is to be replaced", "another program has the file open",
+            "Select another model in the WebUI, or choose another name, and publish again.",
+        ) from error
+    sync_folder(destination.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a directory where the platform has that (Windows has not)."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a temporary folder beside `folder`, fsync its files, and rename it to `folder`.
+
+    A folder of that name is moved aside first and removed last, so that one of the two is always whole.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    try:
+        fill(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+            else:
+                sync_folder(path)
+        sync_folder(temporary)
+        temporary.chmod(0o777 & ~_umask())
+        former = folder.with_name(f".{folder.name}.former")
+        shutil.rmtree(former, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, former)
+        replace(temporary, folder)
+        shutil.rmtree(former, ignore_errors=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with write_atomically(path, "w") as stream:
+        json.dump(value, stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """Our own error for what the operating system said about `path`."""
+    asked = f"{path.name} is to be written to {path.parent}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(asked, "the disk is full", "Make room on that disk, or choose a folder on another one; nothing was lost.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return NotWritable(asked, "the folder may not be written to", "Choose a folder of your own, or change its permissions.")
+    return StorageError(asked, str(error.strerror or error), "Check that the drive is there and the path is right.")
+
+
+def require_space(folder: Path, bytes_needed: int, what: str) -> None:
+    """Raise DiskFull if the disk of `folder` has less room than `bytes_needed` plus a tenth."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < bytes_needed * 1.1:
+        raise DiskFull(
+            f"{what} needs {gib(bytes_needed)} in {folder}", f"only {gib(free)} are free",
+            "Make room on that disk, or choose a folder on another one.",
+        )
+
+
+def require_writable(folder: Path) -> None:
+    """Create `folder` if need be and prove that a file can be written there. Raises NotWritable, StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise storage_error(folder / "a file", error) from error
+
+
+def require_safe_name(name: str, what: str) -> str:
+    """Return `name` if it can name a file on every platform and in the WebUI's lists; else raise UnsafePath."""
+    stem = name.split(".")[0].strip().lower()
+    if not _NAME.fullmatch(name) or stem in _RESERVED or name[0] in ". " or name[-1] in ". ":
+        raise UnsafePath(
+            f"{what} is to be {name!r}", "such a name cannot stand in a models folder on every system",
+            "Use letters, digits, dots, dashes, underscores and spaces, beginning and ending with none but the first two kinds.",
+        )
+    return name
+
+
+def require_inside(path: Path, roots: list[Path]) -> Path:
+    """Return the resolved path if it lies in one of `roots`, symlinks followed; else raise UnsafePath."""
+    resolved = path.resolve()
+    if any(resolved == root.resolve() or root.resolve() in resolved.parents for root in roots):
+        return resolved
+    raise UnsafePath(
+        f"{path} is to be used", "this WebUI is shared, and the path lies outside the folders open to its users",
+        "Put the files into one of: " + ", ".join(str(root) for root in roots),
+    )
+
+
+def gib(count_bytes: float) -> str:
+    """3221225472 -> "3.0 GiB"; small amounts in MiB."""
+    return f"{count_bytes / 2**30:.1f} GiB" if count_bytes >= 2**30 else f"{count_bytes / 2**20:.0f} MiB"
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
+
+
+def _give_default_permissions(path: Path) -> None:
+    # mkstemp makes files that only their owner can read; a model is for whoever may read the folder.
+    if sys.platform != "win32":
+        path.chmod(0o666 & ~_umask())

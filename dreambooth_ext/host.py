@@ -1,0 +1,80 @@
+"""The Host protocol: all that we ever ask of whoever hosts us (a WebUI, or this package alone)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Txt2Img:
+    """One request for pictures: one picture for each seed, all of one prompt.
+
+    `sampler` is the WebUI's name for it; its DDIM is the one in models/sampling.py.
+    """
+
+    prompt: str
+    seeds: tuple[int, ...]
+    negative_prompt: str = ""
+    steps: int = 30
+    guidance_scale: float = 7.0
+    width: int = 512
+    height: int = 512
+    sampler: str = "DDIM"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model file as the host lists it."""
+
+    path: Path
+    title: str
+    loaded: bool = False
+
+
+@runtime_checkable
+class Host(Protocol):
+    """What the corridor asks of its host. Every method may raise HostError."""
+
+    name: str
+    models_dir: Path  # where published checkpoints belong
+    lora_dir: Path
+    runs_dir: Path
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All checkpoints that the host knows; at most one is `loaded`."""
+
+    def txt2img(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
+        """Render with the checkpoint file `base`; yield whole pictures only, in the order of the seeds."""
+
+    def provenance(self) -> dict[str, str]:
+        """What of the host shapes its pictures: name, version, neutralised settings (for the manifest)."""
+
+    def job(self, job_id: str, progress: Progress) -> AbstractContextManager[None]:
+        """Hold the host's queue for the whole job; its progress and interrupt are wired to `progress`."""
+
+    def free_gpu(self) -> AbstractContextManager[None]:
+        """Inside the block the host's own model takes no device memory; afterwards it is as before."""
+
+    def select(self, path: Path) -> None:
+        """Make a published file the host's current checkpoint (refreshing its list first)."""
+
+    def upscalers(self) -> list[str]:
+        """Names that `upscale` takes; empty if the host has none."""
+
+    def upscale(self, image: Image, name: str, scale: float) -> Image:
+        """Enlarge by `scale` with one of the host's upscalers."""
+
+    def captioners(self) -> list[str]:
+        """Names that `caption` takes, such as "BLIP"; empty if the host has none."""
+
+    def caption(self, images: list[Image], name: str) -> list[str]:
+        """One caption for each picture, in order."""

@@ -1,0 +1,113 @@
+"""Hosting ourselves: no WebUI, only this package, its renderer and a folder of models."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..errors import HostError
+from ..files import write_json
+from ..host import Checkpoint, Txt2Img
+from ..progress import Progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".safetensors", ".ckpt")
+
+
+class StandaloneHost:
+    """Renders with models/sampling.py; "selects" by noting the choice in the models folder."""
+
+    name = "standalone"
+
+    def __init__(self, models_dir: Path, runs_dir: Path, *, device: str = "auto", batch_size: int = 8) -> None:
+        self.models_dir, self.runs_dir = models_dir, runs_dir
+        self.lora_dir = models_dir / "Lora"
+        self._device_wish, self._batch_size = device, batch_size
+        self._model: Any = None
+        self._model_key: tuple[Path, int, int] | None = None
+
+    def checkpoints(self) -> list[Checkpoint]:
+        selected = self.selected()
+        files = sorted(path for path in self.models_dir.glob("*") if path.suffix in SUFFIXES)
+        return [Checkpoint(path, path.name, path == selected) for path in files]
+
+    def selected(self) -> Path | None:
+        """The checkpoint chosen last, if it is still there."""
+        try:
+            name = json.loads((self.models_dir / "selected.json").read_text(encoding="utf-8"))["name"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        path = self.models_dir / Path(str(name)).name
+        return path if path.is_file() else None
+
+    def select(self, path: Path) -> None:
+        if not path.is_file():
+            raise HostError(f"{path.name} is to be selected", "the file is not there", "Publish the model again.")
+        write_json(self.models_dir / "selected.json", {"name": path.name})
+
+    def txt2img(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
+        from ..models.sampling import render
+
+        yield from render(self._loaded(base), request, progress, batch_size=self._batch_size)
+
+    def provenance(self) -> dict[str, str]:
+        return {"host": self.name, "version": __version__}
+
+    @contextmanager
+    def job(self, job_id: str, progress: Progress) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def free_gpu(self) -> Iterator[None]:
+        self._release()
+        yield
+
+    def upscalers(self) -> list[str]:
+        return []
+
+    def upscale(self, image: Image, name: str, scale: float) -> Image:
+        raise HostError(f"a picture is to be enlarged with {name}", "upscalers are a WebUI's", "Leave it to Lanczos.")
+
+    def captioners(self) -> list[str]:
+        return []
+
+    def caption(self, images: list[Image], name: str) -> list[str]:
+        raise HostError(f"pictures are to be captioned with {name}", "captioners are a WebUI's",
+                        "Write a .txt file beside each picture.")
+
+    def _loaded(self, base: Path) -> Any:
+        from ..models.load import load_checkpoint
+
+        status = base.stat()
+        key = (base.resolve(), status.st_size, status.st_mtime_ns)
+        if key != self._model_key:
+            self._release()
+            self._model = load_checkpoint(base).to(device_named(self._device_wish))
+            self._model_key = key
+        return self._model
+
+    def _release(self) -> None:
+        self._model = self._model_key = None
+        gc.collect()
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def device_named(wish: str) -> str:
+    """"auto" is the first GPU that torch can use, else the CPU."""
+    if wish != "auto":
+        return wish
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,159 @@
+"""What a run leaves on disk, and where.
+
+    RUN/config.json          the settings, as validated
+    RUN/state.json           where the run stands: state, step, steps, message, times
+    RUN/inputs.json          sha256 of the base and of each picture: a resume compares them
+    RUN/dataset/             prepared pictures, and manifest.json
+    RUN/checkpoints/         step-000100/, one folder a snapshot
+    RUN/previews/            step-000100-0.png, one file a prompt
+    RUN/metrics.jsonl        one line a step
+    RUN/log.txt
+    RUN/diffusers/           the result, for DiffusionPipeline.from_pretrained
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import TrainConfig
+from .errors import ResumeError, RunBusy
+from .files import require_safe_name, write_json
+
+STATES = ("new", "preparing", "class images", "training", "publishing", "finished", "interrupted", "failed")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands. Times are seconds since 1970."""
+
+    state: str = "new"
+    step: int = 0
+    steps: int = 0
+    message: str = ""
+    started_s: float = 0.0
+    updated_s: float = 0.0
+    published: tuple[str, ...] = ()
+
+
+class RunFolder:
+    """One run's folder. Creating the object touches nothing on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.dataset_dir = path / "dataset"
+        self.checkpoints_dir = path / "checkpoints"
+        self.previews_dir = path / "previews"
+        self.metrics_path = path / "metrics.jsonl"
+        self.log_path = path / "log.txt"
+        self.diffusers_dir = path / "diffusers"
+
+    @classmethod
+    def for_config(cls, config: TrainConfig) -> RunFolder:
+        return cls(Path(config.runs_dir).expanduser() / require_safe_name(config.output_name, "--output-name"))
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "config.json").is_file()
+
+    def create(self, config: TrainConfig) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "config.json", config.to_dict())
+        self.write_state(RunState(started_s=time.time()))
+
+    def config(self) -> TrainConfig:
+        """Raises ResumeError if there is no run here, ConfigError if its settings cannot be read."""
+        if not self.exists:
+            raise ResumeError(f"{self.path} is to be opened", "no run was ever started there",
+                              "`python -m dreambooth_ext runs` lists the runs there are.")
+        return TrainConfig.read(self.path / "config.json")
+
+    def state(self) -> RunState:
+        """The last state written; a fresh one if the file is missing or damaged."""
+        try:
+            values = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+            known = {name: values[name] for name in RunState.__dataclass_fields__ if name in values}
+            return RunState(**dict(known, published=tuple(known.get("published", ()))))
+        except (OSError, ValueError, TypeError):
+            return RunState()
+
+    def write_state(self, state: RunState) -> None:
+        write_json(self.path / "state.json", dict(asdict(state), updated_s=time.time()))
+
+    def inputs(self) -> dict[str, str]:
+        try:
+            return json.loads((self.path / "inputs.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def write_inputs(self, hashes: dict[str, str]) -> None:
+        write_json(self.path / "inputs.json", hashes)
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Append one line. A line cut off by a crash is dropped by `metrics`."""
+        with self.metrics_path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines, one for each step: the last one written counts."""
+        lines: dict[int, dict[str, Any]] = {}
+        try:
+            text = self.metrics_path.read_text(encoding="utf-8")
+        except OSError:
+            return []
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                lines[int(entry["step"])] = entry
+            except (ValueError, KeyError, TypeError):
+                continue
+        return [lines[step] for step in sorted(lines)]
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop the lines after `step`: a resumed run writes them again."""
+        from .files import write_atomically
+
+        kept = [entry for entry in self.metrics() if entry["step"] <= step]
+        with write_atomically(self.metrics_path, "w") as stream:
+            stream.writelines(json.dumps(entry) + "\n" for entry in kept)
+
+    def log(self, text: str) -> None:
+        with self.log_path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the operating system frees it when the process dies. Raises RunBusy."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+b") as stream:
+            try:
+                _lock(stream.fileno())
+            except OSError as error:
+                raise RunBusy(f"{self.path.name} is to be worked on", "another process works in its folder",
+                              "Wait for it, stop it, or choose another name.") from error
+            yield
+
+
+def _lock(handle: int) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def list_runs(runs_dir: Path) -> list[RunFolder]:
+    """All runs below `runs_dir`, newest first."""
+    if not runs_dir.is_dir():
+        return []
+    runs = [RunFolder(path) for path in runs_dir.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return sorted((run for run in runs if run.exists), key=lambda run: run.state().started_s, reverse=True)

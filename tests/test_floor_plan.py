@@ -1,0 +1,105 @@
+"""Imports go downwards only, without circles: the table of rooms, read from the code itself."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "dreambooth_ext"
+F0 = {"errors", "options", "progress", "files", "config", "run_folder", "host"}
+MAY_IMPORT = {
+    "dataset": F0,
+    "models": F0,
+    "training": F0 | {"models", "dataset.manifest", "dataset.buckets"},
+    "playground": F0 | {"models"},
+    "recipe": F0 | {"dataset", "models", "training"},
+    "jobs": F0,
+    "demo": F0 | {"dataset", "models", "training", "playground", "recipe", "hosts.standalone"},
+    "hosts": F0 | {"models"},
+    "ui": F0 | {"recipe", "jobs"},
+    "api": F0 | {"recipe", "jobs"},
+    "cli": F0 | {"recipe", "jobs", "hosts", "demo", "playground", "ui"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+ONLY_IN = {"gradio": "ui", "modules": "hosts"}
+NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}  # in the rooms that the WebUI loads at its start
+LIGHT = {"dataset", "hosts", "ui", "api", "jobs", "recipe", "cli", "__main__", "__init__"} | F0
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports_of(path: Path, top_level_only: bool = False):
+    """(level, dotted name) of each import; `from . import x` counts as x."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.module:
+                yield node.level, node.module
+            else:
+                yield from ((node.level, alias.name) for alias in node.names)
+
+
+def own_targets(path: Path):
+    """What of our package a file imports, as a dotted name below the package."""
+    here = path.relative_to(PACKAGE).parts[:-1]
+    for level, name in imports_of(path):
+        if level == 0 and name.split(".")[0] == "dreambooth_ext":
+            yield ".".join(name.split(".")[1:])
+        elif level:
+            yield ".".join([*here[: len(here) - level + 1], name])
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_lies_below(path):
+    room = room_of(path)
+    allowed = F0 if room in F0 else MAY_IMPORT[room]
+    for target in own_targets(path):
+        if not target or target == "__version__" or target.split(".")[0] == room:
+            continue
+        assert any(target == name or target.startswith(name + ".") for name in allowed), f"{room} imports {target}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_foreign_libraries_stay_in_their_room(path):
+    for level, name in imports_of(path):
+        if level == 0 and name.split(".")[0] in ONLY_IN:
+            assert room_of(path) == ONLY_IN[name.split(".")[0]], f"{name} belongs to {ONLY_IN[name.split('.')[0]]}"
+    if room_of(path) in LIGHT:
+        heavy = {name.split(".")[0] for level, name in imports_of(path, top_level_only=True) if level == 0}
+        assert not heavy & NEVER_AT_IMPORT
+
+
+def test_there_are_no_circles():
+    graph = {path: {PACKAGE / (target.replace(".", "/") + ".py") for target in own_targets(path)} for path in FILES}
+    seen: dict[Path, int] = {}
+
+    def visit(path, trail):
+        if seen.get(path) == 2:
+            return
+        assert path not in trail, " -> ".join(p.name for p in [*trail, path])
+        for target in graph.get(path, ()):
+            visit(target, [*trail, path])
+        seen[path] = 2
+
+    for path in FILES:
+        visit(path, [])
+
+
+def test_functions_and_files_stay_small():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") < 400, f"{path} has {text.count(chr(10))} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = node.end_lineno - node.lineno + 1
+                assert length <= 60, f"{path.name}:{node.lineno} {node.name} has {length} lines"
