@@ -115,9 +115,11 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     """Our own error for what the operating system said about `path`."""
     asked = f"{path.name} is to be written to {path.parent}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(asked, "the disk is full", "Make room on that disk, or choose a folder on another one; nothing was lost.")
+        return DiskFull(asked, "the disk is full",
+                        "Make room on that disk, or choose a folder on another one; nothing was lost.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return NotWritable(asked, "the folder may not be written to", "Choose a folder of your own, or change its permissions.")
+        return NotWritable(asked, "the folder may not be written to",
+                           "Choose a folder of your own, or change its permissions.")
     return StorageError(asked, str(error.strerror or error), "Check that the drive is there and the path is right.")
 
 
@@ -148,7 +150,7 @@ def require_safe_name(name: str, what: str) -> str:
     if not _NAME.fullmatch(name) or stem in _RESERVED or name[0] in ". " or name[-1] in ". ":
         raise UnsafePath(
             f"{what} is to be {name!r}", "such a name cannot stand in a models folder on every system",
-            "Use letters, digits, dots, dashes, underscores and spaces, beginning and ending with none but the first two kinds.",
+            "Use letters, digits, dots, dashes, underscores and spaces; neither dots nor spaces at the ends.",
         )
     return name
 

@@ -32,7 +32,7 @@ class Job:
     state: str = "queued"
     message: str = ""
     result: Any = None
-    last: Report = Report("", 0, 0)
+    last: Report = field(default_factory=lambda: Report("", 0, 0))
     preview: Any = None
     stopped_by: str = ""
     started_s: float = 0.0

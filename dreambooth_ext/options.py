@@ -81,5 +81,6 @@ def from_mapping(config_class: type, values: Mapping[str, Any]) -> tuple[dict[st
     """Split a JSON object into keyword arguments for `config_class` and faults for names it does not have."""
     known = {field.name for field in dataclasses.fields(config_class)}
     faults = [f"{name}: there is no such setting" for name in values if name not in known]
-    taken = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    taken = {name: value for name, value in given.items() if name in known}
     return taken, faults

@@ -12,19 +12,25 @@ MAY_IMPORT = {
     "models": F0,
     "training": F0 | {"models", "dataset.manifest", "dataset.buckets"},
     "playground": F0 | {"models"},
-    "recipe": F0 | {"dataset", "models", "training"},
+    "check": F0 | {"dataset", "models", "training"},
+    "recipe": F0 | {"dataset", "models", "training", "check"},
     "jobs": F0,
     "demo": F0 | {"dataset", "models", "training", "playground", "recipe", "hosts.standalone"},
     "hosts": F0 | {"models"},
     "ui": F0 | {"recipe", "jobs"},
     "api": F0 | {"recipe", "jobs"},
-    "cli": F0 | {"recipe", "jobs", "hosts", "demo", "playground", "ui"},
+    "terminal": F0,
+    "flags": F0,
+    "commands": F0
+    | {"check", "recipe", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset", "flags", "terminal"},
+    "cli": F0 | {"commands", "flags", "terminal"},
     "__main__": {"cli"},
     "__init__": set(),
 }
 ONLY_IN = {"gradio": "ui", "modules": "hosts"}
-NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}  # in the rooms that the WebUI loads at its start
-LIGHT = {"dataset", "hosts", "ui", "api", "jobs", "recipe", "cli", "__main__", "__init__"} | F0
+# in the rooms that the WebUI loads at its start
+NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}
+LIGHT = F0 | {"dataset", "hosts", "ui", "api", "jobs", "check", "recipe", "commands", "flags", "terminal", "cli"}
 
 
 def room_of(path: Path) -> str:

@@ -1,0 +1,99 @@
+"""All that can be found wrong with a run before anything starts: settings, files, folders, token, room on the disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .config import CLASS_IMAGES_AT_MOST, STEPS_PER_PICTURE, Concept, TrainConfig
+from .errors import ConfigError, DreamboothError, PictureError
+from .files import require_writable
+
+CLASS_IMAGES_FIRM_ADVICE = 2000
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Settings that can start. `config` has its empty values filled in; `pictures` counts each concept's."""
+
+    config: TrainConfig
+    resolution: int
+    pictures: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def check(config: TrainConfig) -> Checked:
+    """Judge the settings against what is on disk. Raises ConfigError with every fault, or the one file's own error."""
+    config.validate()
+    faults: list[str] = []
+    pictures = tuple(_count_pictures(concept, faults) for concept in config.concepts)
+    resolution = config.resolution or _resolution_of_base(config, faults)
+    for folder in (config.models_dir, config.runs_dir):
+        try:
+            require_writable(Path(folder).expanduser())
+        except DreamboothError as error:
+            faults.append(_in_one_line(error))
+    if config.vae and not Path(config.vae).expanduser().is_file():
+        faults.append(f"--vae: {config.vae} is not there")
+    if faults:
+        raise ConfigError(faults)
+    steps = config.steps or STEPS_PER_PICTURE * sum(pictures)
+    config = replace(config, steps=steps, resolution=resolution)
+    config.validate()
+    faults += _faults_of_engine(config)
+    if faults:
+        raise ConfigError(faults)
+    return Checked(config, resolution, pictures, tuple(_warnings(config)))
+
+
+def _count_pictures(concept: Concept, faults: list[str]) -> int:
+    """How many pictures the folder holds; every one of them is opened, so that a bad one is found now."""
+    from .dataset.pictures import require_pictures
+
+    try:
+        return len(require_pictures(Path(concept.instance_dir).expanduser()))
+    except PictureError as error:
+        faults.append(_in_one_line(error))
+        return 0
+
+
+def _resolution_of_base(config: TrainConfig, faults: list[str]) -> int:
+    """The side, in pixels, of the pictures that the base was made for; the base is fully judged on the way."""
+    from .models.load import inspect
+
+    try:
+        return inspect(Path(config.base).expanduser()).resolution
+    except DreamboothError as error:
+        faults.append(_in_one_line(error))
+        return 512
+
+
+def _faults_of_engine(config: TrainConfig) -> list[str]:
+    from .training.memory import faults
+
+    return faults(config)
+
+
+def _warnings(config: TrainConfig) -> list[str]:
+    found = []
+    for concept in config.concepts:
+        if concept.token:
+            found += _token_warnings(concept.token)
+        if (concept.num_class_images or 0) > CLASS_IMAGES_FIRM_ADVICE:
+            found.append(f"{concept.num_class_images} class images: more than {CLASS_IMAGES_FIRM_ADVICE} never helped; "
+                         f"{CLASS_IMAGES_AT_MOST} suffice.")
+    if not config.with_prior_preservation:
+        found.append("Without prior preservation the class itself will drift towards the subject.")
+    return found
+
+
+def _token_warnings(token: str) -> list[str]:
+    from .dataset.captions import token_advice
+    from .models.text_encoder import token_pieces
+
+    advice = token_advice(token, token_pieces)
+    return [advice] if advice else []
+
+
+def _in_one_line(error: DreamboothError) -> str:
+    return f"{error.asked}: {error.why}" + (f" ({error.instead})" if error.instead else "")

@@ -1,0 +1,82 @@
+"""The command line: python -m dreambooth_ext COMMAND. Exit 0 done, 2 bad input, 1 failed later, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import __version__
+from .commands import COMMANDS
+from .errors import Cancelled, CheckpointError, ConfigError, DreamboothError, PictureError, ResumeError, StorageError
+from .progress import Progress
+from .terminal import listener
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+BAD_INPUT_ERRORS = (ConfigError, PictureError, CheckpointError, ResumeError, StorageError)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; the return value is the process's exit code."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    parsed = parser().parse_args(arguments)
+    progress = Progress(listener(parsed.json))
+    started = {"work": False}
+    progress.listen(lambda report: started.update(work=started["work"] or report.phase in _WORK_PHASES))
+    former = signal.signal(signal.SIGINT, _Interrupter(progress))
+    try:
+        parsed.command(parsed, progress)
+    except (Cancelled, KeyboardInterrupt):
+        _tell("Stopped. What was finished is kept." + _how_to_resume(parsed))
+        return INTERRUPTED
+    except DreamboothError as error:
+        _tell(str(error) + (_how_to_resume(parsed) if started["work"] else ""))
+        return BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) and not started["work"] else FAILED
+    finally:
+        signal.signal(signal.SIGINT, former)
+    return DONE
+
+
+_WORK_PHASES = {"preparing", "class images", "training", "publishing", "rendering"}
+
+
+class _Interrupter:
+    """The first Ctrl+C asks the work to stop and save; the second one ends it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self._progress.cancelled:
+            raise KeyboardInterrupt
+        _tell("Stopping after this step (Ctrl+C again to end at once) ...")
+        self._progress.cancel()
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _how_to_resume(parsed: argparse.Namespace) -> str:
+    name = getattr(parsed, "resume_name", None)
+    if not name:
+        return ""
+    runs_dir = getattr(parsed, "runs_dir", None)
+    where = f" --runs-dir {runs_dir}" if runs_dir else ""
+    return f"\nGo on with: python -m dreambooth_ext resume {name}{where}"
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with all their flags."""
+    top = argparse.ArgumentParser(prog="dreambooth", description="Teach Stable Diffusion a new subject or style.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
+    for name, (command, help_text, declare) in COMMANDS.items():
+        sub = commands.add_parser(name, help=help_text, description=help_text)
+        sub.add_argument("--json", action="store_true", help="print one JSON object a line")
+        declare(sub)
+        sub.set_defaults(command=command)
+    return top

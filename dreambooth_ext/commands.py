@@ -1,0 +1,196 @@
+"""What each command of the command line does: read its flags, call the recipe, say what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import recipe
+from .check import check
+from .config import TrainConfig
+from .errors import ResumeError
+from .files import gib, require_safe_name
+from .flags import add_config_flags, config_from_flags, given
+from .host import Host, Txt2Img
+from .hosts.standalone import StandaloneHost
+from .progress import Progress
+from .run_folder import RunFolder, list_runs
+from .terminal import duration
+
+_CLASS_IMAGE_OPTIONS = (
+    "base", "instance_dir", "token", "class_noun", "class_prompt", "class_negative_prompt", "class_dir",
+    "num_class_images", "resolution", "class_steps", "class_guidance_scale", "class_batch_size",
+    "foreign_class_images", "steps", "train_batch_size", "gradient_accumulation_steps", "runs_dir", "models_dir",
+    "seed", "device",
+)
+
+
+def say(parsed: argparse.Namespace, text: str, **values: Any) -> None:
+    """The command's result: a sentence for a person, an object for a program."""
+    print(json.dumps(values) if parsed.json else text, flush=True)
+
+
+def _host(config: TrainConfig) -> Host:
+    models_dir, runs_dir = Path(config.models_dir).expanduser(), Path(config.runs_dir).expanduser()
+    return StandaloneHost(models_dir, runs_dir, device=config.device, batch_size=config.class_batch_size)
+
+
+def train(parsed: argparse.Namespace, progress: Progress) -> None:
+    config = config_from_flags(parsed)
+    parsed.resume_name, parsed.runs_dir = None, config.runs_dir
+    progress.listen(lambda report: _offer_resume(parsed, config.output_name, report.phase))
+    _finished(parsed, recipe.train(config, _host(config), progress))
+
+
+def resume(parsed: argparse.Namespace, progress: Progress) -> None:
+    run = _run(parsed)
+    config = run.config()
+    progress.listen(lambda report: _offer_resume(parsed, parsed.run, report.phase))
+    _finished(parsed, recipe.resume(run, _host(config), progress))
+
+
+def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
+    config = config_from_flags(parsed)
+    checked = check(replace(config, output_name=config.output_name or "class-images"))
+    base_sha256 = recipe.sha256_of(Path(checked.config.base).expanduser())
+    images = recipe.class_images(checked, base_sha256, _host(checked.config), progress)
+    folders = sorted({str(image.path.parent) for image in images})
+    say(parsed, f"{len(images)} class images in {', '.join(folders)}", count=len(images), folders=folders)
+
+
+def render(parsed: argparse.Namespace, progress: Progress) -> None:
+    from .models.load import inspect
+
+    base, out = Path(parsed.base).expanduser(), Path(parsed.out).expanduser()
+    side = parsed.size or inspect(base).resolution
+    host = StandaloneHost(base.parent, base.parent, device=parsed.device)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    progress.start("rendering", len(parsed.prompt) * parsed.count)
+    for number, prompt in enumerate(parsed.prompt):
+        seeds = tuple(range(parsed.seed, parsed.seed + parsed.count))
+        request = Txt2Img(prompt, seeds, parsed.negative_prompt, parsed.render_steps, parsed.guidance_scale, side, side)
+        for seed, image in zip(seeds, host.txt2img(base, request, progress), strict=True):
+            path = out / f"{number:02d}-{seed}.png"
+            image.save(path)
+            paths.append(str(path))
+            progress.report(len(paths), len(parsed.prompt) * parsed.count)
+    say(parsed, f"{len(paths)} pictures in {out}", pictures=paths)
+
+
+def publish(parsed: argparse.Namespace, progress: Progress) -> None:
+    run = _run(parsed)
+    config = run.config()
+    changes = {name: given(parsed, name, getattr(config, name)) for name in _PUBLISH_OPTIONS}
+    config = replace(config, **changes).validate()
+    host = _host(config)
+    snapshot = Path(parsed.snapshot).expanduser() if parsed.snapshot else None
+    paths = recipe.publish(run, progress, snapshot=snapshot, name=parsed.name, config=config)
+    host.select(paths[0])
+    say(parsed, "\n".join(f"published {path}" for path in paths), published=[str(path) for path in paths])
+
+
+def runs(parsed: argparse.Namespace, progress: Progress) -> None:
+    rows = [recipe.describe(run) for run in list_runs(Path(parsed.runs_dir).expanduser())]
+    if parsed.json:
+        print(json.dumps(rows))
+        return
+    if not rows:
+        print(f"There are no runs in {parsed.runs_dir}.")
+    for row in rows:
+        message = row["message"].partition("\n")[0]
+        print(f"{row['name']:<24} {row['state']:<12} step {row['step']} of {row['steps']}, "
+              f"{gib(row['size_bytes'])}, {', '.join(row['prompts'])} {message}".rstrip())
+
+
+def demo(parsed: argparse.Namespace, progress: Progress) -> None:
+    from .demo import run_demo
+
+    result = run_demo(Path(parsed.out).expanduser(), progress, seed=parsed.seed, compare=not parsed.quick)
+    say(parsed, result.table() + f"\nLook at {result.sheet} ({duration(result.seconds)})", **result.figures())
+
+
+def _finished(parsed: argparse.Namespace, finished: recipe.Finished) -> None:
+    files = [str(path) for path in finished.published]
+    say(parsed, f"Finished {finished.steps} steps in {duration(finished.seconds)}. Selected: {files[0]}",
+        run=str(finished.run.path), steps=finished.steps, seconds=round(finished.seconds, 1), published=files)
+
+
+def _offer_resume(parsed: argparse.Namespace, name: str, phase: str) -> None:
+    if phase in ("preparing", "class images", "training", "publishing"):
+        parsed.resume_name = name
+
+
+def _run(parsed: argparse.Namespace) -> RunFolder:
+    path = Path(parsed.run).expanduser()
+    if len(path.parts) == 1:
+        path = Path(parsed.runs_dir).expanduser() / require_safe_name(parsed.run, "the run's name")
+    run = RunFolder(path)
+    if not run.exists:
+        raise ResumeError(f"{parsed.run} is to be opened", f"there is no such run in {path.parent}",
+                          "`python -m dreambooth_ext runs` lists the runs there are.")
+    return run
+
+
+_PUBLISH_OPTIONS = ("publish_format", "publish_dtype", "models_dir", "vae")
+
+
+def _declare_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
+    add_config_flags(parser)
+
+
+def _declare_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="name of the run, or its folder")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
+
+
+def _declare_class_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
+    add_config_flags(parser, _CLASS_IMAGE_OPTIONS)
+
+
+def _declare_render(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", required=True, metavar="FILE", help="checkpoint to render with")
+    parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="one or more prompts")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT")
+    parser.add_argument("--out", default="renders", metavar="DIR", help="folder for the pictures (default: renders)")
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--size", type=int, default=0, metavar="PX", help="default: what the base was made for")
+    parser.add_argument("--render-steps", type=int, default=30, metavar="N", help="DDIM steps (default: 30)")
+    parser.add_argument("--guidance-scale", type=float, default=7.0, metavar="X")
+    parser.add_argument("--device", default="auto")
+
+
+def _declare_publish(parser: argparse.ArgumentParser) -> None:
+    _declare_run(parser)
+    parser.add_argument("--snapshot", metavar="DIR", help="a snapshot's diffusers folder instead of the result")
+    parser.add_argument("--name", default="", help="file name without ending (default: the run's)")
+    add_config_flags(parser, _PUBLISH_OPTIONS)
+
+
+def _declare_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
+
+
+def _declare_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="demo", metavar="DIR", help="folder for everything (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--quick", action="store_true", help="without the comparison run that keeps no class")
+
+
+Command = tuple[Callable[[argparse.Namespace, Progress], None], str, Callable[[argparse.ArgumentParser], None]]
+COMMANDS: dict[str, Command] = {
+    "train": (train, "Pictures in, a finished and selected model out.", _declare_train),
+    "resume": (resume, "Continue a run that was interrupted.", _declare_run),
+    "class-images": (class_images, "Render the class images that are missing.", _declare_class_images),
+    "render": (render, "Render pictures with a checkpoint.", _declare_render),
+    "publish": (publish, "Convert a run's result into model files.", _declare_publish),
+    "runs": (runs, "List the runs there are.", _declare_runs),
+    "demo": (demo, "Learn a new subject on the playground base and show what came of it.", _declare_demo),
+}

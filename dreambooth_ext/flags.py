@@ -1,0 +1,73 @@
+"""Flags from options, and settings from flags."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .config import Concept, TrainConfig
+from .options import Option, options_of
+
+_NOT_GIVEN = object()
+
+
+def add_config_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
+    """Add a flag for each option of the run and of its one concept (or for those in `names`)."""
+    wanted = None if names is None else set(names)
+    for config_class in (TrainConfig, Concept):
+        for option in options_of(config_class):
+            if wanted is None or option.name in wanted:
+                _add_flag(parser, option)
+
+
+def config_from_flags(parsed: argparse.Namespace) -> TrainConfig:
+    """Settings of --config FILE, if given, overridden by the flags that were given. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    if getattr(parsed, "config", None):
+        values = TrainConfig.read(Path(parsed.config)).to_dict()
+    known = {option.name for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
+    given = {name: value for name, value in vars(parsed).items() if name in known and value is not _NOT_GIVEN}
+    return TrainConfig.from_dict({**values, **given})
+
+
+def given(parsed: argparse.Namespace, name: str, default: Any) -> Any:
+    """The value of a flag made by `add_config_flags`, or `default` if the user did not write it."""
+    value = getattr(parsed, name, _NOT_GIVEN)
+    return default if value is _NOT_GIVEN else value
+
+
+def _add_flag(parser: argparse.ArgumentParser, option: Option) -> None:
+    default = "" if option.default in (None, "", ()) else f" (default: {option.default}{_unit(option)})"
+    help_text = f"{option.help}{default}".replace("%", "%%")
+    if option.kind is bool:
+        parser.add_argument(option.flag, action=argparse.BooleanOptionalAction, default=_NOT_GIVEN, help=help_text)
+    elif option.kind is tuple:
+        parser.add_argument(option.flag, nargs="+", default=_NOT_GIVEN, metavar="TEXT", help=help_text)
+    else:
+        parser.add_argument(option.flag, type=_reader(option), default=_NOT_GIVEN, metavar=_metavar(option),
+                            help=help_text)
+
+
+def _reader(option: Option) -> Any:
+    """Turn a flag's text into the option's type; text that is no number stays text, for `validate` to name."""
+    def read(text: str) -> Any:
+        if option.optional and text.lower() in ("", "none", "auto"):
+            return None
+        try:
+            return option.kind(text)
+        except ValueError:
+            return text
+
+    return read
+
+
+def _metavar(option: Option) -> str:
+    if option.choices:
+        return "{" + ",".join(option.choices) + "}"
+    return {int: "N", float: "X", str: "TEXT"}[option.kind]
+
+
+def _unit(option: Option) -> str:
+    return f" {option.unit}" if option.unit else ""

@@ -1,0 +1,233 @@
+"""The corridor from pictures to a model in the host, and its parts, one function a command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .check import Checked, check
+from .config import TrainConfig
+from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
+from .errors import Cancelled, ConfigError, DreamboothError, OutOfMemory, ResumeError
+from .files import require_space
+from .host import Host
+from .progress import Progress
+from .run_folder import RunFolder
+
+PUBLISHED_PARTS = ("unet", "text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a whole run ended in."""
+
+    run: RunFolder
+    published: tuple[Path, ...]
+    steps: int
+    seconds: float
+
+
+def train(config: TrainConfig, host: Host, progress: Progress) -> Finished:
+    """Pictures in, selected model out. Raises ConfigError and its like before anything is written."""
+    checked = check(config)
+    run = RunFolder.for_config(checked.config)
+    if run.exists:
+        raise ConfigError([f"--output-name: a run named {run.path.name} is there already ({run.state().state})"],
+                          f"Choose another name, or continue it: python -m dreambooth_ext resume {run.path.name}")
+    with run.lock():
+        run.create(checked.config)
+        run.write_inputs(inputs_of(checked.config))
+        for warning in checked.warnings:
+            progress.log(warning)
+        return _corridor(checked, run, host, progress, resume=False)
+
+
+def resume(run: RunFolder, host: Host, progress: Progress) -> Finished:
+    """Continue a run that was interrupted, killed or failed. Raises ResumeError if its base or pictures have changed."""
+    config = run.config()
+    state = run.state()
+    if state.state == "finished":
+        raise ResumeError(f"{run.path.name} is to be continued", f"it is finished, with all its {state.steps} steps",
+                          "`publish` writes its model again; `train` under another name starts anew.")
+    checked = check(config)
+    with run.lock():
+        _require_same_inputs(run, inputs_of(config))
+        return _corridor(checked, run, host, progress, resume=True)
+
+
+def publish(run: RunFolder, progress: Progress, *, snapshot: Path | None = None, name: str = "",
+            config: TrainConfig | None = None) -> list[Path]:
+    """Convert a run's result, or one of its snapshots' folders, into model files in the models folder."""
+    from .models.publish import publish as publish_files
+
+    config = config or run.config()
+    source = snapshot or run.diffusers_dir
+    if not (source / "model_index.json").is_file():
+        raise ResumeError(f"{run.path.name} is to be published", "it has no finished model yet",
+                          f"Continue it first: python -m dreambooth_ext resume {run.path.name}")
+    base = Path(config.base).expanduser()
+    models_dir = Path(config.models_dir).expanduser()
+    require_space(models_dir, base.stat().st_size * (2 if config.publish_format == "both" else 1), "The finished model")
+    progress.start("publishing", 1)
+    paths = publish_files(base, source, models_dir, name or config.output_name,
+                          publish_format=config.publish_format, dtype=config.publish_dtype,
+                          vae=Path(config.vae).expanduser() if config.vae else None,
+                          metadata=provenance(config, run), progress=progress)
+    for path in paths:
+        progress.log(f"published {path}")
+    return paths
+
+
+def provenance(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
+    """What a published file tells about how it was made."""
+    state = run.state()
+    return {
+        "title": config.output_name, "date": time.strftime("%Y-%m-%d"), "trainer": f"dreambooth_ext {__version__}",
+        "base_name": Path(config.base).name, "base_sha256": run.inputs().get("base", ""),
+        "instance_prompts": [concept.instance_text for concept in config.concepts],
+        "class_prompts": [text for concept in config.concepts for text in concept.class_texts],
+        "steps": state.step, "global_step": state.step, "learning_rate": config.learning_rate, "seed": config.seed,
+        "train_text_encoder": config.train_text_encoder, "prior_preservation": config.with_prior_preservation,
+    }
+
+
+def prepare(config: TrainConfig, run: RunFolder, resolution: int, progress: Progress) -> list[TrainingImage]:
+    """Prepare the pictures of all concepts into the run's dataset folder."""
+    from .dataset.prepare import prepare_concept
+
+    images: list[TrainingImage] = []
+    for index, concept in enumerate(config.concepts):
+        progress.start("preparing", 0)
+        prepared = prepare_concept(concept, index, run.dataset_dir / f"concept-{index}", resolution=resolution,
+                                   crop=config.crop, use_captions=config.use_captions, progress=progress)
+        images += prepared * concept.repeats
+    return images
+
+
+def class_images(checked: Checked, base_sha256: str, host: Host, progress: Progress) -> list[TrainingImage]:
+    """Plan the class images of each concept, render what is missing, and return them all."""
+    from .dataset.class_images import ensure
+
+    images: list[TrainingImage] = []
+    for plan in class_image_plans(checked, base_sha256):
+        progress.log(plan.sentence)
+        progress.start("class images", plan.missing)
+        images += ensure(plan, Path(checked.config.base).expanduser(), host.txt2img, host.provenance(), progress,
+                         batch=checked.config.class_batch_size)
+    return images
+
+
+def class_image_plans(checked: Checked, base_sha256: str) -> list[Any]:
+    """One plan for each concept: wanted, found, missing, of other origin."""
+    from .dataset.class_images import plan
+
+    config = checked.config
+    return [
+        plan(concept, base_sha256, pictures=pictures, steps=config.steps or 0, batch=config.train_batch_size,
+             accumulation=config.gradient_accumulation_steps, class_steps=config.class_steps,
+             guidance_scale=config.class_guidance_scale, resolution=checked.resolution, seed=config.seed,
+             library=Path(config.runs_dir).expanduser() / "class-images", foreign=config.foreign_class_images,
+             concept_index=index)
+        for index, (concept, pictures) in enumerate(zip(config.concepts, checked.pictures, strict=True))
+    ]
+
+
+def inputs_of(config: TrainConfig) -> dict[str, str]:
+    """sha256 of everything a run learns from: the base, another VAE, each picture and its caption."""
+    from .dataset.pictures import list_pictures
+
+    hashes = {"base": sha256_of(Path(config.base).expanduser())}
+    if config.vae:
+        hashes["vae"] = sha256_of(Path(config.vae).expanduser())
+    for index, concept in enumerate(config.concepts):
+        for path in list_pictures(Path(concept.instance_dir).expanduser()):
+            hashes[f"{index}/{path.name}"] = sha256_of(path)
+            caption = path.with_suffix(".txt")
+            if config.use_captions and caption.is_file():
+                hashes[f"{index}/{caption.name}"] = sha256_of(caption)
+    return hashes
+
+
+def _corridor(checked: Checked, run: RunFolder, host: Host, progress: Progress, *, resume: bool) -> Finished:
+    config, started = checked.config, time.perf_counter()
+    with _told_in_the_run_folder(run, progress), host.job(run.path.name, progress):
+        _enter(run, "preparing", steps=config.steps or 0)
+        instance = prepare(config, run, checked.resolution, progress)
+        prior: list[TrainingImage] = []
+        if config.with_prior_preservation:
+            _enter(run, "class images")
+            prior = class_images(checked, run.inputs()["base"], host, progress)
+        dataset = TrainingSet(tuple(instance), tuple(prior))
+        dataset.write(run.dataset_dir / "manifest.json")
+        _enter(run, "training")
+        with host.free_gpu():
+            steps = _train_model(config, dataset, run, progress, resume)
+        _enter(run, "publishing", step=steps)
+        paths = publish(run, progress, config=config)
+        if config.auto_select:
+            host.select(paths[0])
+        published = tuple(str(path) for path in paths)
+        run.write_state(replace(run.state(), state="finished", message="", published=published))
+    return Finished(run, tuple(paths), steps, time.perf_counter() - started)
+
+
+def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, progress: Progress, resume: bool) -> int:
+    import torch
+
+    from .models.load import load_checkpoint
+    from .training.loop import train as train_model
+
+    vae = Path(config.vae).expanduser() if config.vae else None
+    try:
+        model = load_checkpoint(Path(config.base).expanduser(), vae=vae, prediction_type=config.prediction_type)
+        return train_model(config, model, dataset, run, progress, resume=resume).steps
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"training with memory profile {config.memory_profile}, batch size {config.train_batch_size}",
+            f"the GPU ran out of memory ({error})",
+            "Choose a leaner memory profile (low, then ultra), or a smaller batch size or resolution, and resume: "
+            "what was learnt up to the last snapshot is kept.") from error
+
+
+def _enter(run: RunFolder, state: str, **values: int) -> None:
+    run.write_state(replace(run.state(), state=state, message="", **values))  # type: ignore[arg-type]
+
+
+@contextmanager
+def _told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]:
+    """Whatever happens, the run's state and log say so."""
+    progress.listen(lambda report: run.log(report.text) if report.phase == "log" else None)
+    try:
+        yield
+    except (Cancelled, KeyboardInterrupt):
+        run.write_state(replace(run.state(), state="interrupted", message="stopped by the user"))
+        raise
+    except DreamboothError as error:
+        run.write_state(replace(run.state(), state="failed", message=str(error)))
+        run.log(str(error))
+        raise
+    except Exception as error:
+        run.write_state(replace(run.state(), state="failed", message=f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _require_same_inputs(run: RunFolder, now: dict[str, str]) -> None:
+    before = run.inputs()
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        named = ", ".join("the base" if name == "base" else name.split("/", 1)[-1] for name in changed[:5])
+        raise ResumeError(f"{run.path.name} is to be continued", f"what it learns from has changed since: {named}",
+                          "Put the former files back, or start a new run under another name.")
+
+
+def describe(run: RunFolder) -> dict[str, Any]:
+    """A run as the list of runs shows it."""
+    config, state = run.config(), run.state()
+    size = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+    return {"name": run.path.name, "base": Path(config.base).name, "size_bytes": size,
+            "prompts": [concept.instance_text for concept in config.concepts], **asdict(state)}

@@ -1,0 +1,114 @@
+"""Progress on a terminal: bars for a person, plain lines for a log, one JSON object a line for a program."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from .progress import Report
+
+LINE_INTERVAL_S = 5.0  # between two plain lines of one phase
+
+
+def listener(as_json: bool, stream: TextIO | None = None) -> Callable[[Report], None]:
+    """The listener that suits where the output goes."""
+    if as_json:
+        return JsonLines(stream or sys.stdout)
+    stream = stream or sys.stderr
+    return Bars(stream) if stream.isatty() else PlainLines(stream)
+
+
+class JsonLines:
+    """One object a line: phase, done, total, text, figures."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, report: Report) -> None:
+        value: dict[str, Any] = {"phase": report.phase, "done": report.done, "total": report.total, "text": report.text}
+        print(json.dumps({**value, **{"figures": dict(report.figures)}}), file=self._stream, flush=True)
+
+
+class PlainLines:
+    """A line at the start and end of a phase, and now and then between."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._last_s = 0.0
+
+    def __call__(self, report: Report) -> None:
+        now = time.monotonic()
+        at_an_end = report.done in (0, report.total)
+        if report.phase == "log":
+            print(report.text, file=self._stream, flush=True)
+        elif at_an_end or now - self._last_s >= LINE_INTERVAL_S:
+            self._last_s = now
+            count = f" {report.done}/{report.total}" if report.total else ""
+            print(f"{report.phase}{count} {said(report)}".rstrip(), file=self._stream, flush=True)
+
+
+class Bars:
+    """A bar for each phase, with tqdm."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._phase, self._bar = "", None  # type: tuple[str, Any]
+
+    def __call__(self, report: Report) -> None:
+        from tqdm import tqdm
+
+        if report.phase == "log":
+            tqdm.write(report.text, file=self._stream)
+            return
+        if report.phase != self._phase or (self._bar is not None and report.total != self._bar.total):
+            self.close()
+            if not report.total:
+                return
+            self._phase = report.phase
+            self._bar = tqdm(total=report.total, desc=report.phase, file=self._stream, dynamic_ncols=True)
+        if self._bar is not None:
+            self._bar.set_postfix_str(said(report), refresh=False)
+            self._bar.update(report.done - self._bar.n)
+            if report.done >= report.total:
+                self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+        self._bar, self._phase = None, ""
+
+
+def said(report: Report) -> str:
+    """The report's text and figures in a few words."""
+    words = [report.text] if report.text else []
+    words += [_figure(name, value) for name, value in report.figures.items() if value is not None]
+    return ", ".join(word for word in words if word)
+
+
+def _figure(name: str, value: Any) -> str:
+    if name in _FIGURES:
+        return _FIGURES[name](value)
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+
+
+def duration(seconds: float) -> str:
+    """95 -> "1 min 35 s"; 4000 -> "1 h 07 min"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+_FIGURES: dict[str, Callable[[Any], str]] = {
+    "loss": lambda value: f"loss {value:.4f}",
+    "steps_per_s": lambda value: f"{value:.2f} steps/s",
+    "images_per_s": lambda value: f"{value:.1f} images/s",
+    "seconds_left": lambda value: f"{duration(value)} left",
+    "memory_gib": lambda value: f"{value:.1f} GiB",
+}

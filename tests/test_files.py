@@ -1,0 +1,98 @@
+"""No half file under its final name; names that stay where they belong."""
+
+import errno
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreambooth_ext import files
+from dreambooth_ext.errors import DiskFull, NotWritable, StorageError, UnsafePath
+
+
+def test_a_failed_write_leaves_the_former_file(tmp_path):
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"former")
+    with pytest.raises(RuntimeError), files.write_atomically(path) as stream:
+        stream.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"former"
+    assert os.listdir(tmp_path) == ["model.ckpt"]
+
+
+def test_the_file_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(files.os, "fsync", lambda handle, real=os.fsync: (order.append("fsync"), real(handle)))
+    monkeypatch.setattr(files.os, "replace", lambda a, b, real=os.replace: (order.append("rename"), real(a, b)))
+    with files.write_atomically(tmp_path / "x") as stream:
+        stream.write(b"x")
+    assert order == ["fsync", "rename", "fsync"]  # the file, the name, the folder
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EROFS, NotWritable), (errno.EACCES, NotWritable),
+     (errno.EIO, StorageError)],
+)
+def test_what_the_system_says_becomes_a_plain_error(tmp_path, monkeypatch, number, error):
+    def fail(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(error) as caught, files.write_atomically(tmp_path / "x") as stream:
+        stream.write(b"x")
+    assert caught.value.instead
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "snapshot"
+    files.replace_folder(folder, lambda path: (path / "a").write_text("1"))
+
+    def fails(path):
+        (path / "b").write_text("2")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        files.replace_folder(folder, fails)
+    assert (folder / "a").read_text() == "1"
+    files.replace_folder(folder, lambda path: (path / "b").write_text("3"))
+    assert [path.name for path in folder.iterdir()] == ["b"]
+    assert os.listdir(tmp_path) == ["snapshot"]
+
+
+def test_too_little_room_is_foreseen(tmp_path):
+    with pytest.raises(DiskFull, match="GiB"):
+        files.require_space(tmp_path / "not" / "yet", 2**60, "The model")
+    files.require_space(tmp_path, 10, "A note")
+
+
+@given(st.text(max_size=30))
+def test_a_safe_name_names_one_file_in_its_folder(name):
+    try:
+        files.require_safe_name(name, "the name")
+    except UnsafePath:
+        return
+    assert os.path.basename(name) == name and name not in (".", "..") and not name.startswith(".")
+
+
+def test_paths_stay_inside(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    (inside / "link").symlink_to(outside)
+    assert files.require_inside(inside / "a", [inside])
+    for path in (outside, inside / ".." / "out", inside / "link" / "x"):
+        with pytest.raises(UnsafePath):
+            files.require_inside(path, [inside])
+
+
+def test_windows_refusal_to_replace_an_open_file_is_told(tmp_path, monkeypatch):
+    def refuse(source, destination):
+        raise PermissionError(errno.EACCES, "in use")
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    monkeypatch.setattr(files.sys, "platform", "win32")
+    with pytest.raises(NotWritable, match="another program"), files.write_atomically(tmp_path / "x") as stream:
+        stream.write(b"x")
