@@ -34,10 +34,18 @@ class Option:
         """One plain sentence if `value` cannot be used, else None."""
         if value is None:
             return None if self.optional else f"{self.flag}: a value is needed"
+        return self._fault_of_kind(value) or self._fault_of_range(value)
+
+    def _fault_of_kind(self, value: Any) -> str | None:
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, self.kind) or (isinstance(value, bool) and self.kind is not bool):
             return f"{self.flag}: {value!r} is not {_A_KIND[self.kind]}"
+        if isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
+            return f"{self.flag}: {value!r} is not {_A_KIND[tuple]}"
+        return None
+
+    def _fault_of_range(self, value: Any) -> str | None:
         if self.choices and value not in self.choices:
             return f"{self.flag}: {value!r} is not one of {', '.join(self.choices)}"
         if isinstance(value, float) and not math.isfinite(value):

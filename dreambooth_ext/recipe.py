@@ -60,9 +60,13 @@ def resume(run: RunFolder, host: Host, progress: Progress) -> Finished:
         return _corridor(checked, run, host, progress, resume=True)
 
 
-def publish(run: RunFolder, progress: Progress, *, snapshot: Path | None = None, name: str = "",
-            config: TrainConfig | None = None) -> list[Path]:
-    """Convert a run's result, or one of its snapshots' folders, into model files in the models folder."""
+def publish(
+    run: RunFolder, progress: Progress, *, snapshot: Path | None = None, name: str = "", config: TrainConfig | None = None
+) -> list[Path]:
+    """Convert a run's result, or one of its snapshots' folders, into model files in the models folder.
+
+    Raises ResumeError if the run has no result yet, CheckpointError and StorageError of models/publish.py.
+    """
     from .models.publish import publish as publish_files
 
     config = config or run.config()
