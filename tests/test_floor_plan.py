@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "terminal": F0,
     "flags": F0,
     "commands": F0
-    | {"check", "recipe", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset", "flags", "terminal"},
+    | {"check", "recipe", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset", "flags"}
+    | {"terminal"},
     "cli": F0 | {"commands", "flags", "terminal"},
     "__main__": {"cli"},
     "__init__": set(),
