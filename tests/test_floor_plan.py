@@ -14,17 +14,21 @@ MAY_IMPORT = {
     "playground": F0 | {"models"},
     "check": F0 | {"dataset", "models", "training"},
     "plot": set(),
+    "presets": F0,
     "report": F0 | {"plot"},
     "recipe": F0 | {"dataset", "models", "training", "check"},
     "jobs": F0,
     "demo": F0 | {"dataset", "models", "training", "playground", "recipe", "hosts.standalone"},
     "hosts": F0 | {"models"},
-    "ui": F0 | {"check", "recipe", "report", "plot", "jobs"},
-    "api": F0 | {"check", "recipe", "jobs"},
+    "needs": set(),
+    "advice": F0 | {"dataset", "models"},
+    "service": F0 | {"check", "recipe", "jobs"},
+    "ui": F0 | {"check", "recipe", "presets", "report", "plot", "jobs", "service", "advice", "needs"},
+    "api": F0 | {"check", "recipe", "jobs", "service"},
     "terminal": F0,
     "flags": F0,
     "commands": F0
-    | {"check", "recipe", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset", "flags"}
+    | {"check", "recipe", "presets", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset", "flags"}
     | {"terminal"},
     "cli": F0 | {"commands", "flags", "terminal"},
     "__main__": {"cli"},
@@ -33,7 +37,7 @@ MAY_IMPORT = {
 ONLY_IN = {"gradio": "ui", "modules": "hosts"}
 # in the rooms that the WebUI loads at its start
 NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}
-LIGHT = F0 | {"dataset", "hosts", "ui", "api", "jobs", "check", "recipe", "commands", "flags", "terminal", "cli"}
+LIGHT = F0 | {"dataset", "hosts", "ui", "api", "service", "advice", "needs", "jobs", "check", "recipe", "commands", "flags", "terminal", "cli"}
 
 
 def room_of(path: Path) -> str:

@@ -1,0 +1,109 @@
+"""HTTP routes over the same service as the tab. They exist only where the host's own API does.
+
+    GET  /dreambooth/v1/schema                the settings, as JSON schema
+    POST /dreambooth/v1/start                 body: the settings; answers the job
+    GET  /dreambooth/v1/status                running, queue, last
+    POST /dreambooth/v1/stop                  body: {"job": id, "discard": false}; without an id, the running one
+    GET  /dreambooth/v1/runs
+    POST /dreambooth/v1/runs/{name}/resume
+    POST /dreambooth/v1/runs/{name}/publish   body: {"snapshot": "", "name": "", "settings": {}}
+    POST /dreambooth/v1/runs/{name}/delete
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .errors import ConfigError, DreamboothError, RunBusy
+from .service import Service, schema
+
+PREFIX = "/dreambooth/v1"
+
+
+def mount(app: Any, service: Service, credentials: Mapping[str, str]) -> None:
+    """Add the routes to a FastAPI `app`. With `credentials`, each request needs one of them (HTTP Basic)."""
+    from fastapi import Request
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
+
+    def route(method: str, path: str, handler: Callable[[Any, dict[str, str]], Any]) -> None:
+        async def endpoint(request: Request) -> JSONResponse:
+            if not _is_allowed(request.headers.get("authorization", ""), credentials):
+                return JSONResponse({"error": "a user and password of --api-auth are needed"}, 401,
+                                    {"WWW-Authenticate": "Basic"})
+            try:
+                body = await _object(request) if method == "POST" else {}
+                return JSONResponse(await run_in_threadpool(handler, body, dict(request.path_params)))
+            except DreamboothError as error:
+                faults = list(error.faults) if isinstance(error, ConfigError) else [error.why]
+                return JSONResponse({"error": str(error), "faults": faults}, 409 if isinstance(error, RunBusy) else 422)
+
+        # Starlette's own routes: no response model, so that every FastAPI and pydantic will do.
+        app.router.add_route(PREFIX + path, endpoint, methods=[method])
+
+    for method, path, handler in _routes(service):
+        route(method, path, handler)
+
+
+def _routes(service: Service) -> list[tuple[str, str, Callable[[Any, dict[str, str]], Any]]]:
+    def stop(body: dict[str, Any], path: dict[str, str]) -> dict[str, bool]:
+        running = service.jobs.running
+        job_id = body.get("job") or (running.id if running else "")
+        return {"stopping": service.stop(str(job_id), "the API", discard=body.get("discard") is True)}
+
+    def publish(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
+        unknown = sorted(set(body) - {"snapshot", "name", "settings"})
+        changes = body.get("settings", {})
+        refused = sorted(set(changes) - set(PUBLISH_SETTINGS)) if isinstance(changes, dict) else ["settings"]
+        if unknown or refused:
+            raise ConfigError([f"{name}: there is no such setting of a publication" for name in [*unknown, *refused]])
+        return service.publish(path["name"], snapshot=str(body.get("snapshot", "")), as_name=str(body.get("name", "")),
+                               changes=changes).status()
+
+    def delete(body: dict[str, Any], path: dict[str, str]) -> dict[str, bool]:
+        service.delete(path["name"])
+        return {"deleted": True}
+
+    return [
+        ("GET", "/schema", lambda body, path: schema()),
+        ("POST", "/start", lambda body, path: service.start(body).status()),
+        ("GET", "/status", lambda body, path: service.status()),
+        ("POST", "/stop", stop),
+        ("GET", "/runs", lambda body, path: service.runs()),
+        ("POST", "/runs/{name}/resume", lambda body, path: service.resume(path["name"]).status()),
+        ("POST", "/runs/{name}/publish", publish),
+        ("POST", "/runs/{name}/delete", delete),
+    ]
+
+
+PUBLISH_SETTINGS = ("publish_format", "publish_dtype", "vae")
+
+
+async def _object(request: Any) -> dict[str, Any]:
+    """The request's JSON object. Raises ConfigError; a form, which any web page could send, is none."""
+    if "json" not in request.headers.get("content-type", "") and await request.body():
+        raise ConfigError(["a JSON object is needed, with Content-Type: application/json"])
+    try:
+        body = await request.json() if await request.body() else {}
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([f"the request holds no JSON ({error})"]) from error
+    if not isinstance(body, dict):
+        raise ConfigError(["a JSON object is needed"])
+    return body
+
+
+def _is_allowed(header: str, credentials: Mapping[str, str]) -> bool:
+    if not credentials:
+        return True
+    kind, _, encoded = header.partition(" ")
+    try:
+        user, _, password = base64.b64decode(encoded, validate=True).decode("utf-8").partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    expected = credentials.get(user, "")
+    same = secrets.compare_digest(password.encode(), expected.encode())
+    return kind.lower() == "basic" and user in credentials and same

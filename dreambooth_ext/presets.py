@@ -1,0 +1,177 @@
+"""Settings under a name: ours as rows of a table, the user's own as files, and those of other trainers read in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .config import Concept, TrainConfig, migrated
+from .errors import ConfigError
+from .files import require_safe_name, write_json
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "subject": {"kind": "subject", "train_text_encoder": True, "learning_rate": 5e-6, "prior_loss_weight": 1.0},
+    "style": {"kind": "style", "train_text_encoder": True, "learning_rate": 3e-6, "class_noun": "artwork style"},
+    "face": {"kind": "subject", "class_noun": "person", "random_flip": False, "learning_rate": 2e-6,
+             "text_encoder_learning_rate": 1e-6},
+    "low memory": {"memory_profile": "low"},
+}
+# What belongs to one run alone is not part of a preset.
+OF_ONE_RUN = {"base", "output_name", "models_dir", "runs_dir", "instance_dir", "class_dir", "token", "vae"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """Settings taken from elsewhere, and what was not taken, each with its reason."""
+
+    settings: dict[str, Any]
+    not_taken: tuple[str, ...]
+
+
+def names(folder: Path) -> list[str]:
+    """Our presets, then the user's."""
+    own = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+    return [*PRESETS, *(name for name in own if name not in PRESETS)]
+
+
+def load(name: str, folder: Path) -> dict[str, Any]:
+    """The settings of a preset. Raises ConfigError, UnsafePath."""
+    if name in PRESETS:
+        return dict(PRESETS[name])
+    values = _object(folder / f"{require_safe_name(name, 'the preset')}.json")
+    TrainConfig.from_dict(values)  # names that are no settings are refused
+    return migrated(values)
+
+
+def save(name: str, config: TrainConfig, folder: Path) -> Path:
+    """Keep all settings that are not of one run alone, and differ from their defaults, under `name`."""
+    if name in PRESETS:
+        raise ConfigError([f"a preset named {name} is built in"], "Choose another name.")
+    path = folder / f"{require_safe_name(name, 'the preset')}.json"
+    values: dict[str, Any] = {}
+    for owner in (config, *config.concepts[:1]):
+        for field in dataclasses.fields(owner):
+            value = getattr(owner, field.name)
+            if field.name not in OF_ONE_RUN | {"concepts"} and value != field.default:
+                values[field.name] = value
+    write_json(path, {"version": 1, **values})
+    return path
+
+
+def import_settings(path: Path) -> Imported:
+    """Read sd_dreambooth_extension's db_config.json, or sd-scripts' arguments as .json or .toml.
+
+    Raises ConfigError if the file is none of them.
+    """
+    values = _object(path)
+    if "concepts_list" in values or "model_name" in values:
+        return _translated(values, _SD_DREAMBOOTH, {"concepts_list": _concepts_of_extension})
+    if "pretrained_model_name_or_path" in values:
+        return _translated(values, _SD_SCRIPTS, {})
+    raise ConfigError([f"{path.name}: neither sd_dreambooth_extension's nor sd-scripts' settings"])
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        values = _flat_toml(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError([f"{path.name} cannot be read ({error})"]) from error
+    if not isinstance(values, dict):
+        raise ConfigError([f"{path.name} holds no settings"])
+    return values
+
+
+def _flat_toml(text: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError as error:  # Python 3.10
+        raise ValueError("reading .toml needs Python 3.11; save the settings as .json") from error
+    flat: dict[str, Any] = {}
+    for name, value in tomllib.loads(text).items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return flat
+
+
+Translation = tuple[str, Callable[[Any], Any]]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _choice(table: Mapping[str, str]) -> Callable[[Any], Any]:
+    return lambda value: table[str(value)]
+
+
+_SCHEDULERS = _choice({name: name for name in ("constant", "constant_with_warmup", "linear", "cosine",
+                                               "cosine_with_restarts", "polynomial")})
+_PRECISIONS = _choice({"no": "no", "fp16": "fp16", "bf16": "bf16"})
+_OPTIMIZERS = _choice({"8bit AdamW": "adamw_8bit", "AdamW": "adamw", "AdamW8bit": "adamw_8bit", "Lion": "lion",
+                       "AdaFactor": "adafactor", "Torch AdamW": "adamw", "Prodigy": "prodigy"})
+_SHARED: dict[str, Translation] = {
+    "learning_rate": ("learning_rate", float), "lr_scheduler": ("lr_scheduler", _SCHEDULERS),
+    "lr_warmup_steps": ("lr_warmup_steps", int), "mixed_precision": ("mixed_precision", _PRECISIONS),
+    "train_batch_size": ("train_batch_size", int), "gradient_checkpointing": ("gradient_checkpointing", bool),
+    "gradient_accumulation_steps": ("gradient_accumulation_steps", int), "clip_skip": ("clip_skip", int),
+    "noise_offset": ("noise_offset", float), "prior_loss_weight": ("prior_loss_weight", float),
+    "max_grad_norm": ("max_grad_norm", float), "seed": ("seed", int),
+}
+_SD_DREAMBOOTH: dict[str, Translation] = {
+    **_SHARED, "model_name": ("output_name", str), "src": ("base", str), "resolution": ("resolution", int),
+    "optimizer": ("optimizer", _OPTIMIZERS), "min_snr_gamma": ("snr_gamma", lambda value: float(value) or None),
+    "hflip": ("random_flip", bool), "train_unet": ("", _same), "use_ema": ("ema_decay", lambda on: 0.999 if on else 0.0),
+    "tenc_weight_decay": ("", _same), "adamw_weight_decay": ("adam_weight_decay", float),
+    "txt_learning_rate": ("text_encoder_learning_rate", float),
+}
+_SD_SCRIPTS: dict[str, Translation] = {
+    **_SHARED, "pretrained_model_name_or_path": ("base", str), "output_name": ("output_name", str),
+    "output_dir": ("models_dir", str), "max_train_steps": ("steps", int), "min_snr_gamma": ("snr_gamma", float),
+    "resolution": ("resolution", lambda value: int(str(value).split(",")[0])), "flip_aug": ("random_flip", bool),
+    "optimizer_type": ("optimizer", _OPTIMIZERS), "text_encoder_lr": ("text_encoder_learning_rate", float),
+    "network_dim": ("lora_rank", int), "network_alpha": ("lora_alpha", float), "vae": ("vae", str),
+    "save_model_as": ("publish_format", _choice({"ckpt": "ckpt", "safetensors": "safetensors"})),
+    "caption_dropout_rate": ("caption_dropout", float), "save_every_n_steps": ("snapshot_every", int),
+    "zero_terminal_snr": ("zero_terminal_snr", bool), "train_data_dir": ("instance_dir", str), "reg_data_dir": ("class_dir", str),
+}
+_CONCEPT: dict[str, Translation] = {
+    "instance_data_dir": ("instance_dir", str), "class_data_dir": ("class_dir", str),
+    "instance_prompt": ("instance_prompt", str), "class_prompt": ("class_prompt", str),
+    "instance_token": ("token", str), "class_token": ("class_noun", str),
+    "class_negative_prompt": ("class_negative_prompt", str),
+}
+
+
+def _translated(values: Mapping[str, Any], table: Mapping[str, Translation],
+                special: Mapping[str, Callable[[Any], tuple[dict[str, Any], list[str]]]]) -> Imported:
+    settings: dict[str, Any] = {}
+    not_taken: list[str] = []
+    for name, value in values.items():
+        if name in special:
+            found, refused = special[name](value)
+            settings.update(found)
+            not_taken += refused
+            continue
+        target, read = table.get(name, ("", _same))
+        if not target:
+            not_taken.append(f"{name}: it has no meaning here")
+            continue
+        try:
+            settings[target] = read(value)
+        except (KeyError, TypeError, ValueError):
+            not_taken.append(f"{name}: {value!r} has no counterpart here")
+    return Imported(settings, tuple(not_taken))
+
+
+def _concepts_of_extension(entries: Any) -> tuple[dict[str, Any], list[str]]:
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        return {}, ["concepts_list: no list of objects"]
+    concepts, not_taken = [], []
+    for number, entry in enumerate(entries, start=1):
+        imported = _translated({name: value for name, value in entry.items() if value not in ("", None)}, _CONCEPT, {})
+        concepts.append(dataclasses.asdict(Concept(**imported.settings)))
+        not_taken += [f"concept {number}: {line}" for line in imported.not_taken]
+    return {"concepts": concepts}, not_taken

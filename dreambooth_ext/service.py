@@ -1,0 +1,247 @@
+"""What the tab and the API ask for: start, stop, resume, publish, delete. Everything slow becomes a job."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from . import recipe
+from .config import TrainConfig
+from .errors import Cancelled, ConfigError, ResumeError, RunBusy, StorageError
+from .files import require_inside, require_safe_name, storage_error
+from .host import Host
+from .jobs import JOBS, Job, Jobs
+from .options import options_of
+from .progress import Progress
+from .run_folder import RunFolder, list_runs
+
+PATHS = ("base", "vae", "models_dir", "runs_dir")
+CONCEPT_PATHS = ("instance_dir", "class_dir")
+
+
+class Work:
+    """A job's work on one run; `discard` deletes the run if the job is cancelled."""
+
+    def __init__(self, run: RunFolder, do: Callable[[Progress], Any]) -> None:
+        self.run, self.do, self.discard = run, do, False
+
+    def __call__(self, progress: Progress) -> Any:
+        try:
+            return self.do(progress)
+        except Cancelled:
+            if self.discard:
+                shutil.rmtree(self.run.path, ignore_errors=True)
+            raise
+
+
+class Service:
+    """`roots`: the only folders that may be named, where the WebUI is open to others; None where it is not."""
+
+    def __init__(
+        self, host: Host, roots: Sequence[Path] | None = None, jobs: Jobs = JOBS, *, open_txt2img: bool = False
+    ) -> None:
+        self.host, self.jobs, self.open_txt2img = host, jobs, open_txt2img
+        self._roots = None if roots is None else [*roots, host.models_dir, host.lora_dir, host.runs_dir]
+
+    # ---- settings
+
+    def settings(self, values: Mapping[str, Any]) -> TrainConfig:
+        """Settings from the tab's or the API's values, with the host's folders. Raises ConfigError, UnsafePath."""
+        config = TrainConfig.from_dict(values)
+        defaults = TrainConfig()
+        if config.models_dir in ("", defaults.models_dir):
+            folder = self.host.lora_dir if config.lora_rank else self.host.models_dir
+            config = replace(config, models_dir=str(folder))
+        if config.runs_dir in ("", defaults.runs_dir):
+            config = replace(config, runs_dir=str(self.host.runs_dir))
+        config = replace(config, base=self.file_of(config.base))
+        return self._confined(config)
+
+    def file_of(self, base: str) -> str:
+        """The file of a checkpoint that is named by its title, its file name or its path."""
+        for checkpoint in self.host.checkpoints():
+            if base in (checkpoint.title, checkpoint.path.name, str(checkpoint.path)):
+                return str(checkpoint.path)
+        return base
+
+    def _confined(self, config: TrainConfig) -> TrainConfig:
+        if self._roots is None:
+            return config
+        listed = {str(checkpoint.path) for checkpoint in self.host.checkpoints()}
+        owners = [(config, PATHS), *((concept, CONCEPT_PATHS) for concept in config.concepts)]
+        for owner, names in owners:
+            for name in names:
+                path = getattr(owner, name)
+                if path and path not in listed:
+                    require_inside(Path(path).expanduser(), self._roots)
+        return config
+
+    def require_allowed(self, path: Path) -> Path:
+        """`path`, if people who use a shared WebUI may name it. Raises UnsafePath."""
+        return path if self._roots is None else require_inside(path.expanduser(), self._roots)
+
+    # ---- runs
+
+    def start(self, values: Mapping[str, Any]) -> Job:
+        """Queue a training run. Raises ConfigError with every fault that the settings alone show."""
+        config = self.settings(values).validate()
+        run = RunFolder.for_config(config)
+        if run.exists or self._is_queued(run):
+            raise ConfigError([f"--output-name: a run named {run.path.name} is there already"],
+                              "Choose another name, or continue that run in the list of runs.")
+        return self._queue(run, lambda progress: recipe.train(config, self.host, progress))
+
+    def resume(self, name: str) -> Job:
+        run = self.run(name)
+        return self._queue(run, lambda progress: recipe.resume(run, self.host, progress))
+
+    def publish(self, name: str, *, snapshot: str = "", as_name: str = "", changes: Mapping[str, Any] | None = None) -> Job:
+        """Write a run's result, or one of its snapshots, into the models folder and select it."""
+        run = self.run(name)
+        config = self._confined(replace(run.config(), **dict(changes or {})).validate())
+        if as_name:
+            require_safe_name(as_name, "the model's name")
+        folder = self.snapshot_folder(run, snapshot) if snapshot else None
+
+        def work(progress: Progress) -> list[Path]:
+            with self.host.job(run.path.name, progress):
+                paths = recipe.publish(run, progress, snapshot=folder, name=as_name, config=config)
+                self.host.select(paths[0])
+            progress.report(1, 1)
+            return paths
+
+        return self._queue(run, work)
+
+    def delete(self, name: str) -> None:
+        """Remove a run's folder with all that is in it; published models stay. Raises RunBusy."""
+        run = self.run(name)
+        if self._is_queued(run):
+            raise RunBusy(f"{name} is to be deleted", "it is running or waiting", "Stop it first.")
+        try:
+            with run.lock():
+                pass
+            shutil.rmtree(run.path)
+        except OSError as error:
+            raise StorageError(f"{name} is to be deleted", str(error), "Close what uses its files, and try again.") from error
+
+    def stop(self, job_id: str, by: str, *, discard: bool = False) -> bool:
+        """Stop a job, keeping what it has learnt unless `discard`. False if there is no such job to stop."""
+        job = self.jobs.find(job_id)
+        if job is not None and isinstance(job.work, Work):
+            job.work.discard = discard
+        return self.jobs.stop(job_id, by)
+
+    def request(self, wish: str) -> bool:
+        """Ask the running job for a "preview" or a "snapshot" at its next step."""
+        job = self.jobs.running
+        if job is None:
+            return False
+        job.progress.request(wish)
+        return True
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs of the host's folder, newest first; one that cannot be read says so."""
+        rows = []
+        for run in list_runs(self.host.runs_dir):
+            try:
+                rows.append(recipe.describe(run))
+            except (ConfigError, ResumeError) as error:
+                rows.append({"name": run.path.name, "base": "", "size_bytes": 0, "prompts": [],
+                             **asdict(run.state()), "message": str(error)})
+        return rows
+
+    def run(self, name: str) -> RunFolder:
+        """Raises ResumeError if there is no such run, UnsafePath if `name` is not a mere name."""
+        run = RunFolder(self.host.runs_dir / require_safe_name(name, "the run"))
+        if not run.exists:
+            raise ResumeError(f"{name} is to be opened", "there is no such run", "Choose one from the list of runs.")
+        return run
+
+    @staticmethod
+    def snapshots(run: RunFolder) -> list[str]:
+        """Names of the snapshots that can be published, oldest first."""
+        if not run.checkpoints_dir.is_dir():
+            return []
+        return sorted(path.name for path in run.checkpoints_dir.iterdir() if _publishable(path) is not None)
+
+    def snapshot_folder(self, run: RunFolder, snapshot: str) -> Path:
+        folder = _publishable(run.checkpoints_dir / require_safe_name(snapshot, "the snapshot"))
+        if folder is None:
+            raise ResumeError(f"{snapshot} of {run.path.name} is to be published", "there is no such snapshot any more",
+                              "Choose one of: " + (", ".join(self.snapshots(run)) or "none is left"))
+        return folder
+
+    def keep_uploads(self, files: Sequence[str]) -> Path:
+        """Copy uploaded files into a folder of their own beside the runs; returns it. Raises ConfigError, StorageError."""
+        if not files:
+            raise ConfigError(["no picture was uploaded"])
+        folder = self.host.runs_dir / "uploads" / time.strftime("%Y-%m-%d-%H%M%S")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, file in enumerate(files):
+                name = re.sub(r"[^A-Za-z0-9._ -]", "_", Path(file).name).lstrip(". ") or "picture"
+                target = folder / name
+                shutil.copyfile(file, target if not target.exists() else folder / f"{number}-{name}")
+        except OSError as error:
+            raise storage_error(folder, error) from error
+        return folder
+
+    # ---- what is going on
+
+    def status(self) -> dict[str, Any]:
+        """The running job, those that wait and the last one that ended: plain values only."""
+        jobs = [job.status() for job in self.jobs.all()]
+        return {
+            "running": next((job for job in jobs if job["state"] == "running"), None),
+            "queue": [job for job in jobs if job["state"] == "queued"],
+            "last": next((job for job in jobs if job["ended_s"]), None),
+        }
+
+    def shown_job(self) -> Job | None:
+        """The job that a page should show: the running one, else the one that ended last."""
+        jobs = self.jobs.all()
+        return next((job for job in jobs if job.state == "running"), jobs[0] if jobs else None)
+
+    def _queue(self, run: RunFolder, do: Callable[[Progress], Any]) -> Job:
+        return self.jobs.start(Job(run.path.name, Work(run, do)))
+
+    def _is_queued(self, run: RunFolder) -> bool:
+        return any(isinstance(job.work, Work) and job.work.run.path == run.path for job in self.jobs.all())
+
+
+def _publishable(folder: Path) -> Path | None:
+    """A snapshot's folder, or its diffusers folder, that holds a model; None if it holds none."""
+    for candidate in (folder, folder / "diffusers"):
+        if (candidate / "model_index.json").is_file():
+            return candidate
+    return None
+
+
+def schema() -> dict[str, Any]:
+    """The settings as JSON schema, made from the options' own metadata."""
+    from .config import Concept
+
+    names = {int: "integer", float: "number", str: "string", bool: "boolean", tuple: "array"}
+
+    def properties(config_class: type) -> dict[str, Any]:
+        found = {}
+        for option in options_of(config_class):
+            kind: Any = names[option.kind]
+            entry: dict[str, Any] = {"type": [kind, "null"] if option.optional else kind, "title": option.label,
+                                     "description": option.help, "default": option.default}
+            limits = {"minimum": option.minimum, "maximum": option.maximum, "enum": list(option.choices) or None}
+            entry.update({name: value for name, value in limits.items() if value is not None})
+            if option.kind is tuple:
+                entry["items"] = {"type": "string"}
+            found[option.name] = entry
+        return found
+
+    concept = {"type": "object", "properties": properties(Concept), "additionalProperties": False}
+    run = {**properties(TrainConfig), "concepts": {"type": "array", "items": concept}}
+    return {"type": "object", "title": "TrainConfig", "additionalProperties": False,
+            "required": ["base", "output_name"], "properties": run}

@@ -1,0 +1,72 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreambooth_ext import presets
+from dreambooth_ext.config import Concept, TrainConfig
+from dreambooth_ext.errors import ConfigError, UnsafePath
+
+CONFIG = TrainConfig(base="b.ckpt", output_name="r", learning_rate=1e-6, snr_gamma=5.0,
+                     concepts=(Concept(instance_dir="p", token="rxz", class_noun="dog"),))
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_each_preset_of_ours_is_valid(name, tmp_path):
+    values = {"base": "b", "output_name": "r", "instance_dir": "p", "token": "rxz", "class_noun": "dog"}
+    TrainConfig.from_dict({**values, **presets.load(name, tmp_path)}).validate()
+
+
+def test_an_own_preset_keeps_settings_but_nothing_of_the_one_run(tmp_path):
+    presets.save("mine", CONFIG, tmp_path)
+    assert presets.names(tmp_path) == [*presets.PRESETS, "mine"]
+    assert presets.load("mine", tmp_path) == {"learning_rate": 1e-6, "snr_gamma": 5.0, "class_noun": "dog"}
+
+
+def test_built_in_names_and_paths_are_refused(tmp_path):
+    with pytest.raises(ConfigError):
+        presets.save("style", CONFIG, tmp_path)
+    with pytest.raises(UnsafePath):
+        presets.save("../x", CONFIG, tmp_path)
+    with pytest.raises(UnsafePath):
+        presets.load("../x", tmp_path)
+
+
+def test_settings_of_sd_dreambooth_extension(tmp_path):
+    path = tmp_path / "db_config.json"
+    path.write_text(json.dumps({
+        "model_name": "rex", "learning_rate": 2e-6, "optimizer": "8bit AdamW", "mixed_precision": "bf16", "use_lora": True,
+        "lr_scheduler": "dadapt_with_warmup",
+        "concepts_list": [{"instance_data_dir": "pics", "instance_prompt": "photo of rxz dog", "class_prompt": "dog",
+                           "num_class_images_per": 5}],
+    }))
+    imported = presets.import_settings(path)
+    config = TrainConfig.from_dict(imported.settings)
+    assert (config.output_name, config.optimizer, config.mixed_precision) == ("rex", "adamw_8bit", "bf16")
+    assert config.concepts[0].instance_prompt == "photo of rxz dog"
+    for name in ("use_lora", "lr_scheduler", "num_class_images_per"):
+        assert any(name in line for line in imported.not_taken)
+
+
+def test_settings_of_sd_scripts(tmp_path):
+    path = tmp_path / "args.json"
+    path.write_text(json.dumps({"pretrained_model_name_or_path": "sd15.safetensors", "max_train_steps": 800, "network_dim": 16,
+                                "resolution": "512,512", "xformers": True}))
+    imported = presets.import_settings(path)
+    assert imported.settings == {"base": "sd15.safetensors", "steps": 800, "lora_rank": 16, "resolution": 512}
+    assert imported.not_taken == ("xformers: it has no meaning here",)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3)
+                    | st.dictionaries(st.sampled_from(["model_name", "concepts_list", "seed", "optimizer", "x"]), inner))
+
+
+@given(JSON)
+def test_any_file_is_taken_or_refused(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("x") / "settings.json"
+    path.write_text(json.dumps(value))
+    try:
+        presets.import_settings(path)
+    except ConfigError as error:
+        assert error.faults
