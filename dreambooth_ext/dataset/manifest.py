@@ -33,7 +33,8 @@ class TrainingSet:
         def plain(image: TrainingImage) -> dict[str, object]:
             return dict(asdict(image), path=str(image.path))
 
-        write_json(path, {"version": 1, "instance": [plain(i) for i in self.instance], "prior": [plain(i) for i in self.prior]})
+        instance, prior = ([plain(image) for image in images] for images in (self.instance, self.prior))
+        write_json(path, {"version": 1, "instance": instance, "prior": prior})
 
     @classmethod
     def read(cls, path: Path) -> TrainingSet:

@@ -1,0 +1,259 @@
+"""Class images: the base's own idea of the class (prior preservation, Ruiz et al. 2023, section 3.2).
+
+A manifest beside them records which checkpoint made each picture, and how. Only what matches counts; only what is
+missing is rendered; a picture of other origin is told, and used only on purpose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import CLASS_IMAGES_AT_MOST, CLASS_IMAGES_PER_PICTURE, Concept
+from ..errors import HostError, PictureError
+from ..files import write_atomically
+from ..host import Txt2Img
+from ..progress import Progress
+from .manifest import TrainingImage, sha256_of
+from .pictures import list_pictures, open_picture
+from .resize import resize
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MANIFEST = "manifest.jsonl"
+SAMPLER = "DDIM"
+Txt2ImgOf = Callable[[Path, Txt2Img, Progress], "Iterator[Image]"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that shapes a class image but its seed."""
+
+    base_sha256: str
+    prompt: str
+    negative_prompt: str
+    sampler: str
+    steps: int
+    guidance_scale: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """The class images of one prompt: how many are wanted, which there are, where they are kept."""
+
+    request: Request
+    folder: Path
+    wanted: int
+    found: tuple[Path, ...]
+    foreign: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class ClassImagePlan:
+    """The class images of one concept."""
+
+    prompts: tuple[PromptPlan, ...]
+    concept_index: int
+    seed: int
+    use_foreign: bool
+    suggested: str
+
+    @property
+    def wanted(self) -> int:
+        return sum(plan.wanted for plan in self.prompts)
+
+    @property
+    def found(self) -> int:
+        return sum(min(len(plan.found), plan.wanted) for plan in self.prompts)
+
+    @property
+    def foreign(self) -> tuple[Path, ...]:
+        # Prompts that share a folder see the same strangers.
+        return tuple(dict.fromkeys(path for plan in self.prompts for path in plan.foreign))
+
+    @property
+    def missing(self) -> int:
+        counted = len(self.foreign) if self.use_foreign else 0
+        return max(0, self.wanted - self.found - counted)
+
+    @property
+    def sentence(self) -> str:
+        """The plan in one sentence, and a second one if there are pictures of other origin."""
+        text = f"{self.suggested}: {self.wanted} class images wanted, {self.found} found, {self.missing} to render."
+        if self.foreign and self.use_foreign:
+            text += f" {len(self.foreign)} pictures of other origin are used with them, as asked."
+        elif self.foreign:
+            text += (f" {len(self.foreign)} pictures in the folder were not made by this base with these settings and are "
+                     "left out: they would teach the model another idea of the class. Training without prior "
+                     "preservation is better than with such pictures.")
+        return text
+
+
+def class_image_count(given: int | None, pictures: int, consumed: int) -> tuple[int, str]:
+    """How many class images, and the sum in words. `consumed` is steps x batch x accumulation."""
+    if given is not None:
+        return given, f"{given} asked for"
+    full = CLASS_IMAGES_PER_PICTURE * pictures
+    count = min(full, CLASS_IMAGES_AT_MOST, consumed)
+    reason = "" if count == full else f", of which the run can use {count}" if count == consumed else f", capped at {count}"
+    return count, f"{CLASS_IMAGES_PER_PICTURE} x {pictures} pictures = {full} suggested{reason}"
+
+
+def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch: int, accumulation: int, class_steps: int,
+         guidance_scale: float, resolution: int, seed: int, library: Path, foreign: str = "skip",
+         concept_index: int = 0) -> ClassImagePlan:
+    """Look at what there is and say what is missing; renders nothing."""
+    count, suggested = class_image_count(concept.num_class_images, pictures, steps * batch * accumulation)
+    prompts = concept.class_texts
+    plans = []
+    for number, prompt in enumerate(prompts):
+        request = Request(base_sha256, prompt, concept.class_negative_prompt, SAMPLER, class_steps, guidance_scale,
+                          resolution, resolution)
+        folder = Path(concept.class_dir).expanduser() if concept.class_dir else library_folder(library, request)
+        sisters = [_request_key(request, each) for each in prompts]
+        found, strangers = _sorted_out(folder, request, sisters)
+        share = count // len(prompts) + (number < count % len(prompts))
+        plans.append(PromptPlan(request, folder, share, tuple(found), tuple(strangers)))
+    return ClassImagePlan(tuple(plans), concept_index, seed, foreign == "use", suggested)
+
+
+def library_folder(library: Path, request: Request) -> Path:
+    """A folder that all runs with the same base, prompt and settings share; readable, and different for any difference."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:40] or "class"
+    key = hashlib.sha256(json.dumps(vars(request), sort_keys=True).encode()).hexdigest()[:12]
+    return library / f"{words}-{request.width}px-{key}"
+
+
+def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Mapping[str, str], progress: Progress, *,
+           batch: int = 8) -> list[TrainingImage]:
+    """Render what the plan says is missing, and return all class images, in a stable order.
+
+    Each picture is written and recorded before the next one is asked for: stopped anywhere, nothing is rendered twice.
+    """
+    images: list[TrainingImage] = []
+    done = 0
+    for prompt_plan in plan.prompts:
+        paths = list(prompt_plan.found[: prompt_plan.wanted])
+        lacking = prompt_plan.wanted - len(paths)
+        if plan.use_foreign:
+            lacking = max(0, lacking - len(plan.foreign))
+        for path in _render(prompt_plan, lacking, plan.seed, base, txt2img, provenance, progress, batch):
+            paths.append(path)
+            done += 1
+            progress.report(done, plan.missing, prompt_plan.request.prompt)
+        images += [_as_training_image(path, prompt_plan.request, plan.concept_index) for path in paths]
+    if plan.use_foreign:
+        request = plan.prompts[0].request
+        images += [_adopted(path, request, plan.concept_index) for path in plan.foreign]
+    return images
+
+
+def _render(plan: PromptPlan, lacking: int, seed: int, base: Path, txt2img: Txt2ImgOf, provenance: Mapping[str, str],
+            progress: Progress, batch: int) -> Iterator[Path]:
+    request = plan.request
+    used = {row["seed"] for row in _rows(plan.folder) if row.get("request") == vars(request)}
+    seeds = _unused_seeds(seed, used, lacking)
+    for start in range(0, lacking, batch):
+        chunk = tuple(seeds[start : start + batch])
+        wish = Txt2Img(request.prompt, chunk, request.negative_prompt, request.steps, request.guidance_scale,
+                       request.width, request.height, request.sampler)
+        count = 0
+        for image_seed, image in zip(chunk, txt2img(base, wish, progress), strict=False):
+            count += 1
+            yield _keep(image, image_seed, plan, provenance)
+        progress.check()
+        if count < len(chunk):
+            raise HostError(f"{len(chunk)} class images are to be rendered", f"the host returned only {count}",
+                            "Look into the host's log; those that came are kept.")
+
+
+def _keep(image: Image, seed: int, plan: PromptPlan, provenance: Mapping[str, str]) -> Path:
+    key = hashlib.sha256(json.dumps(vars(plan.request), sort_keys=True).encode()).hexdigest()[:8]
+    path = plan.folder / f"{key}-{seed:010d}.png"
+    with write_atomically(path) as stream:
+        image.save(stream, "PNG")
+    row = {"file": path.name, "sha256": sha256_of(path), "seed": seed, "request": vars(plan.request), "host": dict(provenance)}
+    with (plan.folder / MANIFEST).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+    return path
+
+
+def _unused_seeds(seed: int, used: set[int], count: int) -> list[int]:
+    """`count` consecutive seeds from `seed` on, without those that are used."""
+    found: list[int] = []
+    candidate = seed
+    while len(found) < count:
+        if candidate not in used:
+            found.append(candidate)
+        candidate = (candidate + 1) % 2**32
+    return found
+
+
+def _sorted_out(folder: Path, request: Request, sisters: list[dict[str, Any]]) -> tuple[list[Path], list[Path]]:
+    """(pictures that this request made and no one changed, pictures that no request of this concept made)."""
+    if not folder.is_dir():
+        return [], []
+    rows = {row["file"]: row for row in _rows(folder)}
+    found, foreign = [], []
+    for path in list_pictures(folder):
+        row = rows.get(path.name)
+        made_by = row["request"] if row is not None and row.get("sha256") == sha256_of(path) else None
+        if made_by == vars(request):
+            found.append(path)
+        elif made_by not in sisters:
+            foreign.append(path)
+    return found, foreign
+
+
+def _request_key(request: Request, prompt: str) -> dict[str, Any]:
+    return {**vars(request), "prompt": prompt}
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of a manifest; a line cut off by a crash leaves its picture to be rendered again."""
+    try:
+        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("file"), str) and type(row.get("seed")) is int:
+            rows.append(row)
+    return rows
+
+
+def _as_training_image(path: Path, request: Request, concept_index: int) -> TrainingImage:
+    return TrainingImage(path, request.prompt, sha256_of(path), request.width, request.height, concept_index)
+
+
+def _adopted(path: Path, request: Request, concept_index: int) -> TrainingImage:
+    """A picture of other origin, brought to the training size in a folder of its own."""
+    from .crop import crop_box
+
+    image = open_picture(path)
+    if image.size == (request.width, request.height):
+        return _as_training_image(path, request, concept_index)
+    copy = path.parent / "resized" / f"{sha256_of(path)[:20]}.png"
+    if not copy.is_file():
+        resized = resize(image.crop(crop_box(image, request.width, request.height)), request.width, request.height)
+        with write_atomically(copy) as stream:
+            resized.save(stream, "PNG")
+    return _as_training_image(copy, request, concept_index)
+
+
+def require_class_dir(folder: Path) -> None:
+    """Raise PictureError if a class folder that the user named is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise PictureError(f"Class images are to be kept in {folder}", "it is a file", "Give a folder.")

@@ -1,0 +1,137 @@
+"""Opening people's pictures: upright, sRGB, eight bits, without alpha; whatever cannot be used is named."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from ..errors import PictureError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jfif"}
+LARGEST_PIXELS = 200_000_000  # a decompression bomb, or a picture that no one meant to train on
+BAD_NAMED = 10  # so many bad pictures are named in one message
+FLATTEN_ON = (255, 255, 255)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """All files in `folder` that are named like pictures, in natural order; hidden files are none.
+
+    Raises PictureError if there is no such folder.
+    """
+    if not folder.is_dir():
+        why = "it is a file, not a folder" if folder.is_file() else "there is no such folder"
+        raise PictureError(f"Pictures are to be read from {folder}", why, "Give the folder that holds the pictures.")
+    try:
+        found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    except OSError as error:
+        raise PictureError(f"Pictures are to be read from {folder}", str(error.strerror), "Check its permissions.") from error
+    return sorted(found, key=_natural)
+
+
+def require_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder, each of which was opened whole. Raises PictureError naming all that cannot be used."""
+    paths = list_pictures(folder)
+    if not paths:
+        raise PictureError(f"Pictures are to be read from {folder}", "it holds no pictures",
+                           "Put the pictures there as PNG, JPEG or WebP files.")
+    bad = {path.name: reason for path in paths if (reason := reason_against(path))}
+    if bad:
+        named = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:BAD_NAMED])
+        more = f"; and {len(bad) - BAD_NAMED} more" if len(bad) > BAD_NAMED else ""
+        raise PictureError(f"{len(paths)} pictures of {folder} are to be used", f"{named}{more}",
+                           "Remove these files, or save them anew.")
+    return paths
+
+
+def reason_against(path: Path) -> str | None:
+    """Why a picture cannot be used, in a few words, or None."""
+    try:
+        open_picture(path)
+    except PictureError as error:
+        return error.why
+    return None
+
+
+def open_picture(path: Path, *, flatten_on: tuple[int, int, int] = FLATTEN_ON,
+                 at_least: tuple[int, int] | None = None) -> Image.Image:
+    """An upright sRGB picture of mode RGB. Raises PictureError.
+
+    With `at_least` (width, height) a JPEG may be decoded at a fraction of its size, never below these.
+    """
+    def refuse(why: str, error: Exception | None = None) -> PictureError:
+        return PictureError(f"{path.name} is to be opened", why, "Remove it, or save it anew.")
+
+    try:
+        if path.is_symlink() and path.resolve().parent != path.parent.resolve():
+            raise refuse("it is a link to a file elsewhere")
+        if path.stat().st_size == 0:
+            raise refuse("the file is empty")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns below our own limit, and about odd metadata
+            return _decoded(path, flatten_on, at_least)
+    except UnidentifiedImageError as error:
+        raise refuse("it is no picture, or of a kind that cannot be read here") from error
+    except Image.DecompressionBombError as error:
+        raise refuse("it has far too many pixels") from error
+    except MemoryError as error:
+        raise refuse("it needs more memory than there is") from error
+    except PermissionError as error:
+        raise refuse("it may not be read") from error
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
+        raise refuse("it is damaged or cut off") from error
+
+
+def _decoded(path: Path, flatten_on: tuple[int, int, int], at_least: tuple[int, int] | None) -> Image.Image:
+    with Image.open(path) as image:
+        if image.width * image.height > LARGEST_PIXELS:
+            raise Image.DecompressionBombError
+        if at_least is not None:
+            # EXIF may turn the picture by a quarter, so the larger bound holds for both sides.
+            side = max(at_least)
+            image.draft("RGB", (side, side))
+        image.load()
+        upright = ImageOps.exif_transpose(image) or image
+        return _to_srgb(_flattened(_eight_bit(upright), flatten_on), image.info.get("icc_profile"))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        import numpy as np
+
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode.startswith("I") and values.max() > 255 else max(float(values.max()), 1.0)
+        return Image.fromarray((values.clip(0, top) / top * 255 + 0.5).astype(np.uint8), "L")
+    return image
+
+
+def _flattened(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        flat = Image.new("RGBA", rgba.size, (*background, 255))
+        return Image.alpha_composite(flat, rgba).convert("RGB")
+    return image
+
+
+def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
+    """RGB by the embedded ICC profile, so that wide-gamut and CMYK pictures keep their colours."""
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if converted is not None:
+                return converted
+        except ImageCms.PyCMSError:
+            return image.convert("RGB")  # a damaged profile says nothing; the plain values are the best there is
+    return image.convert("RGB")
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    """img2 before img10; ties are broken by the exact name, so that the order is the same everywhere."""
+    parts = re.split(r"(\d+)", path.name.lower())
+    key: list[tuple[int, int | str]] = [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
+    return [*key, (2, path.name)]

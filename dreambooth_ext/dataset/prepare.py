@@ -1,0 +1,124 @@
+"""Pictures as a careful person would prepare them by hand: upright, cropped, resized, as PNG. Originals stay untouched.
+
+The same input gives the same bytes; what has not changed is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+from ..config import Concept
+from ..files import write_atomically, write_json
+from ..progress import SILENT, Progress
+from .buckets import bucket_for
+from .captions import caption_of, prompt_for
+from .crop import Box, crop_box, without_letterbox
+from .manifest import TrainingImage, sha256_of
+from .pictures import open_picture, require_pictures
+from .resize import resize
+
+RECIPE = 1  # changes whenever the same input would give other bytes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One prepared picture; `box` is the part of the upright original that was kept, in its pixels."""
+
+    path: Path
+    source: Path
+    sha256: str
+    width: int
+    height: int
+    box: Box
+
+
+def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "smart", progress: Progress = SILENT,
+            overrides: Mapping[str, Box] | None = None) -> list[Prepared]:
+    """Prepare every picture of a folder into `out_dir`. `overrides` gives boxes by file name.
+
+    Raises PictureError if the folder has no pictures or any of them cannot be used.
+    """
+    sources = require_pictures(pictures_dir)
+    index_path = out_dir / "prepared.json"
+    former = _read_index(index_path)
+    index: dict[str, dict] = {}
+    prepared = []
+    for number, source in enumerate(sources, start=1):
+        progress.check()
+        box = (overrides or {}).get(source.name)
+        key = _key(sha256_of(source), resolution, crop, box)
+        entry = former.get(source.name)
+        if entry is None or entry["key"] != key or not _is_there(out_dir / entry["file"], entry["sha256"]):
+            entry = {"key": key, **_prepare_one(source, out_dir, resolution, crop, box, key)}
+        index[source.name] = entry
+        prepared.append(Prepared(out_dir / entry["file"], source, entry["sha256"], entry["width"], entry["height"],
+                                 tuple(entry["box"])))
+        progress.report(number, len(sources), source.name)
+    write_json(index_path, {"version": 1, "pictures": index})
+    wanted = {entry["file"] for entry in index.values()}
+    for path in out_dir.glob("*.png"):
+        if path.name not in wanted:
+            path.unlink()
+    return prepared
+
+
+def prepare_concept(concept: Concept, index: int, out_dir: Path, *, resolution: int, crop: str, use_captions: bool,
+                    progress: Progress = SILENT) -> list[TrainingImage]:
+    """The training images of one concept, each with its prompt."""
+    prepared = prepare(Path(concept.instance_dir).expanduser(), out_dir, resolution=resolution, crop=crop, progress=progress)
+    return [
+        TrainingImage(picture.path, prompt_for(concept, caption_of(picture.source) if use_captions else None),
+                      picture.sha256, picture.width, picture.height, index)
+        for picture in prepared
+    ]
+
+
+def _prepare_one(source: Path, out_dir: Path, resolution: int, crop: str, box: Box | None, key: str) -> dict:
+    image = open_picture(source, at_least=None if box else (2 * resolution, 2 * resolution))
+    kept = without_letterbox(image)
+    inner = image.crop(kept)
+    width, height = bucket_for(*inner.size, resolution) if crop == "buckets" else (resolution, resolution)
+    if box is None:
+        left, top, right, bottom = crop_box(inner, width, height, "center" if crop == "buckets" else crop)
+        box = (left + kept[0], top + kept[1], right + kept[0], bottom + kept[1])
+    data = _png(resize(image.crop(box), width, height), {"source": source.name, "recipe": key})
+    path = out_dir / f"{key[:20]}.png"
+    with write_atomically(path) as stream:
+        stream.write(data)
+    return {"file": path.name, "sha256": hashlib.sha256(data).hexdigest(), "width": width, "height": height, "box": list(box)}
+
+
+def _png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        info.add_itxt(name, text.encode("utf-8", "replace").decode())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _key(source_sha256: str, resolution: int, crop: str, box: Box | None) -> str:
+    """Names all that shapes the result."""
+    return hashlib.sha256(json.dumps([RECIPE, source_sha256, resolution, crop, box]).encode()).hexdigest()
+
+
+def _read_index(path: Path) -> dict[str, dict]:
+    """What was prepared before; nothing, if the index is missing, damaged or of another version."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        pictures = value["pictures"] if value["version"] == 1 else {}
+        fields = {"key", "file", "sha256", "width", "height", "box"}
+        return {name: entry for name, entry in pictures.items() if fields <= entry.keys() and Path(entry["file"]).name == entry["file"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _is_there(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_of(path) == sha256
