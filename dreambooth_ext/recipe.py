@@ -71,7 +71,7 @@ def publish(
 
     config = config or run.config()
     source = snapshot or run.diffusers_dir
-    if not (source / "model_index.json").is_file():
+    if not (source / "unet").is_dir():
         raise ResumeError(f"{run.path.name} is to be published", "it has no finished model yet",
                           f"Continue it first: python -m dreambooth_ext resume {run.path.name}")
     base = Path(config.base).expanduser()
@@ -206,17 +206,19 @@ def _enter(run: RunFolder, state: str, **values: int) -> None:
 def _told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]:
     """Whatever happens, the run's state and log say so."""
     progress.listen(lambda report: run.log(report.text) if report.phase == "log" else None)
+    taken = {"step": run.state().step}
+    progress.listen(lambda report: taken.update(step=report.done) if report.phase == "training" else None)
     try:
         yield
     except (Cancelled, KeyboardInterrupt):
-        run.write_state(replace(run.state(), state="interrupted", message="stopped by the user"))
+        run.write_state(replace(run.state(), state="interrupted", message="stopped by the user", **taken))
         raise
     except DreamboothError as error:
-        run.write_state(replace(run.state(), state="failed", message=str(error)))
+        run.write_state(replace(run.state(), state="failed", message=str(error), **taken))
         run.log(str(error))
         raise
     except Exception as error:
-        run.write_state(replace(run.state(), state="failed", message=f"{type(error).__name__}: {error}"))
+        run.write_state(replace(run.state(), state="failed", message=f"{type(error).__name__}: {error}", **taken))
         raise
 
 

@@ -145,11 +145,12 @@ class DiffusersBatches:
     """The random draws of diffusers' train_dreambooth.py, for comparing losses with it. One process, no resume.
 
     Every epoch draws two seeds from the global generator, the second of which orders the pictures; every step draws
-    the posterior's noise, the noise, its offset if any, and the timesteps.
+    the posterior's noise, the noise, its offset if any, and the timesteps. Pictures are encoded anew in each step, as
+    there: the memory layout of the VAE's output decides which numbers the generator gives.
     """
 
-    def __init__(self, config: TrainConfig, dataset: TrainingSet, cache: LatentCache, scaling_factor: float) -> None:
-        self._config, self._dataset, self._cache, self._scaling_factor = config, dataset, cache, scaling_factor
+    def __init__(self, config: TrainConfig, dataset: TrainingSet, vae: Any) -> None:
+        self._config, self._dataset, self._vae = config, dataset, vae
         self._pending: list[list[int]] = []
         torch.manual_seed(config.seed)
 
@@ -160,9 +161,9 @@ class DiffusersBatches:
         instance = [self._dataset.instance[index] for index in indices]
         prior = [self._dataset.prior[index % len(self._dataset.prior)] for index in indices] if self._dataset.prior else []
         images = [*instance, *prior]
-        cached = [self._cache[image.sha256, False] for image in images]
-        mean, std = torch.stack([each.mean for each in cached]), torch.stack([each.std for each in cached])
-        latents = (mean + std * torch.randn(mean.shape)) * self._scaling_factor
+        with torch.no_grad():
+            posterior = self._vae.encode(torch.stack([pixels_of(image.path) for image in images])).latent_dist
+        latents = (posterior.mean + posterior.std * torch.randn(posterior.mean.shape)) * self._vae.config.scaling_factor
         noise = torch.randn_like(latents)
         if self._config.noise_offset:
             noise = noise + self._config.noise_offset * torch.randn(len(images), latents.shape[1], 1, 1)

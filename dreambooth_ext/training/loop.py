@@ -72,7 +72,7 @@ class _Loop:
         self._steps = config.steps or 0
         accelerator, scaling = session.accelerator, session.model.vae.config.scaling_factor
         if config.draw_order == "diffusers":
-            self._batches: Any = DiffusersBatches(config, dataset, cache, scaling)
+            self._batches: Any = DiffusersBatches(config, dataset, session.model.vae)
         else:
             self._batches = NativeBatches(config, dataset, cache, scaling, accelerator.process_index, accelerator.num_processes)
         alphas = session.model.alphas_cumprod()
