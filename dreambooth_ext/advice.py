@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from .config import STEPS_PER_PICTURE
+
+FEW_PICTURES = 5  # fewer than the paper used
 
 WHAT_MAKES_A_GOOD_SET = (
     "Name a folder of 5 to 75 pictures. Sharp ones, of one subject or style, with varied backgrounds; close-ups and "
@@ -31,14 +36,13 @@ def about_base(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _about_base(path: Path, mtime_ns: int) -> str:
     from .files import gib
-    from .models.checkpoint_file import CheckpointFile
-    from .models.family import detect
-    from .models.layout import layout_of
+    from .models.checkpoint_file import open_checkpoint
+    from .models.load import recognise, resolution_of
 
-    with CheckpointFile(path) as file:
-        family = detect(file.tensors, path)
-        layout = layout_of(file.tensors, family, path)
-    return f"{family.name}, {layout.resolution} px, {layout.prediction_type} prediction, {gib(path.stat().st_size)}."
+    with open_checkpoint(path) as file:
+        family, sidecar, _ = recognise(file)
+    side = resolution_of(family, sidecar, sidecar.prediction_type if sidecar and sidecar.prediction_type else "epsilon")
+    return f"{family.name}, {side} px, {gib(path.stat().st_size)}."
 
 
 def count_pictures(folder: Path) -> int:
@@ -48,13 +52,38 @@ def count_pictures(folder: Path) -> int:
     return len(list_pictures(folder))
 
 
-def about_pictures(folder: Path, kind: str) -> str:
-    count = count_pictures(folder)
-    return f"{count} pictures."
+def about_pictures(folder: Path) -> str:
+    """How many pictures there are, and how many of them to look at. Raises PictureError."""
+    verdicts = review(folder)
+    if not verdicts:
+        return "There are no pictures in it."
+    counts = Counter(problem for verdict in verdicts for problem in verdict.problems[:1])
+    good = sum(not verdict.problems for verdict in verdicts)
+    parts = [f"{good} good", *(f"{count} {problem}" for problem, count in counts.most_common())]
+    few = " A handful more would help." if len(verdicts) < FEW_PICTURES else ""
+    return f"{_pictures(len(verdicts))}: {', '.join(parts)}.{few}"
 
 
-def review(folder: Path, kind: str) -> list[Verdict]:
-    return []
+def review(folder: Path) -> list[Verdict]:
+    """Every picture with what is wrong with it. Raises PictureError."""
+    from .dataset.pictures import list_pictures
+
+    return [_verdict(path, path.stat().st_mtime_ns) for path in list_pictures(folder)]
+
+
+@lru_cache(maxsize=1024)
+def _verdict(path: Path, mtime_ns: int) -> Verdict:
+    from .dataset.pictures import reason_against
+
+    reason = reason_against(path)
+    return Verdict(path, (reason,) if reason else ())
+
+
+def class_images_wanted(given: int | None, pictures: int, steps: int | None) -> tuple[int, str]:
+    """How many class images, and the sum in words."""
+    from .dataset.class_images import class_image_count
+
+    return class_image_count(given, pictures, steps or STEPS_PER_PICTURE * pictures)
 
 
 def about_token(token: str) -> str:
@@ -62,4 +91,8 @@ def about_token(token: str) -> str:
     from .dataset.captions import token_advice
     from .models.text_encoder import token_pieces
 
-    return token_advice(token, token_pieces) or ""
+    return token_advice(token, token_pieces)
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"

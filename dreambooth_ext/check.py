@@ -27,7 +27,8 @@ def check(config: TrainConfig) -> Checked:
     config.validate()
     faults: list[str] = []
     pictures = tuple(_count_pictures(concept, faults) for concept in config.concepts)
-    resolution = config.resolution or _resolution_of_base(config, faults)
+    of_base = _resolution_of_base(config, faults)
+    resolution = config.resolution or of_base
     for folder in (config.models_dir, config.runs_dir):
         try:
             require_writable(Path(folder).expanduser())

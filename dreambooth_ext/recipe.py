@@ -206,19 +206,19 @@ def _enter(run: RunFolder, state: str, **values: int) -> None:
 def _told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]:
     """Whatever happens, the run's state and log say so."""
     progress.listen(lambda report: run.log(report.text) if report.phase == "log" else None)
-    taken = {"step": run.state().step}
-    progress.listen(lambda report: taken.update(step=report.done) if report.phase == "training" else None)
+    taken = [run.state().step]
+    progress.listen(lambda report: taken.append(report.done) if report.phase == "training" else None)
     try:
         yield
     except (Cancelled, KeyboardInterrupt):
-        run.write_state(replace(run.state(), state="interrupted", message="stopped by the user", **taken))
+        run.write_state(replace(run.state(), state="interrupted", message="stopped by the user", step=taken[-1]))
         raise
     except DreamboothError as error:
-        run.write_state(replace(run.state(), state="failed", message=str(error), **taken))
+        run.write_state(replace(run.state(), state="failed", message=str(error), step=taken[-1]))
         run.log(str(error))
         raise
     except Exception as error:
-        run.write_state(replace(run.state(), state="failed", message=f"{type(error).__name__}: {error}", **taken))
+        run.write_state(replace(run.state(), state="failed", message=f"{type(error).__name__}: {error}", step=taken[-1]))
         raise
 
 

@@ -100,7 +100,9 @@ class Service:
         run = self.run(name)
         return self._queue(run, lambda progress: recipe.resume(run, self.host, progress))
 
-    def publish(self, name: str, *, snapshot: str = "", as_name: str = "", changes: Mapping[str, Any] | None = None) -> Job:
+    def publish(
+        self, name: str, *, snapshot: str = "", as_name: str = "", changes: Mapping[str, Any] | None = None
+    ) -> Job:
         """Write a run's result, or one of its snapshots, into the models folder and select it."""
         run = self.run(name)
         config = self._confined(replace(run.config(), **dict(changes or {})).validate())
@@ -127,7 +129,8 @@ class Service:
                 pass
             shutil.rmtree(run.path)
         except OSError as error:
-            raise StorageError(f"{name} is to be deleted", str(error), "Close what uses its files, and try again.") from error
+            raise StorageError(f"{name} is to be deleted", str(error),
+                               "Close what uses its files, and try again.") from error
 
     def stop(self, job_id: str, by: str, *, discard: bool = False) -> bool:
         """Stop a job, keeping what it has learnt unless `discard`. False if there is no such job to stop."""
@@ -177,7 +180,7 @@ class Service:
         return folder
 
     def keep_uploads(self, files: Sequence[str]) -> Path:
-        """Copy uploaded files into a folder of their own beside the runs; returns it. Raises ConfigError, StorageError."""
+        """Copy uploaded files into a new folder beside the runs; returns it. Raises ConfigError, StorageError."""
         if not files:
             raise ConfigError(["no picture was uploaded"])
         folder = self.host.runs_dir / "uploads" / time.strftime("%Y-%m-%d-%H%M%S")

@@ -84,7 +84,7 @@ def _prepare_one(source: Path, out_dir: Path, resolution: int, crop: str, box: B
     image = open_picture(source, at_least=None if box else (2 * resolution, 2 * resolution))
     kept = without_letterbox(image)
     inner = image.crop(kept)
-    width, height = bucket_for(*inner.size, resolution) if crop == "buckets" else (resolution, resolution)
+    width, height = bucket_for(inner.width, inner.height, resolution) if crop == "buckets" else (resolution, resolution)
     if box is None:
         left, top, right, bottom = crop_box(inner, width, height, "center" if crop == "buckets" else crop)
         box = (left + kept[0], top + kept[1], right + kept[0], bottom + kept[1])
@@ -92,7 +92,8 @@ def _prepare_one(source: Path, out_dir: Path, resolution: int, crop: str, box: B
     path = out_dir / f"{key[:20]}.png"
     with write_atomically(path) as stream:
         stream.write(data)
-    return {"file": path.name, "sha256": hashlib.sha256(data).hexdigest(), "width": width, "height": height, "box": list(box)}
+    digest = hashlib.sha256(data).hexdigest()
+    return {"file": path.name, "sha256": digest, "width": width, "height": height, "box": list(box)}
 
 
 def _png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
@@ -115,7 +116,8 @@ def _read_index(path: Path) -> dict[str, dict]:
         value = json.loads(path.read_text(encoding="utf-8"))
         pictures = value["pictures"] if value["version"] == 1 else {}
         fields = {"key", "file", "sha256", "width", "height", "box"}
-        return {name: entry for name, entry in pictures.items() if fields <= entry.keys() and Path(entry["file"]).name == entry["file"]}
+        return {name: entry for name, entry in pictures.items()
+                if fields <= entry.keys() and Path(entry["file"]).name == entry["file"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -1,164 +1,232 @@
-"""A model file on disk: names, shapes and dtypes at once, values one tensor at a time. Nothing in it is ever executed."""
+"""One view of .safetensors and .ckpt files: names, shapes and dtypes from the header, tensors one at a time.
+
+Files are read with plain reads, never mapped: a file that shrinks meanwhile is an error, not a crash, and one that is
+to be replaced is not held.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
 import struct
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from ..errors import NotACheckpoint
-from .restricted_pickle import StoredTensor, load_pickle
+from ..errors import BadNumbers, NotACheckpoint, UnsupportedFamily
+from .torch_zip import read_torch_zip
 
-SAFETENSORS_DTYPES = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }
-SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-LONGEST_HEADER_BYTES = 100_000_000
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+              "U64": 8, "U32": 4, "U16": 2, "C64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
+HEADER_AT_MOST = 32 * 2**20
+CHUNK_BYTES = 8 * 2**20
+_AGAIN = "Download or copy the file again."
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor stands: `offset` and `size_bytes` in the file, strides in elements."""
+class Entry:
+    """One tensor of a file: where its bytes are. `strides` (in elements) only where they are not contiguous."""
 
-    dtype: torch.dtype
+    name: str
+    dtype: str  # as safetensors names it: F32, F16, BF16, I64, ...
     shape: tuple[int, ...]
-    offset: int
-    size_bytes: int
-    stride: tuple[int, ...]
+    start: int
+    nbytes: int
+    strides: tuple[int, ...] | None = None
 
     @property
-    def contiguous(self) -> bool:
-        return self.stride == contiguous_stride(self.shape)
+    def is_float(self) -> bool:
+        return self.dtype in ("F16", "BF16", "F32", "F64")
 
 
+@dataclass
 class CheckpointFile:
-    """Open a .safetensors or .ckpt file for reading; use as a context manager.
+    """An open model file. `entries` keeps the file's order; `numbers` are plain numbers beside the tensors."""
 
-    Raises NotACheckpoint if it is neither or cut off, UnsafeCheckpoint if its pickle asks for code.
-    """
+    path: Path
+    format: str  # "safetensors" or "ckpt"
+    entries: Mapping[str, Entry]
+    stream: IO[bytes]
+    metadata: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.metadata: dict[str, Any] = {}
-        try:
-            self._stream = path.open("rb")
-        except OSError as error:
-            raise NotACheckpoint(f"{path.name} is to be read", str(error.strerror or error),
-                                 "Choose a .safetensors or .ckpt file.") from error
-        try:
-            self._map = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:
-            self._stream.close()
-            raise _unreadable(path, "the file is empty") from error
-        try:
-            is_zip = self._map[:4] == b"PK\x03\x04"
-            self.format = "ckpt" if is_zip else "safetensors"
-            self.tensors: dict[str, TensorInfo] = self._read_zip() if is_zip else self._read_safetensors()
-        except BaseException:
-            self.close()
-            raise
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor in memory of its own, contiguous, in its own dtype. Raises NotACheckpoint, UnsupportedFamily."""
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise UnsupportedFamily(f"{self.path.name} is to be used", f"{name} is stored as {entry.dtype}",
+                                    "Use a file in fp32, fp16 or bf16.")
+        raw = torch.empty(entry.nbytes, dtype=torch.uint8)
+        self._fill(entry.start, memoryview(raw.numpy()))
+        flat = raw.view(DTYPES[entry.dtype])
+        if entry.strides is None:
+            return flat.reshape(entry.shape)
+        return flat.as_strided(entry.shape, entry.strides).contiguous()
+
+    def finite_tensor(self, name: str) -> torch.Tensor:
+        """`tensor`, proven to hold neither NaN nor Inf. Raises BadNumbers."""
+        tensor = self.tensor(name)
+        if not is_finite(tensor):
+            raise BadNumbers(f"{self.path.name} is to be used", f"{name} holds NaN or Inf",
+                             "The file is damaged, or its training diverged; use another.")
+        return tensor
+
+    def chunks(self, name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[torch.Tensor]:
+        """The tensor's bytes in order, as flat uint8 tensors that are valid until the next one."""
+        entry = self.entries[name]
+        if entry.strides is not None:
+            yield self.tensor(name).reshape(-1).view(torch.uint8)
+            return
+        buffer = torch.empty(min(chunk_bytes, entry.nbytes), dtype=torch.uint8)
+        for start in range(0, entry.nbytes, chunk_bytes):
+            part = buffer[: min(chunk_bytes, entry.nbytes - start)]
+            self._fill(entry.start + start, memoryview(part.numpy()))
+            yield part
+
+    def _fill(self, start: int, target: memoryview) -> None:
+        self.stream.seek(start)
+        done = 0
+        while done < len(target):
+            count = self.stream.readinto(target[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise NotACheckpoint(f"{self.path.name} is to be read", "it ends too early", _AGAIN)
+            done += count
+
+    def close(self) -> None:
+        self.stream.close()
 
     def __enter__(self) -> CheckpointFile:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        self._map.close()
-        self._stream.close()
 
-    def raw(self, name: str) -> bytes:
-        """The tensor's bytes as they stand in the file, in C order."""
-        info = self.tensors[name]
-        if info.contiguous:
-            return self._map[info.offset : info.offset + info.size_bytes]
-        return self.tensor(name).contiguous().view(torch.uint8).numpy().tobytes()
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """A copy of the tensor that outlives the file."""
-        info = self.tensors[name]
-        if math.prod(info.shape) == 0:
-            return torch.empty(info.shape, dtype=info.dtype)
-        # A bytearray so that torch gets memory it may write to.
-        flat = torch.frombuffer(bytearray(self._map[info.offset : info.offset + info.size_bytes]), dtype=info.dtype)
-        return flat.as_strided(info.shape, info.stride)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def _read_safetensors(self) -> dict[str, TensorInfo]:
-        if len(self._map) < 8:
-            raise _unreadable(self.path, "it is too short")
-        (length,) = struct.unpack("<Q", self._map[:8])
-        if length > min(LONGEST_HEADER_BYTES, len(self._map) - 8):
-            raise _unreadable(self.path, "it is neither a .safetensors nor a .ckpt file, or it is cut off")
-        try:
-            header = json.loads(self._map[8 : 8 + length])
-            self.metadata = header.pop("__metadata__", {})
-            return {name: self._checked(name, entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _unreadable(self.path, f"its header is damaged ({error})") from error
-
-    def _checked(self, name: str, entry: dict[str, Any], start: int) -> TensorInfo:
-        if entry["dtype"] not in SAFETENSORS_DTYPES:
-            raise _unreadable(self.path, f"{name} is stored as {entry['dtype']}: quantised files cannot be trained")
-        dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        if not all(type(size) is int and size >= 0 for size in (*shape, begin, end)):
-            raise ValueError(f"{name} has an impossible shape or place")
-        if end - begin != math.prod(shape) * dtype.itemsize or start + end > len(self._map):
-            raise ValueError(f"{name} reaches beyond the end of the file")
-        return TensorInfo(dtype, shape, start + begin, end - begin, contiguous_stride(shape))
-
-    def _read_zip(self) -> dict[str, TensorInfo]:
-        try:
-            with zipfile.ZipFile(self._stream) as archive:
-                entries = {info.filename: info for info in archive.infolist()}
-                pickles = [name for name in entries if name.endswith("data.pkl")]
-                if len(pickles) != 1:
-                    raise _unreadable(self.path, "it is a zip file, but holds no PyTorch checkpoint")
-                tensors, self.metadata = load_pickle(archive.open(pickles[0]), entries[pickles[0]].file_size, self.path.name)
-        except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-            raise _unreadable(self.path, f"it is damaged or cut off ({error})") from error
-        root = pickles[0][: -len("data.pkl")]
-        return {name: self._placed(name, stored, entries.get(f"{root}data/{stored.key}")) for name, stored in tensors.items()}
-
-    def _placed(self, name: str, stored: StoredTensor, entry: zipfile.ZipInfo | None) -> TensorInfo:
-        if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-            raise _unreadable(self.path, f"the values of {name} are missing or compressed")
-        header = self._map[entry.header_offset : entry.header_offset + 30]
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise _unreadable(self.path, f"the values of {name} are damaged")
-        name_length, extra_length = struct.unpack("<HH", header[26:30])
-        start = entry.header_offset + 30 + name_length + extra_length
-        size = stored.dtype.itemsize
-        last = sum((count - 1) * stride for count, stride in zip(stored.shape, stored.stride, strict=True))
-        elements = 0 if math.prod(stored.shape) == 0 else last + 1
-        begin = start + stored.offset * size
-        if stored.offset * size + elements * size > entry.file_size or begin + elements * size > len(self._map):
-            raise _unreadable(self.path, f"{name} reaches beyond the end of its values")
-        return TensorInfo(stored.dtype, stored.shape, begin, elements * size, stored.stride)
+def is_finite(tensor: torch.Tensor) -> bool:
+    """True if there is neither NaN nor Inf; no temporary larger than a few MiB."""
+    if not tensor.is_floating_point():
+        return True
+    # A sum is several times faster than isfinite; finite numbers may overflow it, so that it proves only one thing.
+    return all(
+        bool(torch.isfinite(part.sum(dtype=torch.float32))) or bool(torch.isfinite(part).all())
+        for part in tensor.reshape(-1).split(2**20)
+    )
 
 
-def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in elements, of a tensor in C order."""
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
+def open_checkpoint(path: Path) -> CheckpointFile:
+    """Read a model file's header. Raises NotACheckpoint, UnsafeCheckpoint, UnsupportedFamily.
+
+    What it is, is told by its content, not by its name.
+    """
+    asked = f"{path.name} is to be used"
+    if path.is_dir():
+        raise NotACheckpoint(asked, "it is a folder", "Choose a .safetensors or .ckpt file.")
+    try:
+        stream = path.open("rb", buffering=0)
+    except OSError as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
+        raise NotACheckpoint(asked, why, "Check the path.") from error
+    try:
+        return _recognised(path, asked, stream)
+    except BaseException:
+        stream.close()
+        raise
 
 
-def _unreadable(path: Path, why: str) -> NotACheckpoint:
-    return NotACheckpoint(f"{path.name} is to be read as a checkpoint", why,
-                          "Choose a Stable Diffusion .safetensors or .ckpt file, or download it again.")
+def _recognised(path: Path, asked: str, stream: IO[bytes]) -> CheckpointFile:
+    size = path.stat().st_size
+    head = stream.read(64)
+    if head[8:9] != b"{":  # the bytes before are a safetensors file's length, and could be anything
+        _refuse_by_magic(path, asked, head)
+    if head.startswith(b"PK\x03\x04"):
+        found, numbers = read_torch_zip(stream, size, path.name)
+        entries = {name: Entry(name, *found[name]) for name in found}
+        return CheckpointFile(path, "ckpt", entries, stream, {}, numbers)
+    entries, metadata = _read_safetensors_header(stream, size, asked)
+    return CheckpointFile(path, "safetensors", entries, stream, metadata)
+
+
+def _refuse_by_magic(path: Path, asked: str, head: bytes) -> None:
+    use = "Use the model's .safetensors or .ckpt file in fp32, fp16 or bf16."
+    if head.startswith(b"GGUF"):
+        raise UnsupportedFamily(asked, "it is a quantised model (GGUF)", use)
+    if path.suffix.lower() == ".onnx":
+        raise UnsupportedFamily(asked, "it is an ONNX model, which cannot be trained", use)
+    if head.startswith(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."):
+        raise NotACheckpoint(asked, "it is in PyTorch's format of before version 1.6",
+                             "Load it in a trusted place and save it as .safetensors.")
+    signs = {
+        b"": "it is empty", b"<": "it is a web page, not a model",
+        b"version https://git-lfs": "it is a Git LFS pointer",
+        b"\x89HDF": "it is an HDF5 file", b"\x80": "it is a pickle, but no PyTorch file",
+        b"\x89PNG": "it is a picture", b"\xff\xd8\xff": "it is a picture",
+    }
+    for sign, why in signs.items():
+        if (sign and head.startswith(sign)) or (not sign and not head):
+            raise NotACheckpoint(asked, why, _AGAIN)
+
+
+def _read_safetensors_header(stream: IO[bytes], size: int, asked: str) -> tuple[dict[str, Entry], dict[str, str]]:
+    stream.seek(0)
+    start = stream.read(9)
+    length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
+    if start[8:] != b"{" or length < 2:
+        raise NotACheckpoint(asked, "it is neither a .safetensors nor a .ckpt file", "Choose a model file.")
+    if 8 + length > size or length > HEADER_AT_MOST:
+        raise NotACheckpoint(asked, "it is cut off or damaged", _AGAIN)
+    stream.seek(8)
+    text = stream.read(length)
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_int=_short_int)
+        metadata = header.pop("__metadata__", {})
+        entries = {name: _entry(name, value, 8 + length) for name, value in header.items()}
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("metadata that is no table of texts")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise NotACheckpoint(asked, f"its header is damaged ({error})", _AGAIN) from error
+    end = 8 + length
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.nbytes)):
+        if entry.start != end:
+            raise NotACheckpoint(asked, f"the data of {entry.name} is not where it should be", _AGAIN)
+        end += entry.nbytes
+    if end != size:
+        raise NotACheckpoint(asked, f"it has {size} bytes, and its header promises {end}", _AGAIN)
+    return entries, metadata
+
+
+def _entry(name: str, value: Mapping[str, Any], base: int) -> Entry:
+    begin, end = value["data_offsets"]
+    shape = tuple(value["shape"])
+    if not all(type(number) is int and 0 <= number < 2**62 for number in (begin, end, *shape)):
+        raise ValueError(f"impossible numbers for {name}")
+    dtype = value["dtype"]
+    if not isinstance(dtype, str) or end < begin or len(shape) > 16:
+        raise ValueError(f"impossible values for {name}")
+    if dtype in ITEM_BYTES and math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
+        raise ValueError(f"{name} has another size than its shape")
+    return Entry(name, dtype, shape, base + begin, end - begin)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name that comes twice")
+    return made
+
+
+def _short_int(digits: str) -> int:
+    if len(digits) > 20:  # older Pythons would work on it for hours
+        raise ValueError("a number too long")
+    return int(digits)

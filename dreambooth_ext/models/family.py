@@ -1,60 +1,139 @@
-"""Which model a file is, told from the names and shapes of its tensors."""
+"""The model families as rows of a table, and which of them a file belongs to. Names and shapes decide, nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..errors import MissingTensors, UnsupportedFamily
-from .checkpoint_file import TensorInfo
-from .ldm_keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+from ..errors import MissingTensors, NotACheckpoint, UnsupportedFamily
 
-SUPPORTED = "Stable Diffusion 1.x and models made from it are supported."
+Shapes = Mapping[str, tuple[int, ...]]
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+EMA = "model_ema."
+
+
+@dataclass(frozen=True)
+class TextEncoderRow:
+    """One text encoder of a family, and which of its layers the UNet was trained on."""
+
+    part: str  # its folder in diffusers' format
+    prefix: str  # of its tensors in the file
+    layout: str  # "clip" (transformers' names) or "openclip" (q, k, v joined)
+    pad_token: str
+    projected: bool = False  # gives the pooled embedding
+    penultimate: bool = False  # the UNet reads the last but one layer, without final norm
 
 
 @dataclass(frozen=True)
 class Family:
-    """A row of the table: what all models of a family share."""
+    """A row: what all models of a family share. Inpainting models (9 input channels) have no rows of their own."""
 
+    key: str
     name: str
-    text_prefix: str
-    resolution: int  # pixels, a side
+    resolution: int  # px
+    text_encoders: tuple[TextEncoderRow, ...]
+    heads: int | None  # attention heads of the UNet; None: 64 channels each
     scaling_factor: float  # of the VAE's latents
-    architecture: str  # modelspec's word for it
+    architecture: str  # modelspec's name
+
+    @property
+    def has_time_ids(self) -> bool:
+        return self.key == "sdxl"
 
 
-SD1 = Family("SD 1.x", TEXT_PREFIX, 512, 0.18215, "stable-diffusion-v1")
+_END = "<|endoftext|>"
+_CLIP_PREFIX = "cond_stage_model.transformer.text_model."
+SD1 = Family("sd1", "Stable Diffusion 1.x", 512,
+             (TextEncoderRow("text_encoder", _CLIP_PREFIX, "clip", _END),), 8, 0.18215, "stable-diffusion-v1")
+SD2 = Family("sd2", "Stable Diffusion 2.x", 512,
+             (TextEncoderRow("text_encoder", "cond_stage_model.model.", "openclip", "!"),),
+             None, 0.18215, "stable-diffusion-v2")
+SDXL = Family("sdxl", "Stable Diffusion XL", 1024,
+              (TextEncoderRow("text_encoder", "conditioner.embedders.0.transformer.text_model.", "clip", _END,
+                              penultimate=True),
+               TextEncoderRow("text_encoder_2", "conditioner.embedders.1.model.", "openclip", "!",
+                              projected=True, penultimate=True)),
+              None, 0.13025, "stable-diffusion-xl-v1-base")
+FAMILIES = (SD1, SD2, SDXL)
 
-# A tensor by which a file is known, and what it then is.
+# What a file is, by a part of some tensor's name. The first that fits counts.
 _OTHERS = (
-    ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
-    ("model.diffusion_model.x_embedder.proj.weight", "Stable Diffusion 3"),
-    ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "Flux"),
-    ("double_blocks.0.img_attn.qkv.weight", "Flux"),
-    ("conditioner.embedders.1.model.ln_final.weight", "SDXL"),
-    ("conditioner.embedders.0.model.ln_final.weight", "the SDXL refiner"),
-    ("cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight", "Stable Diffusion 2.x"),
-    ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight", "a LoRA, not a whole model"),
-    ("first_stage_model.vquantizer.codebook.weight", "Stable Cascade"),
+    ("lora_unet_", "a LoRA, not a whole model"),
+    ("lora_te", "a LoRA, not a whole model"),
+    (".lora_up.", "a LoRA, not a whole model"),
+    (".lora_A.", "a LoRA, not a whole model"),
+    (".hada_w1", "a LyCORIS file, not a whole model"),
+    (".oft_", "a LyCORIS file, not a whole model"),
+    ("control_model.", "a ControlNet"),
+    ("controlnet_", "a ControlNet"),
+    ("emb_params", "a textual inversion"),
+    ("string_to_param", "a textual inversion"),
+    ("double_blocks.", "Flux"),
+    ("joint_blocks.", "Stable Diffusion 3"),
+    ("x_embedder.proj.weight", "Stable Diffusion 3"),
+    ("joint_transformer_blocks.", "AuraFlow"),
+    ("adaln_single.", "PixArt"),
+    ("clip_txt_mapper", "Stable Cascade"),
+    ("effnet_mapper", "Stable Cascade"),
+    ("cap_embedder", "Lumina"),
+    ("depth_model.", "the depth model of Stable Diffusion 2"),
+    ("noise_augmentor.", "Stable unCLIP"),
+    ("cond_stage_model.roberta.", "AltDiffusion"),
+    ("cond_stage_model.transformation.", "AltDiffusion"),
+    ("motion_modules.", "AnimateDiff"),
+    ("image_proj.", "an IP-Adapter"),
+    (".absmax", "a quantised model"),
+    (".quant_state", "a quantised model"),
+    (".qweight", "a quantised model"),
+    (".scale_weight", "a quantised model"),
+    ("text_encoders.", "a model with text encoders of another kind"),
 )
+_UNUSABLE_DTYPES = {"F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8"}
 
 
-def detect(tensors: Mapping[str, TensorInfo], path: Path) -> Family:
-    """The family of a file. Raises UnsupportedFamily by name, or MissingTensors if it is no model that we know."""
-    for marker, name in _OTHERS:
-        if marker in tensors:
-            raise UnsupportedFamily(f"{path.name} is to be trained", f"it is {name}", SUPPORTED)
-    if any(name.startswith(("lora_unet_", "lora_te")) for name in tensors):
-        raise UnsupportedFamily(f"{path.name} is to be trained", "it is a LoRA, not a whole model", SUPPORTED)
-    first = tensors.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
-    if first is None:
-        raise MissingTensors(f"{path.name} is to be trained", "it holds no Stable Diffusion UNet", SUPPORTED)
-    if len(first.shape) != 4 or first.shape[1] != 4:
-        kind = "an inpainting model" if first.shape[1:2] == (9,) else "a model of another kind of input"
-        raise UnsupportedFamily(f"{path.name} is to be trained", f"it is {kind}", SUPPORTED)
-    for prefix, part in ((VAE_PREFIX, "VAE"), (TEXT_PREFIX, "text encoder")):
-        if not any(name.startswith(prefix) for name in tensors):
-            raise MissingTensors(f"{path.name} is to be trained", f"it holds no {part}",
-                                 "Use the full checkpoint, not one that was pruned of its parts.")
-    return SD1
+def detect(shapes: Shapes, dtypes: Mapping[str, str], file: str) -> Family:
+    """The family of a file with these tensors. Raises UnsupportedFamily, NotACheckpoint, MissingTensors."""
+    asked = f"{file} is to be trained"
+    instead = "Use a whole checkpoint of " + ", ".join(family.name for family in FAMILIES) + "."
+    for sign, what in _OTHERS:
+        if any(sign in name for name in shapes):
+            raise UnsupportedFamily(asked, f"it is {what}", instead)
+    quantised = next((name for name in shapes if name.startswith(UNET) and dtypes.get(name) in _UNUSABLE_DTYPES), None)
+    if quantised is not None:
+        raise UnsupportedFamily(asked, f"it is quantised to {dtypes[quantised]}", "Use the fp16 or fp32 file of it.")
+    family = _by_text_encoder(shapes, asked, instead)
+    entrance = shapes.get(UNET + "input_blocks.0.0.weight", ())
+    channels = entrance[1] if len(entrance) == 4 else 0
+    if channels == 8:
+        raise UnsupportedFamily(asked, "it is InstructPix2Pix", instead)
+    if channels == 5:
+        raise UnsupportedFamily(asked, "it is a depth model", instead)
+    if channels not in (4, 9):
+        raise MissingTensors(asked, f"{UNET}input_blocks.0.0.weight is missing or has another shape", instead)
+    return family
+
+
+def _by_text_encoder(shapes: Shapes, asked: str, instead: str) -> Family:
+    if not any(name.startswith(UNET) for name in shapes):
+        raise _no_unet(shapes, asked, instead)
+    if any(name.startswith("conditioner.embedders.1.model.") for name in shapes):
+        return SDXL
+    refiner = shapes.get("conditioner.embedders.0.model.ln_final.weight")
+    if refiner is not None:
+        raise UnsupportedFamily(asked, "it is SD-Turbo" if refiner == (1024,) else "it is the refiner of SDXL", instead)
+    if any(name.startswith("cond_stage_model.model.transformer.resblocks.") for name in shapes):
+        return SD2
+    if any(name.startswith("cond_stage_model.transformer.") for name in shapes):
+        return SD1
+    raise MissingTensors(asked, "its text encoder is missing", "Use a whole checkpoint, not one of the UNet alone.")
+
+
+def _no_unet(shapes: Shapes, asked: str, instead: str) -> UnsupportedFamily | NotACheckpoint:
+    if any(name.startswith(("down_blocks.", "encoder.down_blocks.", "text_model.")) for name in shapes):
+        return UnsupportedFamily(asked, "it is one part of a diffusers folder",
+                                 "Convert the whole folder first: python -m dreambooth_ext convert FOLDER FILE")
+    if any(name.startswith(("encoder.down.", "decoder.up.", VAE)) for name in shapes):
+        return UnsupportedFamily(asked, "it is a VAE alone", instead)
+    return NotACheckpoint(asked, "there is no UNet of Stable Diffusion in it", instead)

@@ -1,170 +1,217 @@
 """A trained model as one file: the source checkpoint with the trained tensors in place of its own.
 
-Every other tensor, and every name that we do not know, stays byte for byte as it was. Tensors are read, checked and
-written one at a time, so that the memory needed is that of the largest of them.
+Every other tensor, and every name that we do not know, stays byte for byte as it was, and in order. Everything is
+read, checked and written a piece at a time, so that memory stays at about one tensor.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import BadNumbers, MissingTensors
+from ..errors import BadNumbers, MissingTensors, UnsafePath
 from ..files import require_safe_name, require_space, write_atomically
 from ..progress import SILENT, Progress
-from . import ldm_keys
-from .checkpoint_file import CheckpointFile
-from .family import Family, detect
-from .layout import Layout, layout_of
-from .load import WEIGHT_FILES, ldm_names
-from .vae import vae_file_names
-from .write import Entry, write_ckpt, write_safetensors
+from .checkpoint_file import DTYPES, CheckpointFile, Entry, is_finite, open_checkpoint
+from .checkpoint_writer import Output, write_ckpt, write_safetensors
+from .convert import resolved
+from .diffusers_folder import WEIGHT_FILES, PartFiles
+from .family import EMA, UNET, VAE
+from .layout import PartLayout
+from .ldm_keys import CONV, SAME, Rule
+from .load import recognise
+from .modelspec import header_of
+from .networks import built, shapes_of
+from .sidecar import sidecar_path
+from .vae_file import vae_rules_in
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Averaged weights of the base: left in, they would give untrained weights to whoever extracts them.
-STALE_PREFIX = "model_ema."
-TRAINED_PARTS = ("unet", "text_encoder")
+DTYPE_OF = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+# Only what is below these is cast when another precision is asked for: schedules beside them keep theirs.
+WEIGHT_PREFIXES = (UNET, VAE, "cond_stage_model.", "conditioner.")
 
 
-def publish(source: Path, diffusers_dir: Path, destination_dir: Path, name: str, *, publish_format: str = "ckpt",
-            dtype: str = "source", vae: Path | None = None, metadata: Mapping[str, Any] | None = None,
-            progress: Progress = SILENT) -> list[Path]:
-    """Write NAME.ckpt, NAME.safetensors or both into `destination_dir`, with the sidecar the source has.
+@dataclass(frozen=True)
+class Replacement:
+    """Where the new numbers of a tensor of the file are, and how they are named and laid out there."""
 
-    The trained tensors come from `diffusers_dir` alone. Raises BadNumbers before anything gets its final name,
-    MissingTensors if folder and source do not fit, StorageError.
+    rule: Rule  # from the place's names to the file's
+    places: tuple[tuple[CheckpointFile, str], ...]
+
+    @property
+    def in_order(self) -> bool:
+        """True if its bytes are those of the file's tensor but for the dtype."""
+        return self.rule.how in (SAME, CONV) and self.places[0][0].entries[self.places[0][1]].strides is None
+
+    def tensor(self, shape: Sequence[int]) -> torch.Tensor:
+        return self.rule.to_ldm([file.tensor(name) for file, name in self.places], shape)
+
+    @property
+    def dtype(self) -> str:
+        return self.places[0][0].entries[self.places[0][1]].dtype
+
+
+def publish(
+    source: Path, diffusers_dir: Path, destination_dir: Path, name: str, *, publish_format: str = "ckpt",
+    dtype: str = "source", trained: Collection[str] | None = None, vae: Path | None = None,
+    metadata: Mapping[str, Any] | None = None, progress: Progress = SILENT,
+) -> list[Path]:
+    """Write NAME.ckpt, NAME.safetensors or both ("both"), and the sidecar if the source has one.
+
+    The trained tensors come from `diffusers_dir` alone: of the parts `trained`, by default all networks but the VAE
+    that it has. `vae` is another VAE file to be put in. `dtype`: "source", "fp32", "fp16", "bf16". Raises BadNumbers,
+    MissingTensors if folder and source do not fit, StorageError, Cancelled; nothing half-written is left.
     """
-    require_safe_name(name, "the model")
     formats = ("ckpt", "safetensors") if publish_format == "both" else (publish_format,)
-    paths = []
-    with CheckpointFile(source) as file, _Replacements() as replacements:
-        family = detect(file.tensors, source)
-        layout = layout_of(file.tensors, family, source)
-        for part in TRAINED_PARTS:
-            replacements.add_part(part, diffusers_dir / WEIGHT_FILES[part], layout, family, file)
+    require_safe_name(name, "the model")
+    paths = [destination_dir / f"{name}.{format_}" for format_ in formats]
+    for path in (*paths, sidecar_path(paths[0])):
+        if path.exists() and path.samefile(source):
+            raise UnsafePath(f"{path.name} is to be published", "it is the base itself, which is never written to",
+                             "Choose another name.")
+    with ExitStack() as stack:
+        file = stack.enter_context(open_checkpoint(source))
+        family, sidecar, parts = recognise(file)
+        replacements = trained_tensors(file, diffusers_dir, parts, trained, stack)
         if vae is not None:
-            replacements.add_vae(vae, file)
-        entries = _entries(file, replacements, DTYPES.get(dtype))
-        require_space(destination_dir, sum(entry.size_bytes for entry in entries) * len(formats), "The finished model")
-        for number, format_ in enumerate(formats):
-            path = destination_dir / f"{name}.{format_}"
-            with write_atomically(path) as stream:
-                count = len(entries)
-                told = _counter(progress, number * count, count * len(formats), path.name)
-                if format_ == "ckpt":
-                    write_ckpt(stream, entries, _plain(metadata), told)
-                else:
-                    write_safetensors(stream, entries, _modelspec(metadata, family, layout), told)
-            paths.append(path)
-    sidecar = source.with_suffix(".yaml")
-    if sidecar.is_file():
-        with write_atomically(destination_dir / f"{name}.yaml") as stream, sidecar.open("rb") as original:
-            shutil.copyfileobj(original, stream)
+            replacements |= vae_tensors(file, Path(vae), parts, stack)
+        outputs = overlay(file, replacements, dtype, progress)
+        require_space(destination_dir, sum(output.nbytes for output in outputs) * len(paths), "The finished model")
+        header = header_of(file, family, sidecar, metadata or {})
+        for path in paths:
+            _write(path, outputs, header, int((metadata or {}).get("global_step", 0)), progress)
+    _copy_sidecar(source, paths[0])
     return paths
 
 
-class _Replacements:
-    """Where the new values of a name come from. Keeps the files open while they are read."""
-
-    def __init__(self) -> None:
-        self._files: list[CheckpointFile] = []
-        self._where: dict[str, tuple[CheckpointFile, str]] = {}
-
-    def __enter__(self) -> _Replacements:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file in self._files:
-            file.close()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
-
-    def tensor(self, name: str) -> torch.Tensor:
-        file, key = self._where[name]
-        return file.tensor(key)
-
-    def add_part(self, part: str, path: Path, layout: Layout, family: Family, source: CheckpointFile) -> None:
-        """Take the weights of one module of a diffusers folder; a part that is not there was not trained."""
-        if not path.is_file():
-            return
-        self._files.append(file := CheckpointFile(path))
-        for key, name in ldm_names(part, file, layout, family).items():
-            self._add(name, file, key, source)
-
-    def add_vae(self, path: Path, source: CheckpointFile) -> None:
-        self._files.append(file := CheckpointFile(path))
-        for name, key in vae_file_names(file).items():
-            if ldm_keys.VAE_PREFIX + name in source.tensors:
-                self._add(ldm_keys.VAE_PREFIX + name, file, key, source)
-
-    def _add(self, name: str, file: CheckpointFile, key: str, source: CheckpointFile) -> None:
-        if name not in source.tensors or _count(file.tensors[key].shape) != _count(source.tensors[name].shape):
-            raise MissingTensors(f"{source.path.name} is to take {key}", "it has no such tensor of that size",
-                                 "The base must be the file that the run was started with.")
-        self._where[name] = file, key
-
-
-def _entries(file: CheckpointFile, replacements: _Replacements, dtype: torch.dtype | None) -> list[Entry]:
-    entries = []
-    for name, info in file.tensors.items():
-        if name.startswith(STALE_PREFIX):
+def trained_tensors(
+    file: CheckpointFile, folder: Path, parts: Sequence[PartLayout], trained: Collection[str] | None, stack: ExitStack
+) -> dict[str, Replacement]:
+    """By the file's names. Raises MissingTensors unless the folder has each tensor of each part, in its shape."""
+    if trained is None:
+        trained = [part for part, weights in WEIGHT_FILES.items() if part != "vae" and (folder / part).is_dir()]
+    found: dict[str, Replacement] = {}
+    for layout in parts:
+        if layout.part not in trained:
             continue
-        target = dtype if dtype is not None and info.dtype.is_floating_point else info.dtype
-        entries.append(Entry(name, target, info.shape, _reader(file, replacements, name, target)))
-    return entries
+        wanted = shapes_of(built(layout, file.path.name))
+        have = stack.enter_context(PartFiles(folder, layout.part))
+        for ours, shape in wanted.items():
+            if have.shapes().get(ours) != shape:
+                raise MissingTensors(f"{folder.name}/{layout.part} is to be published over {file.path.name}",
+                                     f"{ours} is missing or has another shape",
+                                     "Publish with the base that was trained.")
+        for rule in resolved(layout.rules, file.shapes, wanted, file.path.name):
+            found[rule.ldm] = Replacement(rule, tuple(have.where[ours] for ours in rule.ours))
+    return found
 
 
-def _reader(file: CheckpointFile, replacements: _Replacements, name: str, dtype: torch.dtype) -> Callable[[], bytes]:
-    def read() -> bytes:
-        info = file.tensors[name]
-        if name not in replacements and dtype == info.dtype:
-            return file.raw(name)
-        tensor = replacements.tensor(name) if name in replacements else file.tensor(name)
-        tensor = tensor.to(dtype)
-        if not bool(torch.isfinite(tensor).all()):
-            raise BadNumbers(f"{name} is to be written as {dtype}", "it holds NaN or Inf",
-                             "Publish an earlier snapshot, train at a lower rate, or choose another precision.")
-        return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-    return read
+def vae_tensors(
+    file: CheckpointFile, path: Path, parts: Sequence[PartLayout], stack: ExitStack
+) -> dict[str, Replacement]:
+    """Another file's VAE in place of the file's own, by the file's names."""
+    layout = next(layout for layout in parts if layout.part == "vae")
+    wanted = shapes_of(built(layout, file.path.name))
+    other = stack.enter_context(open_checkpoint(path))
+    names = {rule.ours[0]: rule.ldm for rule in vae_rules_in(other, wanted)}
+    rules = resolved(layout.rules, file.shapes, wanted, file.path.name)
+    return {rule.ldm: Replacement(rule, ((other, names[rule.ours[0]]),)) for rule in rules}
 
 
-def _counter(progress: Progress, before: int, total: int, text: str) -> Callable[[int], None]:
-    def told(done: int) -> None:
+def overlay(
+    file: CheckpointFile, replacements: Mapping[str, Replacement], dtype: str, progress: Progress = SILENT
+) -> list[Output]:
+    """What is to be written, in the file's order: its own tensors, but for the replaced ones and stale averages."""
+    outputs, stale = [], 0
+    for name, entry in file.entries.items():
+        if name.startswith(EMA):
+            stale += 1
+            continue
+        target = entry.dtype
+        if dtype != "source" and entry.is_float and name.startswith(WEIGHT_PREFIXES):
+            target = DTYPE_OF[dtype]
+        outputs.append(_output(file, entry, replacements.get(name), target))
+    if stale:
+        progress.log(f"{stale} tensors of averaged weights ({EMA}*) are left out: they are not those of this model.")
+    return outputs
+
+
+def _output(file: CheckpointFile, entry: Entry, replacement: Replacement | None, dtype: str) -> Output:
+    def chunks() -> Iterator[torch.Tensor]:
+        changed = replacement is not None and not _is_same(file, entry, replacement)
+        origin = _replaced(entry, replacement) if replacement is not None and changed else _own(file, entry)
+        have = replacement.dtype if replacement is not None and changed else entry.dtype
+        for chunk in origin:
+            yield _cast(chunk, have, dtype, entry.name)
+
+    return Output(entry.name, dtype, entry.shape, chunks)
+
+
+def _own(file: CheckpointFile, entry: Entry) -> Iterator[torch.Tensor]:
+    yield from file.chunks(entry.name)
+
+
+def _replaced(entry: Entry, replacement: Replacement) -> Iterator[torch.Tensor]:
+    if replacement.in_order:
+        (file, name), = replacement.places
+        yield from file.chunks(name)
+    else:
+        yield replacement.tensor(entry.shape).reshape(-1).view(torch.uint8)
+
+
+def _is_same(file: CheckpointFile, entry: Entry, replacement: Replacement) -> bool:
+    """True if a tensor trained in less precision than the file's is, as far as that tells, the file's own.
+
+    In equal or higher precision the question does not arise: what was not changed is written with the same bytes.
+    """
+    if replacement.dtype in (entry.dtype, "F32", "F64"):
+        return False
+    own = file.tensor(entry.name).to(DTYPES[replacement.dtype])
+    return bool(torch.equal(own, replacement.tensor(entry.shape).reshape(own.shape)))
+
+
+def _cast(chunk: torch.Tensor, have: str, wanted: str, name: str) -> torch.Tensor:
+    """Bytes in one dtype as bytes in another, proven finite. Raises BadNumbers."""
+    if have not in DTYPES or not DTYPES[have].is_floating_point:
+        return chunk
+    values = chunk.view(DTYPES[have])
+    if have != wanted:
+        values = values.to(DTYPES[wanted])
+    if not is_finite(values):
+        too_large = have != wanted and is_finite(chunk.view(DTYPES[have]))
+        why = f"it holds numbers too large for {wanted}" if too_large else "it holds NaN or Inf"
+        raise BadNumbers(f"{name} is to be written", why, "Publish in fp32 or bf16." if too_large else
+                         "Publish an earlier snapshot, or train at a lower learning rate.")
+    return values.view(torch.uint8)
+
+
+def _write(
+    path: Path, outputs: Sequence[Output], header: Mapping[str, str], global_step: int, progress: Progress
+) -> None:
+    total = sum(output.nbytes for output in outputs)
+    done = 0
+
+    def wrote(count: int) -> None:
+        nonlocal done
+        done += count
         progress.check()
-        progress.report(before + done, total, text)
+        progress.report(done, total, path.name)
 
-    return told
-
-
-def _plain(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a .ckpt tells beside its tensors: only what every host's unpickler accepts."""
-    return {"global_step": int((metadata or {}).get("global_step", 0))}
-
-
-def _modelspec(metadata: Mapping[str, Any] | None, family: Family, layout: Layout) -> dict[str, str]:
-    """The header's fields, all strings: modelspec's own, and the provenance of the run."""
-    given = dict(metadata or {})
-    fields = {
-        "modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": family.architecture,
-        "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
-        "modelspec.prediction_type": "v" if layout.prediction_type == "v_prediction" else "epsilon",
-        "modelspec.resolution": f"{layout.resolution}x{layout.resolution}",
-        "modelspec.title": str(given.pop("title", "")), "modelspec.date": str(given.pop("date", "")),
-    }
-    for key, value in given.items():
-        fields[f"dreambooth.{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return fields
+    with write_atomically(path) as stream:
+        if path.suffix == ".ckpt":
+            write_ckpt(stream, outputs, {"global_step": global_step}, wrote)
+        else:
+            write_safetensors(stream, outputs, header, wrote)
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+def _copy_sidecar(source: Path, published: Path) -> None:
+    sidecar = sidecar_path(source)
+    if sidecar.is_file():
+        text = sidecar.read_bytes()
+        with write_atomically(sidecar_path(published)) as stream:
+            stream.write(text)
+

@@ -1,104 +1,141 @@
-"""The WebUI's DDIM: its timesteps are not diffusers', so that our pictures are those that txt2img will show.
-
-Denoising diffusion implicit models (Song et al., 2021), eta = 0, equation 12.
-"""
+"""The WebUI's DDIM (Song et al. 2021, eta 0), which is not diffusers': other timesteps, and a last step to t = 1."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from PIL import Image
 
+from ..errors import ConfigError
 from ..host import Txt2Img
 from ..progress import SILENT, Progress
-from .load import TRAIN_TIMESTEPS, StableDiffusion
+from .noise import TIMESTEPS
+from .stable_diffusion import StableDiffusion, inference
 from .text_encoder import Conditioning, encode_prompts
-from .vae import decode_latents
+from .unet import predict
+from .vae import decode_latents, encode_pictures
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def ddim_timesteps(steps: int) -> list[int]:
-    """The WebUI's timesteps, ascending: every (1000 // steps)th plus one. All but the first are evaluated.
+    """Ascending, as the WebUI makes them. The first is where sampling ends; all others are evaluated.
 
-    30 steps: 34 ... 991, with 1 as the end; 50 steps evaluate only 49.
+    30 steps: 1, 34, ..., 991, which is 30 evaluations; 50 steps: 1, 21, ..., 981, which is 49.
     """
-    return [min(t + 1, TRAIN_TIMESTEPS - 1) for t in range(0, TRAIN_TIMESTEPS, TRAIN_TIMESTEPS // steps)]
+    return [min(timestep + 1, TIMESTEPS - 1) for timestep in range(0, TIMESTEPS, TIMESTEPS // steps)]
 
 
-def predict(unet: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-    """The UNet's output (B, 4, h, w): noise or v, as the model predicts."""
-    extra = None
-    if conditioning.pooled is not None:
-        extra = {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids}
-    return unet(noisy_latents, timesteps, conditioning.hidden_states, added_cond_kwargs=extra, return_dict=False)[0]
+def ddim(
+    eps: Denoiser, x: torch.Tensor, alphas_cumprod: torch.Tensor, steps: int, progress: Progress = SILENT
+) -> torch.Tensor:
+    """Denoise `x` (B, 4, h, w), float32. `eps(x, timesteps)` predicts the noise in it at (B,) timesteps.
 
-
-def ddim_sample(model: StableDiffusion, noise: torch.Tensor, prompt: Conditioning, negative: Conditioning, *,
-                steps: int, guidance_scale: float, progress: Progress = SILENT) -> torch.Tensor:
-    """Latents (B, 4, h, w) from unit noise of that shape. Stops between two steps with Cancelled."""
-    alphas = model.alphas_cumprod().to(noise.device)
+    Equation 12 of Song et al. (2021) with sigma 0. Raises Cancelled between steps.
+    """
     timesteps = ddim_timesteps(steps)
-    latents = noise
-    for index in range(len(timesteps) - 1, 0, -1):
+    alphas = alphas_cumprod.float()
+    for t, t_next in zip(timesteps[:0:-1], timesteps[-2::-1], strict=True):
         progress.check()
-        alpha, alpha_before = alphas[timesteps[index]], alphas[timesteps[index - 1]]
-        eps = _guided_eps(model, latents, timesteps[index], alpha, prompt, negative, guidance_scale)
-        denoised = (latents - (1 - alpha).sqrt() * eps) / alpha.sqrt()
-        latents = alpha_before.sqrt() * denoised + (1 - alpha_before).sqrt() * eps
-    return latents
+        noise = eps(x, torch.full((x.shape[0],), t, device=x.device, dtype=torch.int64))
+        a, a_next = alphas[t].to(x), alphas[t_next].to(x)
+        denoised = (x - (1 - a).sqrt() * noise) / a.sqrt()
+        x = a_next.sqrt() * denoised + (1 - a_next).sqrt() * noise
+    return x
 
 
-def initial_noise(seeds: Sequence[int], height: int, width: int, channels: int = 4) -> torch.Tensor:
-    """(len(seeds), channels, height / 8, width / 8): each picture's noise comes from its own seed, drawn on the CPU."""
-    shape = (channels, height // 8, width // 8)
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def ddim_sample(
+    model: StableDiffusion, noise: torch.Tensor, prompt: Conditioning, negative: Conditioning, *, steps: int,
+    guidance_scale: float, progress: Progress = SILENT,
+) -> torch.Tensor:
+    """Scaled latents (B, 4, h, w) from unit noise of that shape, in float32. Raises Cancelled between steps."""
+    x = noise.to(model.device, torch.float32)
+    eps = guided_eps(model, prompt, negative, guidance_scale, _nothing_masked(model, x))
+    return ddim(eps, x, model.alphas_cumprod(), steps, progress)
 
 
-def render(model: StableDiffusion, request: Txt2Img, progress: Progress = SILENT, *, batch_size: int = 8,
-           clip_skip: int = 1) -> Iterator[Image]:
-    """Whole pictures in the order of the seeds. Modules are put back into the mode they were in."""
-    from PIL import Image
+def guided_eps(
+    model: StableDiffusion, positive: Conditioning, negative: Conditioning, guidance_scale: float,
+    inpainting_input: torch.Tensor | None = None,
+) -> Denoiser:
+    """Classifier-free guidance (Ho and Salimans 2022) in one batch of two; velocity is turned into noise."""
+    alphas = model.alphas_cumprod().float()
+    both = Conditioning.cat([positive, negative])
+    weight = next(model.unet.parameters())
+    both = both.to(weight.device, weight.dtype)
 
-    device, dtype = model.unet.device, model.unet.dtype
-    with inference(*model.modules):
-        negative = encode_prompts(model, [request.negative_prompt], clip_skip).to(dtype)
-        prompt = encode_prompts(model, [request.prompt], clip_skip).to(dtype)
+    def eps(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        given = x if inpainting_input is None else torch.cat([x, inpainting_input], dim=1)
+        out = predict(model.unet, torch.cat([given] * 2).to(weight.dtype), torch.cat([timesteps] * 2), both).float()
+        if model.prediction_type == "v_prediction":
+            a = alphas.to(x.device)[timesteps].repeat(2)[:, None, None, None]
+            out = a.sqrt() * out + (1 - a).sqrt() * torch.cat([x] * 2)
+        with_prompt, without = out.chunk(2)
+        return without + guidance_scale * (with_prompt - without)
+
+    return eps
+
+
+def initial_noise(seeds: Sequence[int], height: int, width: int) -> torch.Tensor:
+    """(B, 4, height / 8, width / 8) float32: each picture's own, from the CPU generator, as hosts draw it."""
+    return torch.stack([
+        torch.randn((4, height // 8, width // 8), generator=torch.Generator().manual_seed(seed)) for seed in seeds
+    ])
+
+
+def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [0, 1] to pictures; truncates to 8 bits as the WebUI does."""
+    array = (pixels * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in array]
+
+
+def render(
+    model: StableDiffusion, request: Txt2Img, progress: Progress = SILENT, batch_size: int = 8, clip_skip: int = 1
+) -> Iterator[Image.Image]:
+    """Whole pictures in the order of the seeds. Modules are left in the modes they were in.
+
+    Raises ConfigError for what this sampler cannot do, and Cancelled between steps.
+    """
+    _require_possible(request)
     for start in range(0, len(request.seeds), batch_size):
         progress.check()
-        seeds = request.seeds[start : start + batch_size]
-        with inference(*model.modules):
-            noise = initial_noise(seeds, request.height, request.width, model.vae.config.latent_channels)
-            latents = ddim_sample(model, noise.to(device, dtype), prompt[[0] * len(seeds)], negative[[0] * len(seeds)],
-                                  steps=request.steps, guidance_scale=request.guidance_scale, progress=progress)
-            pixels = decode_latents(model.vae, latents.to(model.vae.dtype)).permute(0, 2, 3, 1).float().cpu()
-        # Truncated, not rounded, as the WebUI does.
-        yield from (Image.fromarray(picture) for picture in (pixels * 255).to(torch.uint8).numpy())
+        # Not around the yield: whoever takes the pictures has gradients and modes of their own.
+        pictures = _render_batch(model, request, request.seeds[start : start + batch_size], progress, clip_skip)
+        yield from pictures
 
 
-@contextmanager
-def inference(*modules: Any) -> Iterator[None]:
-    """eval mode and no gradients inside; the modes are restored whatever happens."""
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.train(mode)
+def _render_batch(
+    model: StableDiffusion, request: Txt2Img, seeds: tuple[int, ...], progress: Progress, clip_skip: int
+) -> list[Image.Image]:
+    with inference(*model.modules):
+        size = (request.height, request.width)
+        prompt = encode_prompts(model, [request.prompt], clip_skip, size).repeat(len(seeds))
+        negative = encode_prompts(model, [request.negative_prompt], clip_skip, size).repeat(len(seeds))
+        if model.family.has_time_ids and not request.negative_prompt:
+            negative = negative.zeros_like()
+        noise = initial_noise(seeds, *size)
+        latents = ddim_sample(model, noise, prompt, negative, steps=request.steps,
+                              guidance_scale=request.guidance_scale, progress=progress)
+        return to_images(decode_latents(model.vae, latents))
 
 
-def _guided_eps(model: StableDiffusion, latents: torch.Tensor, timestep: int, alpha: torch.Tensor, prompt: Conditioning,
-                negative: Conditioning, guidance_scale: float) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans, 2022), both halves in one forward pass."""
-    steps = torch.full((2 * len(latents),), timestep, device=latents.device, dtype=torch.long)
-    output = predict(model.unet, torch.cat([latents, latents]), steps, Conditioning.cat([prompt, negative]))
-    if model.prediction_type == "v_prediction":
-        output = alpha.sqrt() * output + (1 - alpha).sqrt() * torch.cat([latents, latents])
-    with_prompt, without = output.chunk(2)
-    return without + guidance_scale * (with_prompt - without)
+def _nothing_masked(model: StableDiffusion, x: torch.Tensor) -> torch.Tensor | None:
+    """What an inpainting model reads beside the latents in txt2img: everything masked, a grey picture."""
+    if not model.inpainting:
+        return None
+    grey = torch.zeros((1, 3, x.shape[2] * 8, x.shape[3] * 8))
+    masked = encode_pictures(model.vae, grey).mean.to(x).expand(x.shape[0], -1, -1, -1)
+    return torch.cat([torch.ones_like(x[:, :1]), masked], dim=1)
+
+
+def _require_possible(request: Txt2Img) -> None:
+    faults = []
+    if request.sampler != "DDIM":
+        faults.append(f"sampler: {request.sampler} is not there without a WebUI; DDIM is")
+    if request.width % 8 or request.height % 8 or min(request.width, request.height) < 8:
+        faults.append(f"size: {request.width} x {request.height} px; both must be multiples of 8")
+    if not 1 <= request.steps <= TIMESTEPS:
+        faults.append(f"steps: {request.steps} is not between 1 and {TIMESTEPS}")
+    if faults:
+        raise ConfigError(faults)

@@ -1,73 +1,117 @@
-"""From prompts to what the UNet is conditioned on."""
+"""Prompts to what the UNet reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 
-from .load import StableDiffusion, load_tokenizer
+from ..errors import ConfigError
+from .stable_diffusion import StableDiffusion
+from .tokenizer import token_pieces, tokenizer_folder
 
-TOKENS = 77
+__all__ = ["Conditioning", "encode_prompts", "encode_tokens", "token_pieces", "tokenize", "tokenizer_folder"]
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """`hidden_states` (B, 77, C); for SDXL also `pooled` (B, P) and `time_ids` (B, 6)."""
+    """A batch of encoded prompts. SDXL also has `pooled` (B, P) and `time_ids` (B, 6): sizes and crop, in px."""
 
-    hidden_states: torch.Tensor
+    hidden_states: torch.Tensor  # (B, 77, C)
     pooled: torch.Tensor | None = None
     time_ids: torch.Tensor | None = None
 
-    def __getitem__(self, index: Any) -> Conditioning:
-        return Conditioning(*(None if part is None else part[index] for part in self._parts()))
+    def __len__(self) -> int:
+        return self.hidden_states.shape[0]
 
-    def to(self, *arguments: Any, **named: Any) -> Conditioning:
-        return Conditioning(*(None if part is None else part.to(*arguments, **named) for part in self._parts()))
+    def __getitem__(self, rows: int | slice | torch.Tensor | Sequence[int]) -> Conditioning:
+        """Some rows; an int gives a batch of one."""
+        index = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
+        return self._each(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+        return self._each(lambda tensor: tensor.to(device=device, dtype=dtype))
+
+    def detach(self) -> Conditioning:
+        return self._each(lambda tensor: tensor.detach())
+
+    def repeat(self, count: int) -> Conditioning:
+        """Each row `count` times in succession."""
+        return self._each(lambda tensor: tensor.repeat_interleave(count, dim=0))
+
+    def with_time_ids(self, time_ids: torch.Tensor) -> Conditioning:
+        """The same prompts for pictures of other size or crop; (B, 6): height, width, top, left, height, width."""
+        return Conditioning(self.hidden_states, self.pooled, time_ids)
+
+    def zeros_like(self) -> Conditioning:
+        """SDXL's empty negative prompt."""
+        pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
+        return Conditioning(torch.zeros_like(self.hidden_states), pooled, self.time_ids)
 
     @staticmethod
-    def cat(several: Sequence[Conditioning]) -> Conditioning:
-        """Join along the batch."""
-        columns = zip(*(one._parts() for one in several), strict=True)
-        return Conditioning(*(None if column[0] is None else torch.cat(column) for column in columns))
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """One batch after the other."""
+        def joined(tensors: list[Any]) -> torch.Tensor | None:
+            return None if tensors[0] is None else torch.cat(tensors)
 
-    def _parts(self) -> tuple[torch.Tensor | None, ...]:
-        return self.hidden_states, self.pooled, self.time_ids
+        hidden = torch.cat([part.hidden_states for part in parts])
+        return Conditioning(hidden, joined([p.pooled for p in parts]), joined([p.time_ids for p in parts]))
+
+    def _each(self, change: Any) -> Conditioning:
+        values = (self.hidden_states, self.pooled, self.time_ids)
+        return Conditioning(*(None if value is None else change(value) for value in values))
 
 
 def tokenize(model: StableDiffusion, prompts: Sequence[str]) -> list[torch.Tensor]:
-    """One int64 tensor (B, 77) for each text encoder; prompts are cut off or padded as in training."""
-    encoded = [tokenizer(list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-               for tokenizer in model.tokenizers]
-    return [each.input_ids for each in encoded]
+    """One (B, 77) int64 tensor for each text encoder, on the CPU. What exceeds 75 tokens is cut off."""
+    return [torch.tensor([tokenizer(prompt) for prompt in prompts], dtype=torch.int64).reshape(-1, 77)
+            for tokenizer in model.tokenizers]
 
 
-def encode_tokens(model: StableDiffusion, token_ids: Sequence[torch.Tensor], clip_skip: int = 1) -> Conditioning:
-    """Differentiable. clip_skip 1 takes the last layer, 2 the one before it; the final norm is applied either way."""
-    encoder = model.text_encoders[0]
-    output = encoder(token_ids[0].to(encoder.device), output_hidden_states=clip_skip > 1, return_dict=True)
-    if clip_skip == 1:
-        return Conditioning(output.last_hidden_state)
-    norm = getattr(encoder, "text_model", encoder).final_layer_norm  # transformers 5.6 has no text_model in between
-    return Conditioning(norm(output.hidden_states[-clip_skip]))
+def encode_tokens(
+    model: StableDiffusion, token_ids: Sequence[torch.Tensor], clip_skip: int = 1, size: tuple[int, int] | None = None
+) -> Conditioning:
+    """Encode what `tokenize` gave; differentiable. `size` is (height, width) in px, by default the model's own.
+
+    clip_skip 1 is the layer that the model was trained on, 2 the one before it, as hosts count (SD 1.x, 2.x; the
+    final norm is applied as in inference). SDXL always reads its last but one. Raises ConfigError.
+    """
+    rows = model.family.text_encoders
+    hidden, pooled = [], None
+    for row, encoder, ids in zip(rows, model.text_encoders, token_ids, strict=True):
+        layers = encoder.config.num_hidden_layers
+        if clip_skip > layers or (row.penultimate and clip_skip > 2):
+            most = "always takes the last but one layer" if row.penultimate else f"has {layers} layers"
+            raise ConfigError([f"--clip-skip: {clip_skip}, but {model.family.name} {most}"])
+        out = encoder(ids.to(encoder.device), output_hidden_states=row.penultimate or clip_skip > 1)
+        if row.penultimate:
+            hidden.append(out.hidden_states[-2])
+        elif clip_skip == 1:
+            hidden.append(out.last_hidden_state)
+        else:
+            hidden.append(_final_norm(encoder)(out.hidden_states[-clip_skip]))
+        if row.projected:
+            pooled = out.text_embeds
+    states = torch.cat(hidden, dim=-1)
+    return Conditioning(states, pooled, _time_ids(model, states, size) if model.family.has_time_ids else None)
 
 
-def encode_prompts(model: StableDiffusion, prompts: Sequence[str], clip_skip: int = 1) -> Conditioning:
-    """(B, 77, C) for B prompts, without gradients."""
+def encode_prompts(
+    model: StableDiffusion, prompts: Sequence[str], clip_skip: int = 1, size: tuple[int, int] | None = None
+) -> Conditioning:
+    """`tokenize` and `encode_tokens` in one, without gradients."""
     with torch.no_grad():
-        return encode_tokens(model, tokenize(model, prompts), clip_skip)
+        return encode_tokens(model, tokenize(model, prompts), clip_skip, size)
 
 
-@cache
-def _tokenizer() -> Any:
-    return load_tokenizer()
+def _time_ids(model: StableDiffusion, states: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+    height, width = size or (model.resolution, model.resolution)
+    ids = torch.tensor([height, width, 0, 0, height, width], device=states.device, dtype=states.dtype)
+    return ids.expand(states.shape[0], 6)
 
 
-def token_pieces(text: str) -> list[tuple[str, int]]:
-    """(piece, its number in CLIP's vocabulary) of a text; the more common a piece, the lower its number."""
-    tokenizer = _tokenizer()
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    return list(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
+def _final_norm(encoder: Any) -> Any:
+    # transformers 5.6 dropped the module between.
+    return getattr(encoder, "text_model", encoder).final_layer_norm

@@ -35,8 +35,10 @@ def snapshots(checkpoints_dir: Path) -> list[tuple[int, Path]]:
     return sorted((step, path) for step, path in found if (path / "state.pt").is_file())
 
 
-def write(checkpoints_dir: Path, step: int, modules: Mapping[str, Any], published: Mapping[str, Mapping[str, Any]] | None,
-          state: Mapping[str, Any], keep: int) -> Path:
+def write(
+    checkpoints_dir: Path, step: int, modules: Mapping[str, Any], published: Mapping[str, Mapping[str, Any]] | None,
+    state: Mapping[str, Any], keep: int,
+) -> Path:
     """Write a snapshot whole or not at all; older ones beyond `keep` (0: all are kept) go once it is safe.
 
     `modules` are the trained modules by part; `published` are other weights of theirs to publish (an average).

@@ -50,14 +50,16 @@ class LatentCache:
 
     def __init__(self, vae: Any, images: Sequence[TrainingImage], mirrored: bool, progress: Progress) -> None:
         self._latents: dict[tuple[str, bool], CachedLatents] = {}
-        wanted = {(image.sha256, flip): image.path for image in images for flip in ((False, True) if mirrored else (False,))}
+        flips = (False, True) if mirrored else (False,)
+        wanted = {(image.sha256, flip): image.path for image in images for flip in flips}
         progress.start("encoding pictures", len(wanted))
         with torch.no_grad():
             for number, ((sha256, flip), path) in enumerate(wanted.items(), start=1):
                 progress.check()
                 pixels = pixels_of(path, flip)[None].to(vae.device, vae.dtype)
                 posterior = vae.encode(pixels).latent_dist
-                self._latents[sha256, flip] = CachedLatents(posterior.mean[0].float().cpu(), posterior.std[0].float().cpu())
+                mean, std = (part[0].float().cpu() for part in (posterior.mean, posterior.std))
+                self._latents[sha256, flip] = CachedLatents(mean, std)
                 progress.report(number, len(wanted))
 
     def __getitem__(self, key: tuple[str, bool]) -> CachedLatents:
@@ -159,8 +161,8 @@ class DiffusersBatches:
             self._start_epoch()
         indices = self._pending.pop(0)
         instance = [self._dataset.instance[index] for index in indices]
-        prior = [self._dataset.prior[index % len(self._dataset.prior)] for index in indices] if self._dataset.prior else []
-        images = [*instance, *prior]
+        prior = self._dataset.prior
+        images = [*instance, *(prior[index % len(prior)] for index in indices if prior)]
         with torch.no_grad():
             posterior = self._vae.encode(torch.stack([pixels_of(image.path) for image in images])).latent_dist
         latents = (posterior.mean + posterior.std * torch.randn(posterior.mean.shape)) * self._vae.config.scaling_factor

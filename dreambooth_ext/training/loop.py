@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,19 @@ from ..dataset.manifest import TrainingSet
 from ..errors import Cancelled, Diverged, ResumeError
 from ..files import replace_folder
 from ..models.load import StableDiffusion, save_diffusers
-from ..models.sampling import predict
+from ..models.unet import predict
 from ..progress import Progress
 from ..run_folder import RunFolder
 from . import checkpoint
 from .data import Batch, DiffusersBatches, LatentCache, NativeBatches
 from .loss import dreambooth_loss
 from .memory import device_memory_gib, on_device, release
-from .noise_schedule import NoiseSchedule, with_zero_terminal_snr
+from .noise_schedule import NoiseSchedule
 from .precision import accelerator_for
 from .preview import write_previews
 from .session import Session
 
+LATENT_FACTOR = 8  # pixels per latent, a side
 EXPLODED = 1e4  # no loss of a latent diffusion model is ever near it
 
 
@@ -45,6 +46,8 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
     with torch.inference_mode(False), torch.enable_grad(), accelerator_for(config) as accelerator:
         session: Session | None = None
         try:
+            # Zero terminal SNR changes what the model is, for previews and whoever loads it, as well as its training.
+            model = replace(model, zero_terminal_snr=model.zero_terminal_snr or config.zero_terminal_snr)
             cache = _encode(config, model, dataset, accelerator.device, progress)
             session = Session(config, model, accelerator)
             loop = _Loop(config, session, dataset, cache, run, progress)
@@ -58,7 +61,9 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
     return TrainResult(config.steps or 0, tuple(losses), run.diffusers_dir)
 
 
-def _encode(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, device: Any, progress: Progress) -> LatentCache:
+def _encode(
+    config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, device: Any, progress: Progress
+) -> LatentCache:
     with on_device(model.vae, device):
         return LatentCache(model.vae, [*dataset.instance, *dataset.prior], config.random_flip, progress)
 
@@ -74,11 +79,11 @@ class _Loop:
         if config.draw_order == "diffusers":
             self._batches: Any = DiffusersBatches(config, dataset, session.model.vae)
         else:
-            self._batches = NativeBatches(config, dataset, cache, scaling, accelerator.process_index, accelerator.num_processes)
-        alphas = session.model.alphas_cumprod()
-        self._schedule = NoiseSchedule(with_zero_terminal_snr(alphas) if config.zero_terminal_snr else alphas).to(session.device)
-        prompts = [image.prompt for image in (*dataset.instance, *dataset.prior)]
-        session.cache_prompts([*prompts, ""] if config.caption_dropout else prompts)
+            self._batches = NativeBatches(config, dataset, cache, scaling, accelerator.process_index,
+                                          accelerator.num_processes)
+        self._schedule = NoiseSchedule(session.model.alphas_cumprod().float()).to(session.device)
+        prompts = [(image.prompt, (image.height, image.width)) for image in (*dataset.instance, *dataset.prior)]
+        session.cache_prompts([*prompts, *(("", size) for _, size in prompts)] if config.caption_dropout else prompts)
         self._losses: list[float] = []
         self._snapshot_step = -1
         self._writes = accelerator.is_main_process
@@ -134,7 +139,8 @@ class _Loop:
         latents, noise = batch.latents.to(session.device), batch.noise.to(session.device)
         timesteps = batch.timesteps.to(session.device)
         noisy = self._schedule.add_noise(latents, noise, timesteps)
-        output = predict(session.prepared["unet"], noisy, timesteps, session.conditioning(batch.prompts))
+        size = latents.shape[-2] * LATENT_FACTOR, latents.shape[-1] * LATENT_FACTOR
+        output = predict(session.prepared["unet"], noisy, timesteps, session.conditioning(batch.prompts, size))
         kind = session.model.prediction_type
         target = noise if kind == "epsilon" else self._schedule.velocity(latents, noise, timesteps)
         return dreambooth_loss(output, target, timesteps, batch.instances, self._schedule, kind, self._config)
@@ -143,7 +149,8 @@ class _Loop:
         if not math.isfinite(loss) or loss > EXPLODED:
             kept = checkpoint.snapshots(self._run.checkpoints_dir)
             where = f"The last good snapshot is of step {kept[-1][0]}." if kept else "No snapshot was made before."
-            raise Diverged(f"training at learning rate {self._config.learning_rate:g}", f"the loss became {loss:g} at step {step}",
+            raise Diverged(f"training at learning rate {self._config.learning_rate:g}",
+                           f"the loss became {loss:g} at step {step}",
                            f"{where} Train again with a lower learning rate, or with bf16 or fp32 instead of fp16.")
 
     def _tell(self, step: int, figures: dict[str, float], steps_per_s: float) -> None:
@@ -178,12 +185,11 @@ class _Loop:
         if not self._config.preview_steps or not self._writes:
             return
         session, vae = self._session, self._session.model.vae
-        text_encoder = session.model.text_encoder
         with on_device(vae, session.device), session.published_weights():
-            text_encoder.to(session.device)
+            session.move_text_encoders(session.device)
             write_previews(session.model, self._config, self._run.previews_dir, step, self._progress)
-        if "text_encoder" not in session.modules:
-            text_encoder.to("cpu")
+        if not session.trains_text:
+            session.move_text_encoders("cpu")
 
     def _restore(self) -> int:
         if self._config.draw_order == "diffusers":

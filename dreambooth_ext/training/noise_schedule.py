@@ -33,10 +33,3 @@ class NoiseSchedule:
         alphas = self.alphas_cumprod.to(like.dtype)[timesteps]
         shape = (-1,) + (1,) * (like.dim() - 1)
         return (alphas**0.5).view(shape), ((1 - alphas) ** 0.5).view(shape)
-
-
-def with_zero_terminal_snr(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Shift and scale sqrt(a) so that the last timestep is pure noise, the first unchanged (Lin et al. 2023, algorithm 1)."""
-    root = alphas_cumprod.sqrt()
-    first, last = root[0].clone(), root[-1].clone()
-    return ((root - last) * first / (first - last)) ** 2

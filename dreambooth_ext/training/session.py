@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ class Session:
     def __init__(self, config: TrainConfig, model: StableDiffusion, accelerator: Any) -> None:
         self.config, self.model, self.accelerator = config, model, accelerator
         self.device = accelerator.device
+        self.text_encoders = {part: module for part, module in model.parts.items() if part.startswith("text_encoder")}
         self.modules: dict[str, Any] = {"unet": model.unet}
         if config.train_text_encoder:
-            self.modules["text_encoder"] = model.text_encoder
+            self.modules |= self.text_encoders
         for module in model.modules:
             module.requires_grad_(False)
         for module in self.modules.values():
@@ -33,31 +35,40 @@ class Session:
             if config.gradient_checkpointing:
                 _checkpoint_gradients(module)
         model.unet.to(self.device)
-        model.text_encoder.to(self.device)
+        self.move_text_encoders(self.device)
         groups = [{"params": list(module.parameters()), "name": part, "lr": self._base_lr(part)}
                   for part, module in self.modules.items()]
         self.optimizer = accelerator.prepare(optimizers.build(groups, config))
-        self.prepared = dict(zip(self.modules, accelerator.prepare(*self.modules.values()), strict=True)) \
-            if len(self.modules) > 1 else {"unet": accelerator.prepare(model.unet)}
+        self.prepared = {part: accelerator.prepare(module) for part, module in self.modules.items()}
         trained = [parameter for module in self.modules.values() for parameter in module.parameters()]
         self.ema = Ema(trained, config.ema_decay) if config.ema_decay else None
-        self._embeddings: dict[str, Conditioning] = {}
+        self._embeddings: dict[tuple[str, tuple[int, int]], Conditioning] = {}
 
-    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """With gradients while the text encoder is trained; from the cache when it is frozen."""
-        if "text_encoder" in self.modules:
-            tokens = [ids.to(self.device) for ids in tokenize(self.model, prompts)]
-            return encode_tokens(self._with_prepared_text_encoder(), tokens, self.config.clip_skip)
+    @property
+    def trains_text(self) -> bool:
+        return "text_encoder" in self.modules
+
+    def move_text_encoders(self, device: Any) -> None:
+        for module in self.text_encoders.values():
+            module.to(device)
+
+    def conditioning(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+        """Of prompts for pictures of (height, width) pixels; with gradients while the text encoders are trained."""
+        if self.trains_text:
+            encoders = tuple(self.prepared[part] for part in self.text_encoders)
+            model = replace(self.model, text_encoders=encoders)
+            return encode_tokens(model, tokenize(model, prompts), self.config.clip_skip, size)
         for prompt in prompts:
-            if prompt not in self._embeddings:
-                self._embeddings[prompt] = encode_prompts(self.model, [prompt], self.config.clip_skip)
-        return Conditioning.cat([self._embeddings[prompt] for prompt in prompts]).to(self.device)
+            if (prompt, size) not in self._embeddings:
+                self._embeddings[prompt, size] = encode_prompts(self.model, [prompt], self.config.clip_skip, size)
+        return Conditioning.cat([self._embeddings[prompt, size] for prompt in prompts]).to(self.device)
 
-    def cache_prompts(self, prompts: Sequence[str]) -> None:
-        """Encode all prompts of a frozen text encoder now, and let it leave the device."""
-        if "text_encoder" not in self.modules:
-            self.conditioning(sorted(set(prompts)))
-            self.model.text_encoder.to("cpu")
+    def cache_prompts(self, prompts: Sequence[tuple[str, tuple[int, int]]]) -> None:
+        """Encode all (prompt, size) pairs of frozen text encoders now, and let the encoders leave the device."""
+        if not self.trains_text:
+            for prompt, size in sorted(set(prompts)):
+                self.conditioning([prompt], size)
+            self.move_text_encoders("cpu")
 
     def set_learning_rates(self, step: int) -> dict[str, float]:
         """Set and return each part's rate for optimizer step `step` (from 0)."""
@@ -69,22 +80,22 @@ class Session:
         return rates
 
     def stop_text_encoder(self) -> None:
-        """From now on only the UNet is trained; its rows in the optimizer stay as they are."""
-        for parameter in self.modules["text_encoder"].parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
+        """From now on only the UNet is trained; the text encoders' rows in the optimizer stay as they are."""
+        for module in self.text_encoders.values():
+            for parameter in module.parameters():
+                parameter.requires_grad_(False)
+                parameter.grad = None
 
     @contextmanager
     def published_weights(self) -> Iterator[None]:
         """What is previewed and published stands in the model: the averages, if any."""
-        with ExitStack() as stack:
-            if self.ema is not None:
-                stack.enter_context(self.ema.swapped_in())
+        with self.ema.swapped_in() if self.ema is not None else nullcontext():
             yield
 
     def state_dict(self, step: int) -> dict[str, Any]:
         scaler = self.accelerator.scaler
-        return {"step": step, "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
+        return {"step": step, "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict() if self.ema else None,
                 "scaler": scaler.state_dict() if scaler is not None else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -95,7 +106,8 @@ class Session:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for module in self.modules.values() for parameter in module.parameters() if parameter.requires_grad]
+        everything = (parameter for module in self.modules.values() for parameter in module.parameters())
+        return [parameter for parameter in everything if parameter.requires_grad]
 
     def close(self) -> None:
         """Take Accelerate's wrappers off, so that the modules are as they were."""
@@ -104,13 +116,8 @@ class Session:
             module.eval()
         self.accelerator.free_memory()
 
-    def _with_prepared_text_encoder(self) -> StableDiffusion:
-        from dataclasses import replace
-
-        return replace(self.model, text_encoders=(self.prepared["text_encoder"], *self.model.text_encoders[1:]))
-
     def _base_lr(self, part: str) -> float:
-        own = self.config.text_encoder_learning_rate if part == "text_encoder" else None
+        own = self.config.text_encoder_learning_rate if part.startswith("text_encoder") else None
         return self.config.learning_rate if own is None else own
 
 

@@ -73,7 +73,7 @@ CHANGES = {
     "train_batch_size": 1, "prior_loss_weight": 0.3, "random_flip": True, "caption_dropout": 0.9, "draw_order": "diffusers",
 }
 NEEDS = {"lr_warmup_steps": {"lr_scheduler": "constant_with_warmup"}, "huber_c": {"loss_type": "huber"},
-         "lr_num_cycles": {"lr_scheduler": "cosine_with_restarts"}, "zero_terminal_snr": {}}
+         "lr_num_cycles": {"lr_scheduler": "cosine_with_restarts"}, "zero_terminal_snr": {"prediction_type": "v_prediction"}}
 VALUES = {"lr_warmup_steps": 3, "huber_c": 1.0, "lr_num_cycles": 3, "zero_terminal_snr": True}
 OUTCOME_ELSEWHERE = {"gradient_checkpointing", "memory_profile", "device"}  # same result, other memory; see their tests
 

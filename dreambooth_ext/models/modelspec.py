@@ -1,0 +1,48 @@
+"""The header of a .safetensors file: Stability's modelspec fields, and how the model was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .checkpoint_file import CheckpointFile
+from .family import SDXL, UNET, Family
+from .load import resolution_of
+from .prediction import prediction_of
+from .sidecar import Sidecar
+
+_OURS = "dreambooth."
+# They describe the source's bytes, not ours.
+_STALE = ("modelspec.", "sd_merge", "sshs_", _OURS)
+_KEPT = ("modelspec.license", "modelspec.author", "modelspec.usage_hint", "modelspec.trigger_phrase")
+
+
+def header_of(
+    file: CheckpointFile, family: Family, sidecar: Sidecar | None, metadata: Mapping[str, Any]
+) -> dict[str, str]:
+    """All fields as texts: what the source says that still holds, modelspec's, and `metadata` under `dreambooth.`."""
+    given = dict(metadata)
+    kind = str(given.pop("prediction_type", "")) or prediction_of(file, family, sidecar, None, "auto")[0]
+    side = int(given.pop("resolution", 0) or resolution_of(family, sidecar, kind))
+    inpainting = file.entries[f"{UNET}input_blocks.0.0.weight"].shape[1] == 9
+    fields = {name: value for name, value in file.metadata.items() if not name.startswith(_STALE) or name in _KEPT}
+    fields |= {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": _architecture(family, side) + ("-inpainting" if inpainting else ""),
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models" if family is SDXL
+        else "https://github.com/CompVis/stable-diffusion",
+        "modelspec.prediction_type": "v" if kind == "v_prediction" else "epsilon",
+        "modelspec.resolution": f"{side}x{side}",
+    }
+    for name in ("title", "date", "description", "author", "license"):
+        if given.get(name):
+            fields[f"modelspec.{name}"] = str(given.pop(name))
+    fields |= {_OURS + name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+               for name, value in given.items()}
+    fields["format"] = "pt"
+    return fields
+
+
+def _architecture(family: Family, side: int) -> str:
+    return f"{family.architecture}-{'768-v' if side == 768 else '512'}" if family.key == "sd2" else family.architecture

@@ -1,0 +1,45 @@
+"""The optimizer's step as a part of the backward pass: a gradient lives only until its parameter is updated.
+
+After "LOMO" (Lv et al. 2023) and torch's own tutorial on the hook. Only one gradient exists at a time, so there is
+no global norm to clip by: each tensor's own norm is limited instead, which is a tighter limit.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .chunked import ChunkedOptimizer, flat, pieces
+
+
+class FusedBackward:
+    """Hooks that update each parameter of `optimizer` as soon as its gradient is whole.
+
+    `max_grad_norm` limits the norm of each tensor's gradient; 0 does not. Gradients must not be accumulated.
+    """
+
+    def __init__(self, optimizer: ChunkedOptimizer, max_grad_norm: float) -> None:
+        self._optimizer, self._max_grad_norm = optimizer, max_grad_norm
+        self._groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._update) for parameter in self._groups]
+        self._squares: list[torch.Tensor] = []
+
+    def finish(self) -> torch.Tensor:
+        """Wait for the updates of this backward pass; returns the norm of all its gradients together, unclipped."""
+        self._optimizer.finish()
+        squares, self._squares = self._squares, []
+        return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def _update(self, parameter: torch.Tensor) -> None:
+        assert isinstance(parameter, torch.nn.Parameter) and parameter.grad is not None
+        gradient = flat(parameter.grad)
+        square = torch.stack([gradient[piece].float().square().sum() for piece in pieces(gradient.numel())]).sum()
+        self._squares.append(square)
+        if self._max_grad_norm:
+            gradient.mul_((self._max_grad_norm / (square.sqrt() + 1e-6)).clamp(max=1.0))
+        self._optimizer.step_parameter(parameter, self._groups[parameter])
+        parameter.grad = None

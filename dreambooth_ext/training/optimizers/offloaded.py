@@ -1,0 +1,91 @@
+"""AdamW whose fp32 weights and state live in RAM: the device holds bf16 copies (Ren et al. 2021, "ZeRO-Offload")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from .adamw import adam_step
+from .chunked import ChunkedOptimizer, flat, flat_gradient, pieces
+
+
+class OffloadedAdamW(ChunkedOptimizer):
+    """12 bytes a parameter in RAM, none on the device.
+
+    Gradients travel down, are worked on by a thread and come back as bf16 weights while the device goes on with the
+    backward pass; `finish` waits for the last of them. On a CPU it all happens in place, in order.
+    """
+
+    def __init__(self, groups: Iterable[Any], lr: float, betas: tuple[float, float], eps: float,
+                 weight_decay: float, seed: int = 0) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, seed)
+        self._thread: ThreadPoolExecutor | None = None
+        self._streams: tuple[Any, Any] | None = None
+        self._under_way: list[Future[None]] = []
+        for parameter in self._parameters():
+            self.state[parameter] = _master_state(parameter)
+
+    def step_parameter(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        state["step"] += 1
+        gradient = flat_gradient(parameter)
+        if not parameter.is_cuda:
+            _update(flat(parameter), gradient, state, group)
+            return
+        down, _ = self._start()
+        host = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=True)
+        down.wait_stream(torch.cuda.current_stream(parameter.device))
+        with torch.cuda.stream(down):
+            host.copy_(gradient, non_blocking=True)
+            gradient.record_stream(down)
+            arrived = torch.cuda.Event()
+            arrived.record(down)
+        assert self._thread is not None
+        self._under_way.append(self._thread.submit(self._update_from_afar, parameter, host, arrived, state, dict(group)))
+
+    def finish(self) -> None:
+        for update in self._under_way:
+            update.result()
+        self._under_way.clear()
+        if self._streams is not None:
+            torch.cuda.current_stream().wait_stream(self._streams[1])
+
+    def _start(self) -> tuple[Any, Any]:
+        if self._streams is None:
+            self._streams = torch.cuda.Stream(), torch.cuda.Stream()
+            self._thread = ThreadPoolExecutor(1, "offloaded optimizer")
+        return self._streams
+
+    @torch.no_grad()
+    def _update_from_afar(self, parameter: torch.nn.Parameter, gradient: torch.Tensor, arrived: Any,
+                          state: dict[str, Any], group: dict[str, Any]) -> None:
+        arrived.synchronize()
+        weights = torch.empty(gradient.shape, dtype=parameter.dtype, pin_memory=True)
+        _update(weights, gradient, state, group)
+        assert self._streams is not None
+        with torch.cuda.stream(self._streams[1]):
+            flat(parameter).copy_(weights, non_blocking=True)
+
+    def _placed(self, value: Any, parameter: torch.nn.Parameter) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.pin_memory() if parameter.is_cuda else value.clone()
+
+
+def _master_state(parameter: torch.nn.Parameter) -> dict[str, Any]:
+    def ram(values: torch.Tensor) -> torch.Tensor:
+        return values.pin_memory() if parameter.is_cuda else values
+
+    master = flat(parameter).to("cpu", torch.float32, copy=True)
+    return {"step": 0, "master": ram(master), "first": ram(torch.zeros_like(master)), "second": ram(torch.zeros_like(master))}
+
+
+def _update(weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Adam on the fp32 copy; `weights` becomes its rounding to nearest, which cannot drift."""
+    for piece in pieces(gradient.numel()):
+        master = state["master"][piece]
+        adam_step(master, gradient[piece].float(), state["first"][piece], state["second"][piece], state["step"], group)
+        weights[piece] = master.to(weights.dtype)

@@ -1,0 +1,109 @@
+"""The HTTP routes: the same validation as everywhere, guarded by the host's credentials."""
+
+import base64
+
+import pytest
+
+fastapi = pytest.importorskip("fastapi")
+from fastapi.testclient import TestClient  # noqa: E402
+
+from dreambooth_ext import api, recipe  # noqa: E402
+from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
+from dreambooth_ext.jobs import Jobs  # noqa: E402
+from dreambooth_ext.service import Service  # noqa: E402
+
+
+@pytest.fixture
+def service(tmp_path):
+    for name in ("models", "runs", "pictures"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "models" / "base.ckpt").write_bytes(b"x")
+    return Service(StandaloneHost(tmp_path / "models", tmp_path / "runs"), jobs=Jobs())
+
+
+def client(service, credentials=None):
+    app = fastapi.FastAPI()
+    api.mount(app, service, credentials or {})
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def body(tmp_path):
+    return {"base": "base.ckpt", "output_name": "rex", "instance_dir": str(tmp_path / "pictures"), "token": "rxz",
+            "class_noun": "dog"}
+
+
+def test_a_run_through_http(service, body, monkeypatch):
+    def train(config, host, progress):
+        while True:
+            progress.check()
+
+    monkeypatch.setattr(recipe, "train", train)
+    http = client(service)
+    started = http.post(f"{api.PREFIX}/start", json=body)
+    assert started.status_code == 200 and started.json()["name"] == "rex"
+    while http.get(f"{api.PREFIX}/status").json()["running"] is None:
+        pass
+    assert http.post(f"{api.PREFIX}/stop", json={}).json() == {"stopping": True}
+    assert service.jobs.find(started.json()["id"]).done.wait(5)
+    last = http.get(f"{api.PREFIX}/status").json()["last"]
+    assert (last["state"], last["stopped_by"]) == ("cancelled", "the API")
+    assert http.post(f"{api.PREFIX}/stop", json={}).json() == {"stopping": False}
+    assert http.get(f"{api.PREFIX}/runs").json() == []
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"steps": 0}, "--steps"), ({"token": ""}, "--token"), ({"output_name": "../x"}, "--output-name"),
+    ({"nonsense": 1}, "nonsense"), ({"learning_rate": "fast"}, "--learning-rate"), ({"steps": True}, "--steps"),
+])
+def test_bad_settings_are_refused_by_name(service, body, change, named):
+    answer = client(service).post(f"{api.PREFIX}/start", json={**body, **change})
+    assert answer.status_code == 422
+    assert any(fault.startswith(named) for fault in answer.json()["faults"])
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'"x"', b"[" * 100_000, b"\xff"])
+def test_what_is_no_json_object_is_refused(service, content):
+    answer = client(service).post(f"{api.PREFIX}/start", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+
+
+def test_a_form_that_any_web_page_can_send_is_refused(service, body):
+    import json
+
+    answer = client(service).post(f"{api.PREFIX}/start", content=json.dumps(body), headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 422 and service.jobs.all() == []
+
+
+@pytest.mark.parametrize("path", ["/runs/nothing/resume", "/runs/nothing/publish", "/runs/nothing/delete", "/runs/../delete"])
+def test_runs_that_are_not_there(service, path):
+    assert client(service).post(api.PREFIX + path, json={}).status_code in (404, 422)
+
+
+def basic(user, password):
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+def test_every_route_needs_a_password_where_the_host_has_one(service, body):
+    http = client(service, {"ann": "s3:cret"})
+    for method, path, _ in api._routes(service):
+        call = getattr(http, method.lower())
+        url = api.PREFIX + path.replace("{name}", "rex")
+        for headers in ({}, basic("ann", "wrong"), basic("bob", ""), basic("bob", "s3:cret"), basic("", ""),
+                        {"Authorization": "Bearer s3:cret"}, {"Authorization": "Basic ???"}):
+            assert call(url, headers=headers).status_code == 401, (method, path, headers)
+        assert call(url, headers=basic("ann", "s3:cret")).status_code != 401
+    assert service.jobs.all() == []
+
+
+def test_the_schema_is_served(service):
+    assert client(service).get(f"{api.PREFIX}/schema").json()["title"] == "TrainConfig"
+
+
+def test_only_some_settings_of_a_publication_may_change(service, body):
+    config = service.settings(body)
+    from dreambooth_ext.run_folder import RunFolder
+
+    RunFolder.for_config(config).create(config)
+    answer = client(service).post(f"{api.PREFIX}/runs/rex/publish", json={"settings": {"models_dir": "/etc"}})
+    assert answer.status_code == 422 and "models_dir" in answer.json()["error"]

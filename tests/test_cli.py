@@ -1,0 +1,253 @@
+"""The command line as a person meets it: whole runs, plain refusals, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, run
+from dreambooth_ext.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small SD 1.x checkpoint of random weights."""
+    from dreambooth_ext.models.specimen import SMALL, specimen
+    from dreambooth_ext.models.family import SD1
+
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    specimen(SD1, size=SMALL["sd1"]).write(path, torch.float16)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(random.integers(0, 255, (80, 96, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def arguments(base, pictures, tmp_path):
+    """A run of three steps that takes seconds."""
+    return {"--base": base, "--instance-dir": pictures, "--token": "rxz", "--class-noun": "dog", "--output-name": "rxz_dog",
+            "--models-dir": tmp_path / "models", "--runs-dir": tmp_path / "runs", "--steps": 3, "--resolution": 64,
+            "--num-class-images": 2, "--class-steps": 2, "--preview-steps": 2, "--seed": 1}
+
+
+def flat(arguments):
+    return [str(part) for pair in arguments.items() for part in pair]
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} if folder.exists() else {}
+
+
+def test_from_pictures_to_a_selected_model_that_renders(arguments, tmp_path, capsys):
+    assert run(["train", *flat(arguments), "--publish-format", "both", "--json"]) == DONE
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["phase"] for line in lines[:-1]} >= {"preparing", "class images", "training", "publishing"}
+    models = tmp_path / "models"
+    assert {path.name for path in models.iterdir()} >= {"rxz_dog.ckpt", "rxz_dog.safetensors", "selected.json"}
+    assert json.loads((models / "selected.json").read_text())["name"] == "rxz_dog.ckpt"
+    from diffusers import DiffusionPipeline
+
+    assert DiffusionPipeline.from_pretrained(str(tmp_path / "runs" / "rxz_dog" / "diffusers"), local_files_only=True).unet
+    for name in ("rxz_dog.ckpt", "rxz_dog.safetensors"):
+        out = tmp_path / name.replace(".", "_")
+        assert run(["render", "--base", str(models / name), "--prompt", "rxz dog", "--out", str(out), "--render-steps", "2",
+                    "--size", "64"]) == DONE
+    pixels = [np.asarray(Image.open(tmp_path / folder / "00-0.png")) for folder in ("rxz_dog_ckpt", "rxz_dog_safetensors")]
+    assert np.array_equal(*pixels)
+
+
+def test_runs_are_listed_and_published_again(arguments, tmp_path, capsys):
+    assert run(["train", *flat(arguments)]) == DONE
+    capsys.readouterr()
+    assert run(["runs", "--runs-dir", str(tmp_path / "runs")]) == DONE
+    assert "rxz_dog" in (out := capsys.readouterr().out) and "finished" in out
+    again = ["publish", "rxz_dog", "--runs-dir", str(tmp_path / "runs"), "--publish-format", "safetensors", "--name", "second"]
+    assert run(again) == DONE
+    assert (tmp_path / "models" / "second.safetensors").is_file()
+
+
+def test_the_same_name_twice_is_refused_and_the_first_run_is_left_alone(arguments, tmp_path, capsys):
+    assert run(["train", *flat(arguments)]) == DONE
+    before = tree(tmp_path / "models")
+    assert run(["train", *flat(arguments)]) == BAD_INPUT
+    assert "resume rxz_dog" in capsys.readouterr().err
+    assert tree(tmp_path / "models") == before
+
+
+def test_class_images_are_rendered_once(arguments, tmp_path, capsys):
+    given = {name: value for name, value in arguments.items() if name not in ("--output-name", "--preview-steps")}
+    assert run(["class-images", *flat(given)]) == DONE
+    first = tree(tmp_path / "runs" / "class-images")
+    assert sum(name.endswith(".png") for name in first) == 2
+    assert run(["class-images", *flat({**given, "--num-class-images": 3})]) == DONE
+    second = tree(tmp_path / "runs" / "class-images")
+    assert sum(name.endswith(".png") for name in second) == 3
+    assert all(second[name] == content for name, content in first.items() if name.endswith(".png"))
+
+
+def folder_of_nothing(path):
+    path.mkdir()
+    return path
+
+
+def truncated(path):
+    path.mkdir()
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path / "whole.png")
+    (path / "cut.png").write_bytes((path / "whole.png").read_bytes()[:300])
+    return path
+
+
+def a_text_named_png(path):
+    path.mkdir()
+    (path / "notes.png").write_text("these are notes")
+    return path
+
+
+@pytest.mark.parametrize(("flag", "make", "said"), [
+    ("--instance-dir", lambda path: path / "nowhere", "no such folder"),
+    ("--instance-dir", folder_of_nothing, "holds no pictures"),
+    ("--instance-dir", truncated, "cut.png"),
+    ("--instance-dir", a_text_named_png, "notes.png"),
+    ("--base", lambda path: path / "nowhere.safetensors", "nowhere.safetensors"),
+    ("--token", lambda path: "", "--token"),
+    ("--steps", lambda path: 0, "--steps"),
+    ("--steps", lambda path: -5, "--steps"),
+    ("--steps", lambda path: "many", "--steps"),
+    ("--output-name", lambda path: "../escaped", "--output-name"),
+    ("--learning-rate", lambda path: "nan", "--learning-rate"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_bad_input_is_refused_before_anything_starts(flag, make, said, arguments, tmp_path, capsys):
+    arguments[flag] = make(tmp_path / "bad")
+    assert run(["train", *flat(arguments)]) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert not (tmp_path / "runs" / "rxz_dog").exists() and not list((tmp_path / "models").glob("*.*"))
+
+
+def write_nan(path, base):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(base)
+    name = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
+    state[name] = state[name].clone()
+    state[name].view(-1)[5] = float("nan")
+    save_file(state, path)
+
+
+def write_missing(path, base):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(base)
+    del state["model.diffusion_model.middle_block.0.in_layers.2.weight"]
+    save_file(state, path)
+
+
+def write_other_family(path, base):
+    from safetensors.torch import save_file
+
+    save_file({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": torch.zeros(6, 2),
+               "model.diffusion_model.x_embedder.proj.weight": torch.zeros(2, 16, 2, 2)}, path)
+
+
+@pytest.mark.parametrize("write", [lambda path, base: path.write_text("this is no checkpoint"), lambda path, base: path.write_bytes(b""),
+                                   lambda path, base: path.write_bytes(base.read_bytes()[:100_000]), write_nan, write_missing,
+                                   write_other_family], ids=["text", "empty", "cut off", "nan", "missing", "other family"])
+def test_a_base_that_cannot_be_trained_is_refused(write, base, arguments, tmp_path, capsys):
+    path = tmp_path / "bad.safetensors"
+    write(path, base)
+    (tmp_path / "bad.yaml").write_bytes(base.with_suffix(".yaml").read_bytes())
+    arguments["--base"] = path
+    assert run(["train", *flat(arguments)]) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert "bad.safetensors" in error and "Traceback" not in error
+    assert not (tmp_path / "runs" / "rxz_dog").exists()
+
+
+def test_a_common_word_as_token_is_a_warning(arguments, capsys):
+    arguments["--token"] = "dog"
+    assert run(["train", *flat(arguments)]) == DONE
+    assert "word that the model knows" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(arguments, tmp_path, capsys):
+    (tmp_path / "models").mkdir(mode=0o555)
+    assert run(["train", *flat(arguments)]) == BAD_INPUT
+    assert "may not be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(arguments, tmp_path, capsys, monkeypatch):
+    from dreambooth_ext import files
+
+    real = os.fsync
+
+    def full(handle):
+        if ".ckpt" in os.readlink(f"/proc/self/fd/{handle}") or os.fstat(handle).st_size > 10_000_000:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert run(["train", *flat(arguments)]) == FAILED
+    error = capsys.readouterr().err
+    assert "disk is full" in error and "resume rxz_dog" in error
+    assert not list((tmp_path / "models").glob("rxz_dog*"))
+    monkeypatch.undo()
+    assert run(["resume", "rxz_dog", "--runs-dir", str(tmp_path / "runs")]) == DONE
+
+
+@pytest.mark.parametrize("change", ["picture", "base"])
+def test_a_resume_with_other_inputs_is_refused(change, arguments, base, pictures, tmp_path, capsys):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(base.read_bytes())
+    copy.with_suffix(".yaml").write_bytes(base.with_suffix(".yaml").read_bytes())
+    arguments["--base"] = copy
+    assert run(["train", *flat(arguments)]) == DONE
+    folder = RunFolder(tmp_path / "runs" / "rxz_dog")
+    folder.write_state(type(folder.state())(state="interrupted", step=1, steps=3))
+    if change == "picture":
+        Image.new("RGB", (80, 80), "red").save(pictures / "0.png")
+    else:
+        data = bytearray(copy.read_bytes())
+        data[-2] ^= 1
+        copy.write_bytes(data)
+    assert run(["resume", "rxz_dog", "--runs-dir", str(tmp_path / "runs")]) == BAD_INPUT
+    assert "changed" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(arguments, tmp_path):
+    arguments["--steps"] = 500
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "dreambooth_ext", "train", *flat(arguments), "--json"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    deadline = time.monotonic() + 240
+    for line in process.stdout:
+        report = json.loads(line)
+        if (report.get("phase") == "training" and report["done"] >= 3) or time.monotonic() > deadline:
+            process.send_signal(signal.SIGINT)
+            break
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "resume rxz_dog" in error and "Traceback" not in error
+    state = RunFolder(tmp_path / "runs" / "rxz_dog").state()
+    assert state.state == "interrupted" and state.step >= 3
+
+
+def test_the_real_photographs_go_through_the_corridor(photos, arguments, tmp_path):
+    arguments["--instance-dir"] = photos / "backpack_dog"
+    assert run(["train", *flat(arguments)]) == DONE
+    assert (tmp_path / "models" / "rxz_dog.ckpt").is_file()

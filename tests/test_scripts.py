@@ -1,0 +1,77 @@
+"""scripts/dreambooth.py, executed as the WebUI does it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOUBLE = REPOSITORY / "tests" / "webui_double" / "webui"
+
+LOAD = """
+import json, os, runpy, sys, time
+extension, data = sys.argv[1:3]
+os.environ["WEBUI_DOUBLE_DATA"] = data
+os.makedirs(os.path.join(data, "models", "Stable-diffusion"))
+sys.path.insert(0, {double!r})
+import gradio, fastapi, modules
+from modules import script_callbacks
+modules.start()
+path = list(sys.path)
+heavy = ("torch", "diffusers", "transformers", "accelerate", "numpy", "PIL")
+before = {{name for name in heavy if name in sys.modules}}
+
+def load():
+    script_callbacks.clear_callbacks()
+    sys.path.insert(0, extension)
+    started = time.perf_counter()
+    runpy.run_path(os.path.join(extension, "scripts", "dreambooth.py"))
+    sys.path[:] = path
+    return time.perf_counter() - started
+
+took = load()
+added = sorted({{name for name in heavy if name in sys.modules}} - before)
+callbacks = {{name: len(found) for name, found in script_callbacks.registered.items()}}
+from dreambooth_ext.jobs import JOBS
+first = JOBS
+load()
+from dreambooth_ext.jobs import JOBS
+for callback in script_callbacks.registered["ui_settings"]:
+    callback()
+tabs = [tab for callback in script_callbacks.registered["ui_tabs"] for tab in callback()]
+again = {{name: len(found) for name, found in script_callbacks.registered.items()}}
+print(json.dumps({{"took": took, "added": added, "callbacks": callbacks, "again": again, "same_jobs": first is JOBS,
+                   "tabs": [[label, name] for _, label, name in tabs],
+                   "components": len(tabs[0][0].blocks),
+                   "saved_to_config": sum(not getattr(block, "do_not_save_to_config", False)
+                                          for block in tabs[0][0].blocks.values())}}))
+"""
+
+
+def loaded(extension, data):
+    import json
+
+    done = subprocess.run([sys.executable, "-c", LOAD.format(double=str(DOUBLE)), str(extension), str(data)],
+                          capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_it_registers_once_and_loads_nothing_heavy(tmp_path):
+    found = loaded(REPOSITORY, tmp_path / "data")
+    assert found["added"] == []
+    assert found["callbacks"] == found["again"] == {"ui_tabs": 1, "ui_settings": 1, "after_component": 1,
+                                                    "app_started": 1}
+    assert found["same_jobs"]  # "Reload UI" finds the running job again
+    assert found["tabs"] == [["Dreambooth", "dreambooth"]]
+    assert found["components"] > 80 and found["saved_to_config"] == 0
+    assert found["took"] < 0.6  # 0.15 s on a machine of its own; CI shares its cores
+
+
+def test_the_folder_may_have_any_name(tmp_path):
+    extension = tmp_path / "my own (renamed) folder"
+    extension.symlink_to(REPOSITORY, target_is_directory=True)
+    assert loaded(extension, tmp_path / "data")["tabs"] == [["Dreambooth", "dreambooth"]]
+
+
+def test_it_is_small():
+    assert len((REPOSITORY / "scripts" / "dreambooth.py").read_text().splitlines()) < 50

@@ -1,0 +1,188 @@
+"""What the tab and the API share: validation, the host's folders, shared WebUIs, runs."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from dreambooth_ext import recipe
+from dreambooth_ext.errors import ConfigError, ResumeError, RunBusy, UnsafePath
+from dreambooth_ext.hosts.standalone import StandaloneHost
+from dreambooth_ext.jobs import Jobs
+from dreambooth_ext.run_folder import RunFolder
+from dreambooth_ext.service import Service, schema
+
+
+@pytest.fixture
+def host(tmp_path):
+    for name in ("models", "runs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "models" / "base.safetensors").write_bytes(b"x")
+    return StandaloneHost(tmp_path / "models", tmp_path / "runs")
+
+
+@pytest.fixture
+def service(host):
+    return Service(host, jobs=Jobs())
+
+
+@pytest.fixture
+def values(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    return {"base": "base.safetensors", "output_name": "rex", "instance_dir": str(tmp_path / "pictures"),
+            "token": "rxz", "class_noun": "dog"}
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Training that goes on until it is stopped."""
+    def train(config, host, progress):
+        run = RunFolder.for_config(config)
+        run.create(config)
+        while True:
+            progress.check()
+            threading.Event().wait(0.01)
+
+    monkeypatch.setattr(recipe, "train", train)
+
+
+def test_a_title_becomes_a_file_and_folders_come_from_the_host(service, host, values):
+    config = service.settings(values)
+    assert config.base == str(host.models_dir / "base.safetensors")
+    assert (config.models_dir, config.runs_dir) == (str(host.models_dir), str(host.runs_dir))
+    assert service.settings({**values, "models_dir": "elsewhere"}).models_dir == "elsewhere"
+
+
+def test_a_lora_goes_to_the_loras(service, host, values):
+    assert service.settings({**values, "lora_rank": 8}).models_dir == str(host.lora_dir)
+
+
+def test_every_fault_is_told_at_once(service):
+    with pytest.raises(ConfigError) as caught:
+        service.start({"base": "", "output_name": "", "steps": 0, "nonsense": 1})
+    assert caught.value.faults == ("nonsense: there is no such setting",)
+    with pytest.raises(ConfigError) as caught:
+        service.start({"base": "", "output_name": "a/b", "instance_dir": "", "token": "", "class_noun": ""})
+    assert len(caught.value.faults) == 5
+
+
+@pytest.mark.parametrize("name", ["base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir"])
+def test_a_shared_webui_confines_every_path(host, tmp_path, values, name):
+    service = Service(host, roots=[tmp_path / "dreambooth"], jobs=Jobs())
+    values["instance_dir"] = str(tmp_path / "dreambooth" / "pictures")
+    service.settings(values)
+    with pytest.raises(UnsafePath):
+        service.settings({**values, name: "/etc"})
+
+
+def test_a_link_out_of_the_roots_is_no_way_out(host, tmp_path, values):
+    root = tmp_path / "dreambooth"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "pictures")
+    service = Service(host, roots=[root], jobs=Jobs())
+    with pytest.raises(UnsafePath):
+        service.settings({**values, "instance_dir": str(root / "link")})
+    with pytest.raises(UnsafePath):
+        service.require_allowed(root / ".." / "secret")
+
+
+def test_a_run_is_started_seen_and_stopped(service, values, played):
+    job = service.start(values)
+    while not service.status()["running"]:
+        threading.Event().wait(0.01)
+    assert service.shown_job() is job
+    with pytest.raises(ConfigError, match="there already"):
+        service.start(values)
+    while not (service.host.runs_dir / "rex" / "config.json").exists():
+        threading.Event().wait(0.01)
+    with pytest.raises(RunBusy):
+        service.delete("rex")
+    assert service.stop(job.id, "a test") and job.done.wait(5)
+    assert job.state == "cancelled" and service.status()["last"]["stopped_by"] == "a test"
+    assert [row["name"] for row in service.runs()] == ["rex"]
+
+
+def test_stop_and_discard_leaves_nothing(service, values, played):
+    job = service.start(values)
+    while not (service.host.runs_dir / "rex" / "config.json").exists():
+        threading.Event().wait(0.01)
+    service.stop(job.id, "a test", discard=True)
+    assert job.done.wait(5) and service.runs() == []
+    assert not (service.host.runs_dir / "rex").exists()
+
+
+def test_a_waiting_run_can_be_taken_out_of_the_queue(service, values, played):
+    first = service.start(values)
+    second = service.start({**values, "output_name": "second"})
+    assert [job["name"] for job in service.status()["queue"]] in (["second"], ["rex", "second"])
+    service.stop(second.id, "a test")
+    service.stop(first.id, "a test")
+    assert first.done.wait(5) and second.done.wait(5)
+
+
+def test_wishes_reach_the_running_job(service, values, played):
+    assert not service.request("preview")
+    job = service.start(values)
+    while service.jobs.running is None:
+        threading.Event().wait(0.01)
+    assert service.request("preview") and job.progress.take_request("preview")
+    service.stop(job.id, "a test")
+    assert job.done.wait(5)
+
+
+def test_a_run_is_deleted_but_nothing_else(service, values, tmp_path):
+    config = replace(service.settings(values), concepts=())
+    run = RunFolder.for_config(config)
+    run.create(config)
+    service.delete("rex")
+    assert not run.path.exists() and (tmp_path / "pictures").exists()
+    for name in ("rex", "../models", "..", ""):
+        with pytest.raises((ResumeError, UnsafePath)):
+            service.delete(name)
+    assert (tmp_path / "models").exists()
+
+
+def test_a_damaged_run_does_not_hide_the_others(service, values):
+    config = service.settings(values)
+    for name in ("rex", "bad"):
+        RunFolder(service.host.runs_dir / name).create(replace(config, output_name=name))
+    (service.host.runs_dir / "bad" / "config.json").write_text("{")
+    rows = {row["name"]: row for row in service.runs()}
+    assert set(rows) == {"rex", "bad"} and "JSON" in rows["bad"]["message"]
+
+
+def test_snapshots_that_hold_a_model_can_be_published(service, values):
+    run = RunFolder.for_config(service.settings(values))
+    run.create(service.settings(values))
+    for name in ("step-000010", "step-000020"):
+        (run.checkpoints_dir / name / "diffusers").mkdir(parents=True)
+    (run.checkpoints_dir / "step-000020" / "diffusers" / "model_index.json").write_text("{}")
+    assert service.snapshots(run) == ["step-000020"]
+    assert service.snapshot_folder(run, "step-000020").name == "diffusers"
+    for name in ("step-000010", "step-000099"):
+        with pytest.raises(ResumeError):
+            service.snapshot_folder(run, name)
+    with pytest.raises(UnsafePath):
+        service.snapshot_folder(run, "../../models")
+
+
+def test_uploads_are_kept_under_harmless_names(service, tmp_path):
+    files = []
+    for number, name in enumerate(("a.png", "a.png", "bö se?.jpg", ".hidden.png")):
+        (tmp_path / str(number)).mkdir()
+        files.append(tmp_path / str(number) / name)
+        files[-1].write_bytes(name.encode())
+    folder = service.keep_uploads([str(file) for file in files])
+    assert sorted(path.name for path in folder.iterdir()) == ["1-a.png", "a.png", "b_ se_.jpg", "hidden.png"]
+    assert service.host.runs_dir in folder.parents
+
+
+def test_the_schema_knows_every_option():
+    from dataclasses import fields
+
+    from dreambooth_ext.config import Concept, TrainConfig
+
+    found = schema()
+    assert set(found["properties"]) == {field.name for field in fields(TrainConfig)}
+    assert set(found["properties"]["concepts"]["items"]["properties"]) == {field.name for field in fields(Concept)}
+    assert found["properties"]["steps"]["type"] == ["integer", "null"] and found["properties"]["steps"]["minimum"] == 1
