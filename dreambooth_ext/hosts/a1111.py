@@ -1,0 +1,372 @@
+"""AUTOMATIC1111's stable-diffusion-webui (1.6 and newer) as our host."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Cancelled, DreamboothError, HostError
+from ..host import Checkpoint, Txt2Img
+from ..progress import SILENT, Progress
+from . import webui_limits, webui_memory, webui_queue, webui_settings
+from .webui_tools import WebuiTools
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The checkpoints on disk: when their folder changed last, and each file's size and time."""
+
+    folder: int
+    files: dict[str, tuple[int, int]]
+
+
+class A1111Host(WebuiTools):
+    """Renders, frees memory and selects checkpoints through the WebUI's own functions, under its own queue."""
+
+    name = "AUTOMATIC1111"
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None  # of the job that holds the queue
+        self._wish: Path | None = None  # what to select once the queue is free again
+        self._borrowed = False  # the loaded model, its VAE or its place may differ from what the settings say
+
+    # ---- folders
+
+    @property
+    def models_dir(self) -> Path:
+        from modules import sd_models, shared
+
+        return Path(shared.cmd_opts.ckpt_dir or sd_models.model_path)
+
+    @property
+    def lora_dir(self) -> Path:
+        from modules import paths, shared
+
+        return Path(getattr(shared.cmd_opts, "lora_dir", None) or os.path.join(paths.models_path, "Lora"))
+
+    @property
+    def runs_dir(self) -> Path:
+        from modules import paths, shared
+
+        return Path(shared.opts.data.get("dreambooth_runs_dir") or os.path.join(paths.data_path, "dreambooth", "runs"))
+
+    # ---- checkpoints
+
+    def checkpoints(self) -> list[Checkpoint]:
+        from modules import sd_models
+
+        loaded = self._loaded_file() or self._selected_file()
+        return [Checkpoint(Path(info.filename), info.title, loaded is not None and same_file(info.filename, loaded))
+                for info in list(sd_models.checkpoints_list.values())]
+
+    def select(self, path: Path) -> None:
+        """Inside `job` the wish is noted and fulfilled when the queue is free: switching takes its lock."""
+        if self._progress is not None:
+            self._wish = path
+        else:
+            self._select_now(path)
+
+    # ---- pictures
+
+    def txt2img(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
+        if self._progress is None:
+            with self.job(f"txt2img-{os.getpid()}", progress):
+                yield from list(self._rendered(base, request, progress))
+        else:
+            yield from self._rendered(base, request, progress)
+
+    def provenance(self) -> dict[str, str]:
+        from modules import shared
+
+        return {"host": self.name, "version": self._version(), "vae": "the checkpoint's own", "extra_networks": "none",
+                "settings": webui_settings.as_text(webui_settings.neutral_values(shared.opts))}
+
+    # ---- the job and the memory
+
+    @contextmanager
+    def job(self, job_id: str, progress: Progress) -> Iterator[None]:
+        from modules import shared
+
+        webui_limits.require_trainable()
+        before = self._snapshot()
+        self._wish = None
+        with webui_queue.held(job_id, progress):
+            self._progress = progress
+            try:
+                # The first load patches torch's modules globally while it runs: let it end before building any.
+                _ = shared.sd_model
+                yield
+            except BaseException:
+                self._wish = None
+                raise
+            finally:
+                self._leave_job(before)
+        wish, self._wish = self._wish, None
+        if wish is not None:
+            try:
+                self._select_now(wish)
+                progress.log(f"{wish.name} is selected.")
+            except HostError as error:
+                progress.log(str(error))
+
+    @contextmanager
+    def free_gpu(self) -> Iterator[None]:
+        from modules import shared
+
+        progress = self._progress or SILENT
+        before = webui_memory.measured()
+        bring_back = self._make_room(ram_too=bool(shared.opts.data.get("dreambooth_free_ram", False)))
+        webui_memory.sweep()
+        progress.log(f"The WebUI's model made room: {webui_memory.measured()} (before: {before}).")
+        try:
+            yield
+        except BaseException as error:
+            # What failed still holds its tensors; there must be room to put the host's model back.
+            traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            webui_memory.sweep()
+            bring_back()
+            progress.log(f"The WebUI's model is back: {webui_memory.measured()}.")
+
+    # ---- what differs in forks (see forge.py)
+
+    def _loaded_file(self) -> str | None:
+        from modules import sd_models
+
+        # not shared.sd_model: reading that loads one
+        info = getattr(sd_models.model_data.sd_model, "sd_checkpoint_info", None)
+        return info.filename if info is not None else None
+
+    def _load_selected(self) -> None:
+        """Load what `opts.data` names now, with its own VAE."""
+        from modules import sd_models, sd_vae
+
+        sd_models.reload_model_weights()
+        sd_vae.reload_vae_weights(vae_file=None)
+
+    def _load_as_user_wants(self) -> None:
+        from modules import sd_models, sd_vae
+
+        if sd_models.checkpoints_list:
+            sd_models.reload_model_weights()
+            sd_vae.reload_vae_weights()
+
+    def _make_room(self, ram_too: bool) -> Any:
+        """Take the host's model off the device; returns what puts it back."""
+        if ram_too:
+            self._borrowed = True
+            webui_memory.throw_away()
+            return _nothing_to_do  # loaded again when the job ends, unless another model is selected then
+        moved = webui_memory.move_to_cpu()
+        return lambda: webui_memory.move_back(moved)
+
+    def _forget_loaded(self) -> None:
+        """The loaded file was written over: what is loaded must not be taken for it."""
+        webui_memory.throw_away()
+
+    def _switch(self, title: str) -> None:
+        from modules import shared
+
+        shared.opts.set("sd_model_checkpoint", title)
+
+    # ---- helpers
+
+    def _rendered(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
+        from modules import shared
+
+        info = self._listed(base)
+        values = {**webui_settings.neutral_values(shared.opts), "sd_model_checkpoint": info.title}
+        self._borrowed = True
+        while True:
+            progress.check()
+            shared.state.skipped = False
+            try:
+                with webui_settings.in_effect(shared.opts, values), _params_txt_kept():
+                    self._load_selected()
+                    images = self._process(request)
+            except (Cancelled, DreamboothError):
+                raise
+            except Exception as error:
+                raise HostError(f"{len(request.seeds)} pictures are to be rendered with {base.name}",
+                                f"the WebUI failed ({type(error).__name__}: {error})",
+                                "Try the same in txt2img; if memory is short, lower the class image batch.") from error
+            if shared.state.interrupted or getattr(shared.state, "stopping_generation", False):
+                progress.cancel()
+            progress.check()  # an interrupted call still returns pictures, half-sampled
+            if not shared.state.skipped:
+                yield from images
+                return
+
+    def _process(self, request: Txt2Img) -> list[Image]:
+        from modules import extra_networks
+        from modules.processing import StableDiffusionProcessingTxt2Img, process_images
+
+        count = len(request.seeds)
+        p = StableDiffusionProcessingTxt2Img(
+            prompt=[request.prompt] * count, negative_prompt=[request.negative_prompt] * count,
+            seed=list(request.seeds), subseed=list(request.seeds), sampler_name=request.sampler, steps=request.steps,
+            cfg_scale=request.guidance_scale, width=request.width, height=request.height, batch_size=count, n_iter=1,
+            restore_faces=False, tiling=False, do_not_save_samples=True, do_not_save_grid=True,
+            disable_extra_networks=True, eta=0.0, s_min_uncond=0.0)
+        with closing(p):
+            p.scripts = None
+            # The LoRA of the last txt2img stays in the model until the next activation: this is one, of nothing.
+            extra_networks.activate(p, {})
+            processed = process_images(p)
+        images = processed.images[getattr(processed, "index_of_first_image", 0):]
+        if len(images) != count:
+            raise HostError(f"{count} pictures are to be rendered", f"the WebUI returned {len(images)}",
+                            "Try the same in txt2img.")
+        return [image.convert("RGB") for image in images]
+
+    def _leave_job(self, before: _Snapshot) -> None:
+        """The previous model is in place again, whatever happened. Called while the queue is still ours."""
+        progress, self._progress = self._progress, None
+        assert progress is not None
+        try:
+            after = self._snapshot()
+            if after.folder != before.folder:
+                self._refresh_list()
+            loaded = self._loaded_file()
+            if loaded in after.files and after.files[loaded] != before.files.get(loaded):
+                progress.log(f"{Path(loaded).name}, the WebUI's current model, was written anew: loading it again.")
+                self._forget_loaded()
+                self._refresh_list()
+                self._name_selected(Path(loaded))
+                self._borrowed = True
+            # With nothing loaded, the next render or the selection that follows loads what it needs.
+            if self._borrowed and not (self._wish is not None and self._loaded_file() is None):
+                self._load_as_user_wants()
+            self._borrowed = False
+        except Exception as error:  # noqa: BLE001  the lock must be released, and the run's own outcome told
+            progress.log(f"The WebUI's previous model could not be put back ({type(error).__name__}: {error}). "
+                         "Choose a model at the top of the page.")
+        webui_memory.sweep()
+
+    def _select_now(self, path: Path) -> None:
+        from modules import call_queue, shared
+
+        with call_queue.queue_lock:
+            self._refresh_list()
+        if _is_inside(path, self.lora_dir):
+            self._refresh_loras()
+            return
+        title, previous = self._listed(path).title, self._selected_file()
+        try:
+            self._switch(title)  # takes the lock
+            with call_queue.queue_lock:
+                self._load_as_user_wants()  # where the setting had that value already, nothing has been loaded
+            problem = "" if self._is_loaded(path) else "it could not be loaded; the WebUI's console says why"
+        except Exception as error:  # noqa: BLE001  AssertionError under --freeze-settings, anything while loading
+            problem = str(error) or type(error).__name__
+        if problem:
+            with call_queue.queue_lock:
+                if previous is not None:
+                    self._name_selected(Path(previous))
+                self._load_as_user_wants()
+            raise HostError(f"{path.name} is to be selected", problem, "Choose it at the top of the page.")
+        self._keep_settings(shared.opts)
+
+    @staticmethod
+    def _refresh_loras() -> None:
+        import sys
+
+        networks = sys.modules.get("networks")  # of the built-in Lora extension
+        if networks is not None:
+            networks.list_available_networks()
+
+    def _is_loaded(self, path: Path) -> bool:
+        loaded = self._loaded_file()
+        return loaded is not None and same_file(loaded, path)
+
+    @staticmethod
+    def _keep_settings(opts: Any) -> None:
+        from modules import shared
+
+        try:
+            opts.save(shared.config_filename)
+        except (AssertionError, RuntimeError):
+            return  # frozen: the choice holds until the WebUI is restarted
+
+    def _refresh_list(self) -> None:
+        from modules import sd_models
+
+        sd_models.list_models()
+
+    def _listed(self, path: Path) -> Any:
+        """The host's entry of a checkpoint file. Raises HostError."""
+        from modules import sd_models
+
+        for attempt in range(2):
+            for info in list(sd_models.checkpoints_list.values()):
+                if same_file(info.filename, path):
+                    return info
+            if attempt == 0:
+                self._refresh_list()
+        raise HostError(f"{path.name} is to be used by the WebUI", "it is not in its list of checkpoints",
+                        f"Move the file into {self.models_dir}, or choose a model from the list.")
+
+    def _name_selected(self, path: Path) -> None:
+        from modules import shared
+
+        shared.opts.data["sd_model_checkpoint"] = self._listed(path).title
+
+    def _selected_file(self) -> str | None:
+        from modules import sd_models, shared
+
+        info = sd_models.checkpoint_aliases.get(shared.opts.data.get("sd_model_checkpoint"))
+        return info.filename if info is not None else None
+
+    def _snapshot(self) -> _Snapshot:
+        from modules import sd_models
+
+        files = {}
+        for info in list(sd_models.checkpoints_list.values()):
+            if os.path.isfile(info.filename):
+                status = os.stat(info.filename)
+                files[info.filename] = (status.st_size, status.st_mtime_ns)
+        folder = self.models_dir
+        return _Snapshot(folder.stat().st_mtime_ns if folder.is_dir() else 0, files)
+
+    @staticmethod
+    def _version() -> str:
+        from modules import launch_utils
+
+        return launch_utils.git_tag()
+
+
+@contextmanager
+def _params_txt_kept() -> Iterator[None]:
+    """Rendering overwrites what txt2img's "paste last" button reads."""
+    from modules import paths
+
+    path = Path(paths.data_path) / "params.txt"
+    former = path.read_bytes() if path.is_file() else None
+    try:
+        yield
+    finally:
+        if former is not None:
+            path.write_bytes(former)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def same_file(first: str | Path, second: str | Path) -> bool:
+    return os.path.normcase(os.path.realpath(first)) == os.path.normcase(os.path.realpath(second))
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
+
+
+def _nothing_to_do() -> None:
+    return None

@@ -1,0 +1,61 @@
+"""What this WebUI, as it was started, allows: training at all, strangers, its API."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import HostError
+
+
+def require_trainable() -> None:
+    """Raise HostError if this host, as it was started, cannot serve: DirectML, ONNX."""
+    from modules import shared
+
+    options = shared.cmd_opts
+    if str(getattr(options, "use_directml", "")) == "True" or getattr(options, "backend", "") == "directml":
+        raise HostError("training on DirectML", "it has no gradients for what Stable Diffusion is made of",
+                        "Use a CUDA or ROCm build of torch, or start the WebUI with --use-cpu all to train slowly.")
+    if find_spec("modules.onnx_impl") is not None and _onnx_mode(options, shared.opts):
+        raise HostError("training in ONNX mode", "an ONNX model cannot be trained, nor render class images",
+                        "Switch the WebUI's execution mode back to the original one and restart it.")
+
+
+def _onnx_mode(options: object, settings: object) -> bool:
+    chosen = bool(getattr(options, "onnx", False)) or bool(getattr(options, "use_onnx", False))
+    return chosen or bool(getattr(settings, "onnx_enable", False))
+
+
+def is_shared() -> bool:
+    """True if people other than its owner may use this WebUI: then every path stays in folders that we own."""
+    from modules import shared
+
+    options = shared.cmd_opts
+    reachable = any(getattr(options, name, None) for name in ("share", "listen", "ngrok"))
+    reachable = reachable or getattr(options, "server_name", None) not in (None, "", "127.0.0.1", "localhost", "::1")
+    trusted = getattr(options, "enable_insecure_extension_access", False)
+    return (reachable and not trusted) or bool(getattr(options, "hide_ui_dir_config", False))
+
+
+def warning() -> str:
+    """Why this host cannot train, for the top of the tab; empty if it can."""
+    try:
+        require_trainable()
+    except HostError as error:
+        return str(error)
+    return ""
+
+
+def roots(runs_dir: Path) -> list[Path] | None:
+    """The only folders that a user may name, or None where the WebUI serves nobody but its owner."""
+    return [runs_dir.parent] if is_shared() else None
+
+
+def api_credentials() -> dict[str, str] | None:
+    """The users of --api-auth with their passwords; empty without it; None if the host's API is off."""
+    from modules import shared
+
+    options = shared.cmd_opts
+    if not (getattr(options, "api", False) or getattr(options, "nowebui", False)):
+        return None
+    return dict(pair.split(":", 1) for pair in (options.api_auth or "").split(",") if ":" in pair)

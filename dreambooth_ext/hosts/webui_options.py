@@ -1,0 +1,30 @@
+"""Our section on the WebUI's Settings page."""
+
+from __future__ import annotations
+
+SECTION = ("dreambooth", "Dreambooth")
+
+
+def add() -> None:
+    """Declare the settings; adding them again after "Reload UI" changes nothing."""
+    from modules import shared
+
+    entries = {
+        "dreambooth_runs_dir": shared.OptionInfo(
+            "", "Folder of runs (snapshots, previews, logs, class images); empty: dreambooth/runs in the data folder",
+            section=SECTION),
+        "dreambooth_free_ram": shared.OptionInfo(
+            False, "While training, take the WebUI's own model out of RAM too (it is loaded again afterwards)",
+            section=SECTION),
+        "dreambooth_open_txt2img": shared.OptionInfo(
+            True, "When training ends, open txt2img with the new model and its prompt", section=SECTION),
+    }
+    for name, info in entries.items():
+        shared.opts.add_option(name, info)
+
+
+def value(name: str) -> object:
+    """A setting of ours, or its default where none was saved."""
+    from modules import shared
+
+    return getattr(shared.opts, name)

@@ -1,0 +1,67 @@
+"""The user's settings act on every picture that the WebUI renders. For class images they are set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# What a class image must not depend on. A name that a host does not have is left out.
+NEUTRAL: dict[str, Any] = {
+    "CLIP_stop_at_last_layers": 1,
+    "sd_vae": "None",  # the checkpoint's own
+    "sd_vae_overrides_per_model_preferences": True,
+    "sd_vae_as_default": False,  # before 1.6
+    "sd_vae_decode_method": "Full",
+    "forge_additional_modules": [],
+    "sd_unet": "None",
+    "token_merging_ratio": 0.0,
+    "tiling": False,
+    "face_restoration": False,
+    "randn_source": "CPU",
+    "eta_noise_seed_delta": 0,
+    "eta_ddim": 0.0,
+    "s_min_uncond": 0.0,
+    "s_min_uncond_all": False,
+    "skip_early_cond": 0.0,
+    "sd_noise_schedule": "Default",
+    "use_downcasted_alpha_bar": False,
+    "always_discard_next_to_last_sigma": False,
+    "emphasis": "None",  # a prompt means what it says, as in training
+    "enable_emphasis": False,  # before 1.9
+    "sd_lora": "None",
+    "sd_hypernetwork": "None",
+    "sdxl_crop_top": 0,
+    "sdxl_crop_left": 0,
+    "sdxl_clip_l_skip": False,
+    "save_incomplete_images": False,
+    "samples_log_stdout": False,
+    "profiling_enable": False,
+}
+
+
+def neutral_values(opts: Any) -> dict[str, Any]:
+    """Those of NEUTRAL that this host knows."""
+    return {name: value for name, value in NEUTRAL.items() if name in opts.data_labels}
+
+
+@contextmanager
+def in_effect(opts: Any, values: dict[str, Any]) -> Iterator[None]:
+    """Put `values` into effect, and the former ones back at the end.
+
+    Written into the host's dictionary: `opts.set` refuses under --freeze-settings, and takes the queue's lock for some.
+    """
+    former = {name: opts.data[name] for name in values if name in opts.data}
+    opts.data.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            if name in former:
+                opts.data[name] = former[name]
+            else:
+                opts.data.pop(name, None)
+
+
+def as_text(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(values.items()))

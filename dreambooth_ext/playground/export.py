@@ -1,0 +1,64 @@
+"""The trained networks as one fp16 .safetensors in SD 1.x's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ..models import ldm_keys
+from . import networks, train_decoder, train_unet
+
+MOST_BYTES = 32_000_000
+METADATA = {
+    "modelspec.sai_model_spec": "1.0.0",
+    "modelspec.architecture": "stable-diffusion-v1",
+    "modelspec.title": "playground",
+    "modelspec.description": "Dreambooth playground base: coloured shapes on plain backgrounds, 64 pixels",
+    "modelspec.license": "MIT",
+    "modelspec.resolution": "64x64",
+    "modelspec.prediction_type": "epsilon",
+    "format": "pt",
+}
+
+
+def schedule_buffers() -> dict[str, torch.Tensor]:
+    """The schedule as SD 1.x files carry it, float32: in fp16 a host that reads it would sample differently."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = torch.cumprod(1 - betas, 0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
+    buffers = {
+        "betas": betas,
+        "alphas_cumprod": alphas,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": alphas.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - alphas).sqrt(),
+    }
+    return {name: value.float() for name, value in buffers.items()}
+
+
+def ldm_state(out: Path) -> dict[str, torch.Tensor]:
+    """All tensors under their ldm names."""
+    unet, text = train_unet.load_average(out)
+    vae = train_decoder.load_vae(out)
+    state = schedule_buffers()
+    for key, value in unet.state_dict().items():
+        state[ldm_keys.UNET_PREFIX + ldm_keys.unet_name(key, 2, (True, True, True, False))] = value.half()
+    for key, value in vae.state_dict().items():
+        name = ldm_keys.VAE_PREFIX + ldm_keys.vae_name(key, len(networks.VAE_CHANNELS))
+        state[name] = (value[:, :, None, None] if ldm_keys.is_vae_projection(name) else value).half()
+    for key, value in text.state_dict().items():
+        if not key.endswith("position_ids"):
+            state[ldm_keys.TEXT_PREFIX + ldm_keys.text_name(key)] = value.half()
+    state[ldm_keys.TEXT_PREFIX + "text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def export(out: Path) -> Path:
+    """Write OUT/playground.safetensors. Raises ValueError if it is larger than the package may carry."""
+    path = out / "playground.safetensors"
+    save_file(ldm_state(out), path, METADATA)
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; at most {MOST_BYTES} are allowed")
+    return path

@@ -1,0 +1,1 @@
+"""The tab. The only room that imports gradio."""

@@ -1,0 +1,32 @@
+"""The tab alone, without a WebUI: python -m dreambooth_ext ui."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..host import Host
+from ..service import Service
+from . import tab
+from .compat import launch_arguments
+
+PARTS = Path(__file__).resolve().parents[2]  # where style.css and javascript/ stand, as the WebUI wants them
+
+
+def build(host: Host) -> tuple[Any, str]:
+    """gr.Blocks, and the style sheet that `launch` may want."""
+    css = (PARTS / "style.css").read_text(encoding="utf-8")
+    script = (PARTS / "javascript" / "dreambooth.js").read_text(encoding="utf-8")
+    return tab.build(Service(host), css=css, script=script), css
+
+
+def launch(host: Host, *, port: int | None = None, open_browser: bool = True, block: bool = True) -> str:
+    """Serve the tab on this computer only; returns its address."""
+    page, css = build(host)
+    _, address, _ = page.queue().launch(
+        server_name="127.0.0.1", server_port=port, inbrowser=open_browser, prevent_thread_lock=True, quiet=True,
+        **launch_arguments(css))
+    print(f"The Dreambooth page is at {address} (Ctrl+C ends it)", flush=True)
+    if block:
+        page.block_thread()
+    return address

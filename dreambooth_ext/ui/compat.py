@@ -1,0 +1,56 @@
+"""What differs between gradio 3.41 (AUTOMATIC1111), 4.40 (Forge) and the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import gradio as gr
+
+MAJOR = int(gr.__version__.split(".", maxsplit=1)[0])
+_JS = "js" if MAJOR >= 4 else "_js"
+
+
+def on(
+    event: Callable[..., Any], fn: Callable[..., Any] | None, inputs: Sequence[Any] = (), outputs: Sequence[Any] = (),
+    *, js: str | None = None,
+) -> Any:
+    """Attach a handler: at once, without a queue, without a spinner over what it changes, not part of gradio's API."""
+    arguments: dict[str, Any] = {"inputs": list(inputs), "outputs": list(outputs), "queue": False,
+                                 "show_progress": "hidden"}
+    if MAJOR >= 6:
+        arguments["api_visibility"] = "private"
+    else:
+        arguments["api_name"] = False
+    if js is not None:
+        arguments[_JS] = js
+    return event(fn, **arguments)
+
+
+def hidden(kind: type, elem_id: str, **arguments: Any) -> Any:
+    """A component that scripts can reach but nobody sees: newer versions leave out what is not `visible`."""
+    return kind(elem_id=elem_id, elem_classes=["dreambooth-hidden"], **arguments)
+
+
+def uploads(files: Any) -> list[str]:
+    """Paths of uploaded files: objects with a name in gradio 3, paths in 4 and later."""
+    listed = files if isinstance(files, list) else [files]
+    return [str(getattr(file, "name", file)) for file in listed if file is not None]
+
+
+def blocks(title: str, css: str = "") -> Any:
+    """gr.Blocks; from version 6 on, the style sheet belongs to `launch`."""
+    return gr.Blocks(title=title, analytics_enabled=False, **({"css": css} if css and MAJOR < 6 else {}))
+
+
+def launch_arguments(css: str) -> dict[str, Any]:
+    return {"css": css} if MAJOR >= 6 else {}
+
+
+def leave_out_of_saved_defaults(components: Iterable[Any]) -> None:
+    """The WebUI would otherwise write our fields into its ui-config.json, and old values back into new versions."""
+    for component in components:
+        component.do_not_save_to_config = True
+
+
+update = gr.update

@@ -1,0 +1,84 @@
+"""Widgets from options, and settings from widgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..config import Concept, TrainConfig
+from ..options import Option, options_of
+
+
+def all_options() -> dict[str, Option]:
+    """Every option of a run with one concept, by name."""
+    return {option.name: option for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
+
+
+def widget(option: Option, **changes: Any) -> Any:
+    """The widget of one option: its label, help and limits are those of the command line."""
+    arguments: dict[str, Any] = {
+        "label": f"{option.label} ({option.unit})" if option.unit else option.label,
+        "info": option.help, "elem_id": f"dreambooth_{option.name}", "elem_classes": ["dreambooth-option"],
+        "interactive": True, **changes,
+    }
+    if option.kind is bool:
+        return gr.Checkbox(value=option.default, **arguments)
+    if option.choices:
+        return gr.Dropdown(value=option.default, choices=list(option.choices), **arguments)
+    if option.kind is int and not option.optional:
+        return gr.Number(value=option.default, precision=0, **arguments)
+    if option.kind is tuple:
+        return gr.Textbox(value="\n".join(option.default), lines=2, placeholder="one a line", **arguments)
+    # An empty number field of gradio 3 says 0, so what may be empty is a text field.
+    return gr.Textbox(value=shown(option, option.default), **{"max_lines": 1, **arguments})
+
+
+def shown(option: Option, value: Any) -> Any:
+    """A setting's value as its widget shows it."""
+    if option.kind is tuple:
+        return "\n".join(value)
+    if option.kind is float or (option.kind is int and option.optional):
+        return "" if value is None else f"{value:g}" if option.kind is float else str(value)
+    return value
+
+
+def values_of(names: Sequence[str], raw: Iterable[Any]) -> dict[str, Any]:
+    """What the widgets say, as settings; text that is no number stays text, for `validate` to name."""
+    options = all_options()
+    return {name: _value(options[name], value) for name, value in zip(names, raw, strict=True)}
+
+
+def _value(option: Option, value: Any) -> Any:
+    if option.kind is tuple:
+        return tuple(line.strip() for line in (value or "").splitlines() if line.strip())
+    if option.kind is int and value is None and not option.optional:
+        return option.default
+    if option.kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if option.kind is float or (option.kind is int and option.optional and not isinstance(value, int)):
+        text = str(value if value is not None else "").strip()
+        if not text:
+            return None if option.optional else option.default
+        try:
+            return option.kind(text)
+        except ValueError:
+            return text
+    if option.kind is str:
+        return (value or "").strip()
+    return value
+
+
+def faults_of_group(faults: Iterable[str], group: str) -> list[str]:
+    """Those of `faults` that are about options of one group, in words of the tab instead of flags."""
+    named = {option.flag: option for option in all_options().values()}
+    found = []
+    for fault in faults:
+        flag, _, text = fault.partition(": ")
+        option = named.get(flag)
+        if option is None and group == "train":
+            found.append(fault)
+        elif option is not None and (option.group or "train") == group:
+            found.append(f"{option.label}: {text}")
+    return found

@@ -1,0 +1,100 @@
+"""Small pieces of HTML. Whatever comes from outside (names, prompts, messages, file names) is escaped here."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..files import gib
+
+escaped = html.escape
+THUMBNAIL_PX = 192
+
+
+def faults(lines: Iterable[str]) -> str:
+    """What is wrong, one line each; empty if nothing is."""
+    return "".join(f'<p class="dreambooth-fault" role="alert">{escaped(line)}</p>' for line in lines)
+
+
+def note(text: str, kind: str = "note") -> str:
+    """A sentence or several lines; `kind` is note, good, warning or fault."""
+    body = "<br>".join(escaped(line) for line in text.splitlines())
+    return f'<p class="dreambooth-{kind}">{body}</p>' if text else ""
+
+
+def bar(share: float, label: str) -> str:
+    percent = round(100 * min(max(share, 0.0), 1.0))
+    return (f'<div class="dreambooth-bar" role="progressbar" aria-valuenow="{percent}" aria-valuemin="0" '
+            f'aria-valuemax="100" aria-label="{escaped(label)}"><div style="width:{percent}%"></div>'
+            f"<span>{escaped(label)}</span></div>")
+
+
+def figures(status: Mapping[str, Any]) -> str:
+    """The numbers of a running job in the words of a person, separated by dots."""
+    values = status["figures"]
+    words = []
+    for name, form in _FIGURES.items():
+        if isinstance(values.get(name), (int, float)):
+            words.append(form(values[name]))
+    words += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items()
+              if name not in _FIGURES and isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return '<p class="dreambooth-figures">' + " · ".join(escaped(word) for word in words) + "&nbsp;</p>"
+
+
+def duration(seconds: float) -> str:
+    """95 -> "1 min 35 s"; 4000 -> "1 h 07 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+_FIGURES: dict[str, Any] = {
+    "loss": lambda value: f"loss {value:.4f}",
+    "learning_rate": lambda value: f"learning rate {value:.3g}",
+    "steps_per_s": lambda value: f"{value:.2f} steps/s",
+    "images_per_s": lambda value: f"{value:.1f} pictures/s",
+    "seconds_left": lambda value: f"{duration(value)} left",
+    "memory_gib": lambda value: f"{value:.1f} GiB",
+}
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Cells are HTML already: their makers escape."""
+    head = "".join(f"<th>{escaped(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="dreambooth-scroll"><table class="dreambooth-table"><thead><tr>{head}</tr></thead>' \
+           f"<tbody>{body}</tbody></table></div>"
+
+
+def picture(path: Path, text: str = "", size: int = THUMBNAIL_PX) -> str:
+    """An <img> that carries its own data, so that no folder has to be opened to the browser."""
+    try:
+        status = path.stat()
+        source = _data_uri(path, status.st_mtime_ns, status.st_size, size)
+    except OSError:  # a picture that is being written, or none: it comes with the next refresh
+        return ""
+    return f'<img alt="{escaped(text)}" title="{escaped(text)}" src="{source}">'
+
+
+@lru_cache(maxsize=1024)
+def _data_uri(path: Path, mtime_ns: int, length: int, size: int) -> str:
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        small = ImageOps.exif_transpose(image).convert("RGB")
+    small.thumbnail((size, size))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def size(count_bytes: float) -> str:
+    return gib(count_bytes)

@@ -1,0 +1,52 @@
+"""The whole tab: Train, Choose, Runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from .. import needs
+from ..service import Service
+from . import choose_panel, html, runs_panel, train_panel, watch_panel
+from .compat import blocks, hidden, leave_out_of_saved_defaults, on
+from .sentences import Sentences
+
+TITLE = "Dreambooth"
+
+
+def build(service: Service, *, css: str = "", script: str = "", warning: str = "") -> Any:
+    """gr.Blocks with everything wired. `script` is for hosts that do not load javascript/ by themselves."""
+    sentences = Sentences(service)
+    with blocks(TITLE, css) as tab:
+        missing = "\n".join(line for line in (needs.advice(), warning) if line)
+        if missing:
+            gr.HTML(value=html.note(missing, "fault"), elem_id="dreambooth_missing")
+        with gr.Tabs(elem_id="dreambooth_tabs"):
+            with gr.Tab("Train", elem_id="dreambooth_tab_train"), gr.Row(elem_classes=["dreambooth-halves"]):
+                with gr.Column(scale=6, min_width=420, elem_id="dreambooth_left"):
+                    form = train_panel.build(service, sentences)
+                with gr.Column(scale=5, min_width=380, elem_id="dreambooth_right"):
+                    watch = watch_panel.build(service)
+            with gr.Tab("Choose", elem_id="dreambooth_tab_choose"):
+                choose_panel.build(service, watch)
+            with gr.Tab("Runs", elem_id="dreambooth_tab_runs"):
+                runs_panel.build(service, form, watch)
+        train_panel.wire(form, watch)
+        # The page's script clicks it once when the page is there: what a job or another page has changed meanwhile.
+        opened = hidden(gr.Button, "dreambooth_opened", value="opened")
+        on(opened.click, lambda *raw: _opened(form, raw), list(form.widgets.values()),
+           [form.widgets["base"], *(form.notes[step] for step in train_panel.STEPS)])
+        if script:
+            on(tab.load, None, js=f"() => {{ {script} }}")
+    leave_out_of_saved_defaults(tab.blocks.values())
+    return tab
+
+
+def _opened(form: train_panel.TrainPanel, raw: tuple[Any, ...]) -> list[Any]:
+    values = form.values(raw)
+    titles, loaded = train_panel.checkpoint_titles(form.service)
+    if not values["base"] and loaded:
+        values["base"] = loaded
+    notes = train_panel.told_of(form, values)[: len(train_panel.STEPS)]
+    return [gr.update(choices=titles, value=values["base"] or None), *notes]

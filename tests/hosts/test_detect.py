@@ -1,0 +1,34 @@
+"""The host is told by what it offers, not by its name."""
+
+import pytest
+
+from dreambooth_ext.hosts import detect
+
+
+@pytest.fixture
+def offering(monkeypatch):
+    def pretend(*names):
+        monkeypatch.setattr(detect, "_offers", lambda name: name in names)
+        detect.webui_host.cache_clear()
+        return detect.webui_host()
+
+    yield pretend
+    detect.webui_host.cache_clear()
+
+
+@pytest.mark.parametrize(("modules", "name"), [
+    ((), "AUTOMATIC1111"),
+    (("modules_forge.main_entry", "backend.memory_management"), "Forge"),
+    (("ldm_patched.modules.model_management",), "Forge Classic"),
+    (("modules_forge.main_entry", "ldm_patched.modules.model_management"), "Forge Classic"),
+])
+def test_which_adapter(offering, modules, name):
+    assert offering(*modules).name == name
+
+
+def test_one_adapter_for_the_process(offering):
+    assert offering() is detect.webui_host()
+
+
+def test_a_host_without_any_of_it_is_the_plain_one():
+    assert not detect._offers("modules_forge.main_entry") and not detect._offers("no_such_package")

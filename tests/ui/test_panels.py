@@ -1,0 +1,168 @@
+"""What the tab says, without a browser: every state of a job, escaping, sentences."""
+
+import threading
+
+import pytest
+
+from dreambooth_ext.errors import Cancelled, Diverged
+from dreambooth_ext.jobs import Job
+from dreambooth_ext.run_folder import RunFolder
+from dreambooth_ext.ui import choose_panel, html, runs_panel, tab, train_panel, watch_panel
+
+NASTY = '<script>alert("1")</script>'
+
+
+def run_job(service, work, name="rex"):
+    job = service.jobs.start(Job(name, work))
+    assert job.done.wait(10)
+    return job
+
+
+def test_nothing_is_running(service):
+    assert 'data-state="idle"' in watch_panel.status_html(service)
+
+
+@pytest.mark.parametrize(("error", "state", "told"), [
+    (None, "finished", "Finished"),
+    (Cancelled(), "cancelled", "Stopped by the WebUI&#x27;s Interrupt"),
+    (Diverged("training at 1e-2", "the loss became NaN", "Lower the learning rate."), "failed", "Lower the learning rate."),
+    (ZeroDivisionError(NASTY), "failed", "ZeroDivisionError: &lt;script&gt;"),
+])
+def test_each_end_of_a_job_is_told(service, error, state, told):
+    def work(progress):
+        progress.start("training", 10)
+        progress.report(4, 10, loss=0.125, steps_per_s=2.0)
+        if error:
+            raise error
+
+    run_job(service, work)
+    shown = watch_panel.status_html(service)
+    assert f'data-state="{state}"' in shown and told in shown and "<script" not in shown
+
+
+def test_a_running_job_and_those_that_wait(service):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(progress):
+        progress.start("training", 10)
+        progress.report(4, 10, loss=0.125, seconds_left=75)
+        begun.set()
+        go_on.wait(10)
+
+    first, second = service.jobs.start(Job("rex", work)), service.jobs.start(Job(NASTY, lambda progress: None))
+    assert begun.wait(10)
+    shown = watch_panel.status_html(service)
+    assert "rex: step 4 of 10" in shown and "loss 0.1250" in shown and "1 min 15 s left" in shown
+    assert "Waiting: &lt;script&gt;" in shown and "<script" not in shown
+    service.stop(first.id, "this tab")
+    assert "Stopping, asked by this tab" in watch_panel.status_html(service)
+    go_on.set()
+    assert second.done.wait(10)
+
+
+def test_only_what_has_changed_is_sent(service, values):
+    config = service.settings(values)
+    run = RunFolder.for_config(config)
+    run.create(config)
+
+    def work(progress):
+        progress.log("bf16 is in effect")
+        for step in range(1, 4):
+            run.append_metrics({"step": step, "loss": 1 / step})
+
+    run_job(service, work)
+    first = watch_panel.refresh(service, {})
+    assert "<svg" in first[1] and "bf16 is in effect" in first[3]
+    again = watch_panel.refresh(service, first[-1])
+    assert all(not isinstance(part, str) for part in again[1:4])
+    run.append_metrics({"step": 4, "loss": 0.1})
+    assert "step 4" in watch_panel.refresh(service, first[-1])[1]
+
+
+def test_a_finished_run_tells_the_script_what_to_hand_over(service, values, tmp_path):
+    config = service.settings(values)
+    RunFolder.for_config(config).create(config)
+    run_job(service, lambda progress: [tmp_path / "models" / "rex.ckpt"])
+    shown = watch_panel.status_html(service)
+    assert 'data-published="rex.ckpt"' in shown and 'data-prompt="rxz dog"' in shown and 'data-select="yes"' in shown
+
+
+def test_everything_from_outside_is_escaped(service, values, tmp_path):
+    from PIL import Image
+
+    config = service.settings({**values, "token": NASTY, "preview_prompts": [NASTY]})
+    run = RunFolder.for_config(config)
+    run.create(config)
+    run.previews_dir.mkdir()
+    Image.new("RGB", (8, 8)).save(run.previews_dir / "step-000010-0.png")
+    run_job(service, lambda progress: progress.log(NASTY))
+    parts = watch_panel.refresh(service, {})
+    pages = [*(part for part in parts[:4] if isinstance(part, str)), choose_panel.grid_html(service, "rex"), runs_panel.runs_html(service)]
+    assert "&lt;script&gt;" in "".join(pages) and "<script" not in "".join(pages)
+
+
+def form_of(service):
+    import gradio as gr
+
+    from dreambooth_ext.ui.sentences import Sentences
+
+    with gr.Blocks():
+        return train_panel.build(service, Sentences(service))
+
+
+def test_sentences_of_a_half_filled_form(service, values):
+    form = form_of(service)
+    told = train_panel.told_of(form, {"base": "", "instance_dir": "", "token": "", "class_noun": "", "output_name": ""})
+    assert "5 to 75 pictures" in told[1] and not any(told[4:])  # what is still empty is no mistake yet
+    told = train_panel.told_of(form, {**values, "with_prior_preservation": True, "steps": 0})
+    assert "3 pictures: 3 good" in told[1] and "&quot;rxz dog&quot; against &quot;dog&quot;" in told[2]
+    assert "Steps: 0 is less than 1" in told[7]
+    told = train_panel.told_of(form, {**values, "instance_dir": "/nowhere"})
+    assert "no such folder" in told[1]
+
+
+def test_pressing_train_with_an_empty_form_names_every_field(service):
+    form = form_of(service)
+    answer = train_panel._start(form, {"base": "", "instance_dir": "", "token": "", "class_noun": "", "output_name": ""})
+    assert "Base model" in answer[0] and "Pictures" in answer[1] and "Token" in answer[2] and "Class" in answer[2]
+    assert "Name" in answer[3] and "5 things have to be put right" in answer[4]
+    assert service.jobs.all() == []
+
+
+def test_settings_of_a_run_are_taken_over(service, values):
+    config = service.settings({**values, "learning_rate": 1e-5, "steps": 77})
+    RunFolder.for_config(config).create(config)
+    form = form_of(service)
+    filled = dict(zip(form.widgets, runs_panel._clone(service, form, "rex"), strict=False))
+    assert (filled["learning_rate"], filled["steps"], filled["token"]) == ("1e-05", "77", "rxz")
+    assert filled["output_name"] == "rex-2" and filled["base"] == "base.ckpt"
+
+
+def test_missing_libraries_are_named_at_the_top(service, monkeypatch):
+    from dreambooth_ext import needs
+
+    monkeypatch.setattr(needs, "installed", {"huggingface_hub": "0.30"}.get)
+    page = tab.build(service)
+    top = next(block for block in page.blocks.values() if getattr(block, "elem_id", "") == "dreambooth_missing")
+    assert "diffusers" in top.value and "pip install" in top.value
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (95, "1 min 35 s"), (4000, "1 h 06 min")])
+def test_durations(seconds, text):
+    assert html.duration(seconds) == text
+
+
+def test_a_page_of_ten_thousand_points_and_many_previews_is_made_quickly(service, values):
+    import time
+
+    config = service.settings(values)
+    run = RunFolder.for_config(config)
+    run.create(config)
+    with run.metrics_path.open("w") as stream:
+        stream.writelines(f'{{"step": {step}, "loss": 0.5}}\n' for step in range(1, 10_001))
+    run_job(service, lambda progress: None)
+    first = watch_panel.refresh(service, {})
+    started = time.perf_counter()
+    watch_panel.refresh(service, first[-1])
+    assert time.perf_counter() - started < 0.2
+    assert len(first[1]) < 40_000
