@@ -52,7 +52,8 @@ def save(name: str, config: TrainConfig, folder: Path) -> Path:
         raise ConfigError([f"a preset named {name} is built in"], "Choose another name.")
     path = folder / f"{require_safe_name(name, 'the preset')}.json"
     values: dict[str, Any] = {}
-    for owner in (config, *config.concepts[:1]):
+    owners: list[TrainConfig | Concept] = [config, *config.concepts[:1]]
+    for owner in owners:
         for field in dataclasses.fields(owner):
             value = getattr(owner, field.name)
             if field.name not in OF_ONE_RUN | {"concepts"} and value != field.default:

@@ -19,8 +19,8 @@ from dreambooth_ext.run_folder import RunFolder
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A small SD 1.x checkpoint of random weights."""
-    from dreambooth_ext.models.specimen import SMALL, specimen
     from dreambooth_ext.models.family import SD1
+    from dreambooth_ext.models.specimen import SMALL, specimen
 
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
     specimen(SD1, size=SMALL["sd1"]).write(path, torch.float16)
@@ -50,7 +50,8 @@ def flat(arguments):
 
 
 def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} if folder.exists() else {}
+    """{name: content} of all files below a folder; {} if it is not there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_from_pictures_to_a_selected_model_that_renders(arguments, tmp_path, capsys):
@@ -164,9 +165,14 @@ def write_other_family(path, base):
                "model.diffusion_model.x_embedder.proj.weight": torch.zeros(2, 16, 2, 2)}, path)
 
 
-@pytest.mark.parametrize("write", [lambda path, base: path.write_text("this is no checkpoint"), lambda path, base: path.write_bytes(b""),
-                                   lambda path, base: path.write_bytes(base.read_bytes()[:100_000]), write_nan, write_missing,
-                                   write_other_family], ids=["text", "empty", "cut off", "nan", "missing", "other family"])
+BAD_BASES = {
+    "text": lambda path, base: path.write_text("this is no checkpoint"), "empty": lambda path, base: path.write_bytes(b""),
+    "cut off": lambda path, base: path.write_bytes(base.read_bytes()[:100_000]), "nan": write_nan, "missing": write_missing,
+    "other family": write_other_family,
+}
+
+
+@pytest.mark.parametrize("write", BAD_BASES.values(), ids=BAD_BASES.keys())
 def test_a_base_that_cannot_be_trained_is_refused(write, base, arguments, tmp_path, capsys):
     path = tmp_path / "bad.safetensors"
     write(path, base)

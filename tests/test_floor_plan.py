@@ -37,7 +37,8 @@ MAY_IMPORT = {
 ONLY_IN = {"gradio": "ui", "modules": "hosts"}
 # in the rooms that the WebUI loads at its start
 NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}
-LIGHT = F0 | {"dataset", "hosts", "ui", "api", "service", "advice", "needs", "jobs", "check", "recipe", "commands", "flags", "terminal", "cli"}
+LIGHT = F0 | {"dataset", "hosts", "ui", "api", "service", "advice", "needs", "jobs", "check", "recipe"}
+LIGHT |= {"commands", "flags", "terminal", "cli"}
 
 
 def room_of(path: Path) -> str:

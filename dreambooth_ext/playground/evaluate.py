@@ -66,7 +66,8 @@ def rates(asked: Sequence[Asked], pictures: Sequence[Image.Image]) -> Rates:
     right = np.array(
         [[getattr(v, part) == getattr(a, part) for part in PARTS] for a, v in zip(asked, verdicts, strict=True)]
     )
-    return Rates(len(asked), *(float(share) for share in right.mean(axis=0)), float(right.all(axis=1).mean()))
+    background, colour, shape = (float(share) for share in right.mean(axis=0))
+    return Rates(len(asked), background, colour, shape, float(right.all(axis=1).mean()))
 
 
 def evaluate(render: Render, count: int = 204, seed: int = 0) -> tuple[Rates, list[Image.Image]]:

@@ -149,7 +149,8 @@ def paint(mask: np.ndarray, colour: Paint, background: Paint) -> np.ndarray:
 def jittered(rng: np.random.Generator, name: str) -> tuple[int, int, int]:
     """The named colour, each channel moved by up to COLOUR_JITTER levels."""
     rgb = np.array(PALETTE[name]) + rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
-    return tuple(int(v) for v in rgb.clip(0, 255))
+    red, green, blue = (int(v) for v in rgb.clip(0, 255))
+    return red, green, blue
 
 
 def place(rng: np.random.Generator, size: str) -> tuple[tuple[float, float], float, float]:

@@ -5,7 +5,7 @@ What is used is read off our own code, so that nothing can be forgotten.
 
 import ast
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,7 @@ def uses():
                 yield path.name, module, inner, calls.get(id(node))
 
 
-@lru_cache(maxsize=None)
+@cache
 def module_of(folder, name):
     path = folder / "modules" / f"{name.replace('.', '/')}.py"
     return ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else None

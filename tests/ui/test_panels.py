@@ -97,7 +97,8 @@ def test_everything_from_outside_is_escaped(service, values, tmp_path):
     Image.new("RGB", (8, 8)).save(run.previews_dir / "step-000010-0.png")
     run_job(service, lambda progress: progress.log(NASTY))
     parts = watch_panel.refresh(service, {})
-    pages = [*(part for part in parts[:4] if isinstance(part, str)), choose_panel.grid_html(service, "rex"), runs_panel.runs_html(service)]
+    pages = [part for part in parts[:4] if isinstance(part, str)]
+    pages += [choose_panel.grid_html(service, "rex"), runs_panel.runs_html(service)]
     assert "&lt;script&gt;" in "".join(pages) and "<script" not in "".join(pages)
 
 
