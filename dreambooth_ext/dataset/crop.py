@@ -43,7 +43,8 @@ def saliency(image: Image.Image) -> np.ndarray:
     weights = unlike / (unlike.max() + 1e-6) + 0.5 * edges / (edges.max() + 1e-6)
     y, x = (np.linspace(-1, 1, count) for count in weights.shape)
     weights = weights**2 + CENTRE_PULL * np.exp(-2 * (y[:, None] ** 2 + x[None] ** 2)) * weights.mean()
-    return weights / weights.sum()
+    total = weights.sum()
+    return weights / total if total > 0 else np.full_like(weights, 1 / weights.size)  # a plain picture has no subject
 
 
 def without_letterbox(image: Image.Image) -> Box:

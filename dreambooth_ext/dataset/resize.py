@@ -10,14 +10,18 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
     """An RGB picture of exactly width x height, by Lanczos on linear values (IEC 61966-2-1)."""
     if image.size == (width, height):
         return image
+    channels = [_resized_channel(_TO_LINEAR[np.asarray(channel)], width, height) for channel in image.split()]
+    return Image.fromarray(_to_display(np.stack(channels, axis=2)))
+
+
+def _resized_channel(linear: np.ndarray, width: int, height: int) -> np.ndarray:
+    """float32 (height, width) of one channel's linear values."""
+    channel = Image.fromarray(linear)
     # Far larger pictures are first averaged to near twice the target: as good, and many times as fast.
-    factor = min(image.width // (2 * width), image.height // (2 * height))
+    factor = min(channel.width // (2 * width), channel.height // (2 * height))
     if factor > 1:
-        image = image.reduce(factor)
-    linear = _TO_LINEAR[np.asarray(image)]
-    channels = [Image.fromarray(np.ascontiguousarray(linear[:, :, index])).resize((width, height), Image.Resampling.LANCZOS)
-                for index in range(3)]
-    return Image.fromarray(_to_display(np.stack([np.asarray(channel) for channel in channels], axis=2)))
+        channel = channel.reduce(factor)
+    return np.asarray(channel.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _to_display(linear: np.ndarray) -> np.ndarray:

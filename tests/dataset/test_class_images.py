@@ -1,0 +1,120 @@
+"""Class images: only what is missing is rendered, only what the base made counts, stopping loses nothing."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreambooth_ext.config import Concept
+from dreambooth_ext.dataset.class_images import MANIFEST, class_image_count, ensure, plan
+from dreambooth_ext.errors import Cancelled, HostError
+from dreambooth_ext.progress import Progress
+
+CONCEPT = Concept(instance_dir="p", token="rxz", class_noun="dog", num_class_images=10)
+
+
+class Renderer:
+    """Counts what it is asked for; stops the work or breaks after so many pictures."""
+
+    def __init__(self, progress=None, stop_after=None, break_after=None):
+        self.seeds, self._progress, self._stop, self._break = [], progress, stop_after, break_after
+
+    def __call__(self, base, request, progress):
+        for seed in request.seeds:
+            if len(self.seeds) == self._break:
+                return
+            self.seeds.append(seed)
+            if len(self.seeds) == self._stop:
+                progress.cancel()
+            yield Image.new("RGB", (request.width, request.height), (seed % 256, 0, 0))
+
+
+@pytest.fixture
+def planned(tmp_path):
+    def make(concept=CONCEPT, base="aaa", **changes):
+        settings = {"pictures": 5, "steps": 100, "batch": 1, "accumulation": 1, "class_steps": 30, "guidance_scale": 7.0,
+                    "resolution": 64, "seed": 3, "library": tmp_path / "library", **changes}
+        return plan(concept, base, **settings)
+
+    return make
+
+
+@pytest.mark.parametrize(("given", "pictures", "consumed", "count"), [
+    (None, 3, 10_000, 600), (None, 12, 10_000, 1000), (None, 12, 300, 300), (7, 12, 300, 7), (2500, 1, 1, 2500),
+])
+def test_how_many(given, pictures, consumed, count):
+    assert class_image_count(given, pictures, consumed)[0] == count
+
+
+def test_only_the_missing_are_rendered_and_no_seed_twice(planned):
+    renderer = Renderer()
+    images = ensure(planned(), Path("b"), renderer, {}, Progress(), batch=4)
+    assert len(images) == 10 and renderer.seeds == list(range(3, 13))
+    more = Renderer()
+    grown = ensure(planned(dataclasses.replace(CONCEPT, num_class_images=13)), Path("b"), more, {}, Progress())
+    assert more.seeds == [13, 14, 15] and len({image.sha256 for image in grown}) == 13
+    assert planned().missing == 0 and "0 to render" in planned().sentence
+
+
+@pytest.mark.parametrize("after", range(1, 10))
+def test_stopped_at_any_picture_nothing_is_rendered_twice(planned, after):
+    first, second = Renderer(stop_after=after), Renderer()
+    with pytest.raises(Cancelled):
+        ensure(planned(), Path("b"), first, {}, Progress(), batch=1)
+    ensure(planned(), Path("b"), second, {}, Progress(), batch=1)
+    assert first.seeds + second.seeds == list(range(3, 13))
+
+
+@pytest.mark.parametrize("change", [{"base": "bbb"}, {"class_steps": 20}, {"guidance_scale": 5.0}, {"resolution": 128}])
+def test_another_base_or_setting_has_its_own_pictures(planned, change):
+    ensure(planned(), Path("b"), Renderer(), {}, Progress())
+    assert planned(**change).missing == 10 and planned().missing == 0
+
+
+def test_pictures_of_other_origin_are_told_and_used_only_on_purpose(planned, tmp_path):
+    own = dataclasses.replace(CONCEPT, class_dir=str(tmp_path / "own"))
+    ensure(planned(own), Path("b"), Renderer(), {}, Progress())
+    Image.new("RGB", (90, 70), "blue").save(tmp_path / "own" / "stock photo.png")
+    left_out = planned(own)
+    assert [path.name for path in left_out.foreign] == ["stock photo.png"] and "prior" in left_out.sentence
+    assert len(ensure(left_out, Path("b"), Renderer(), {}, Progress())) == 10
+    used = ensure(planned(own, foreign="use"), Path("b"), Renderer(), {}, Progress())
+    assert len(used) == 11 and all((image.width, image.height) == (64, 64) for image in used)
+    with Image.open(used[-1].path) as image:
+        assert image.size == (64, 64)
+
+
+def test_a_picture_that_someone_changed_does_not_count(planned):
+    images = ensure(planned(), Path("b"), Renderer(), {}, Progress())
+    Image.new("RGB", (64, 64), "white").save(images[0].path)
+    assert len(planned().foreign) == 1 and planned().missing == 1
+
+
+def test_a_trained_model_never_stands_in_for_the_base(planned):
+    ensure(planned(), Path("trained"), Renderer(), {}, Progress())
+    rows = [json.loads(line) for line in (planned().prompts[0].folder / MANIFEST).read_text().splitlines()]
+    assert {row["request"]["base_sha256"] for row in rows} == {"aaa"}
+    assert planned(base="sha of another").found == 0
+
+
+def test_a_host_that_returns_too_few_is_told(planned):
+    with pytest.raises(HostError, match="only 2"):
+        ensure(planned(), Path("b"), Renderer(break_after=2), {}, Progress(), batch=4)
+    assert planned().found == 2
+
+
+def test_several_prompts_share_the_count(planned, tmp_path):
+    concept = dataclasses.replace(CONCEPT, class_prompt="a dog|a puppy|a hound", class_dir=str(tmp_path / "own"))
+    images = ensure(planned(concept), Path("b"), Renderer(), {}, Progress())
+    prompts = [image.prompt for image in images]
+    assert [prompts.count(text) for text in concept.class_texts] == [4, 3, 3]
+    assert planned(concept).missing == 0 and not planned(concept).foreign
+
+
+def test_the_manifest_survives_a_line_cut_off(planned):
+    ensure(planned(), Path("b"), Renderer(), {}, Progress())
+    manifest = planned().prompts[0].folder / MANIFEST
+    manifest.write_text(manifest.read_text()[:-40])
+    assert planned().found == 9

@@ -1,0 +1,135 @@
+"""Preparation: same input, same bytes; only what changed is done again; originals stay as they are."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from dreambooth_ext.config import Concept
+from dreambooth_ext.dataset import prepare as module
+from dreambooth_ext.dataset.buckets import bucket_for, bucket_sizes
+from dreambooth_ext.dataset.captions import caption_of, prompt_for, token_advice
+from dreambooth_ext.dataset.crop import crop_box, without_letterbox
+from dreambooth_ext.dataset.prepare import prepare
+from dreambooth_ext.dataset.resize import resize
+from dreambooth_ext.errors import PictureError
+
+
+def scene(path, size=(300, 200), at=(220, 100), radius=50):
+    image = Image.new("RGB", size, (90, 120, 160))
+    ImageDraw.Draw(image).ellipse([at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius], fill=(220, 60, 40))
+    image.save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    source = tmp_path / "pictures"
+    source.mkdir()
+    for number in range(3):
+        scene(source / f"{number}.png", at=(60 + 90 * number, 100))
+    return source
+
+
+def test_same_input_same_bytes_and_originals_untouched(folder, tmp_path):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    first, second = (prepare(folder, tmp_path / name, resolution=64) for name in ("a", "b"))
+    assert [picture.sha256 for picture in first] == [picture.sha256 for picture in second]
+    for picture in first:
+        assert hashlib.sha256(picture.path.read_bytes()).hexdigest() == picture.sha256
+        with Image.open(picture.path) as image:
+            assert image.size == (64, 64) and image.mode == "RGB" and image.text["source"] == picture.source.name
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_only_what_changed_is_done_again(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    prepare(folder, out, resolution=64)
+    done = []
+    monkeypatch.setattr(module, "_prepare_one", lambda *a, real=module._prepare_one: done.append(a[0].name) or real(*a))
+    scene(folder / "1.png", at=(40, 40))
+    (folder / "2.png").unlink()
+    next(out.glob("*.png")).write_bytes(b"damaged")
+    prepared = prepare(folder, out, resolution=64)
+    assert "1.png" in done and len(done) <= 2
+    assert {path.name for path in out.glob("*.png")} == {picture.path.name for picture in prepared}
+    done.clear()
+    prepare(folder, out, resolution=64)
+    assert done == []
+    prepare(folder, out, resolution=128)
+    assert len(done) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1, "pictures": {"0.png": {"file": "../x"}}}', '{"version": 9}'])
+def test_a_damaged_index_is_made_anew(folder, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "prepared.json").write_text(text)
+    assert len(prepare(folder, tmp_path / "out", resolution=64)) == 3
+
+
+@pytest.mark.parametrize("at", [(60, 100), (150, 100), (240, 100)])
+def test_the_smart_crop_keeps_the_subject(tmp_path, at):
+    with Image.open(scene(tmp_path / "a.png", at=at)) as image:
+        left, top, right, bottom = crop_box(image, 64, 64)
+    assert left <= at[0] - 50 and right >= at[0] + 50 and (right - left, bottom - top) == (200, 200)
+
+
+@given(st.integers(8, 400), st.integers(8, 400), st.sampled_from([(64, 64), (64, 128), (192, 64)]), st.sampled_from(["smart", "center"]))
+def test_any_crop_lies_inside_and_has_the_ratio(width, height, target, mode):
+    left, top, right, bottom = crop_box(Image.new("RGB", (width, height), "grey"), *target, mode)
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    assert right - left == width or bottom - top == height
+
+
+def test_letterbox_bars_are_taken_off_and_plain_backgrounds_are_not(tmp_path):
+    random = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    framed = Image.new("RGB", (160, 180), "black")
+    framed.paste(Image.fromarray(random), (0, 30))
+    assert without_letterbox(framed) == (0, 30, 160, 150)
+    with Image.open(scene(tmp_path / "a.png")) as plain:
+        assert without_letterbox(plain) == (0, 0, 300, 200)
+
+
+def test_resizing_works_on_light_not_on_display_values():
+    checker = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    small = np.asarray(resize(Image.fromarray(np.stack([checker.astype(np.uint8)] * 3, axis=2)), 8, 8))
+    assert abs(int(small.mean()) - 188) <= 2  # half the light is 188 in sRGB, not 127
+
+
+@given(st.integers(20, 4000), st.integers(20, 4000), st.sampled_from([256, 512, 768]))
+def test_every_picture_has_a_bucket_no_larger_than_the_square(width, height, resolution):
+    size = bucket_for(width, height, resolution)
+    assert size in bucket_sizes(resolution) and size[0] * size[1] <= resolution**2 and not (size[0] % 64 or size[1] % 64)
+
+
+CONCEPT = Concept(token="rxz", class_noun="dog")
+
+
+@pytest.mark.parametrize(("concept", "caption", "prompt"), [
+    (CONCEPT, None, "rxz dog"), (CONCEPT, "", "rxz dog"), (CONCEPT, "a dog on a beach", "a rxz dog on a beach"),
+    (CONCEPT, "on a beach", "rxz dog, on a beach"), (CONCEPT, "my rxz dog", "my rxz dog"),
+    (Concept(instance_prompt="photo of rxz dog, [filewords]"), "at night", "photo of rxz dog, at night"),
+])
+def test_prompts(concept, caption, prompt):
+    assert prompt_for(concept, caption) == prompt
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_captions_in_the_encodings_that_editors_write(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("ein Hund \n im Grünen\n".encode(encoding))
+    assert caption_of(tmp_path / "a.png") == "ein Hund im Grünen"
+
+
+def test_a_caption_that_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xff\xd8\xff\xe0\x00")
+    with pytest.raises(PictureError, match="UTF-8"):
+        caption_of(tmp_path / "a.png")
+
+
+def test_advice_on_tokens():
+    assert "knows well" in token_advice("dog", lambda text: [("dog</w>", 1929)])
+    assert "pieces" in token_advice("xqzwvk", lambda text: [(c, 300) for c in text])
+    assert token_advice("sks", lambda text: [("sks</w>", 48136)]) == ""
