@@ -1,25 +1,24 @@
-"""What each command of the command line does: read its flags, call the recipe, say what came of it."""
+"""The commands that train: runs and what belongs to them."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from . import recipe
-from .check import check
-from .config import TrainConfig
-from .errors import ResumeError
-from .files import gib, require_safe_name
-from .flags import add_config_flags, config_from_flags, given
-from .host import Host, Txt2Img
-from .hosts.standalone import StandaloneHost
-from .progress import Progress
-from .run_folder import RunFolder, list_runs
-from .terminal import duration
+from .. import recipe
+from ..check import check
+from ..config import TrainConfig
+from ..errors import ResumeError
+from ..files import gib, require_safe_name
+from ..flags import add_config_flags, config_from_flags, given
+from ..host import Host, Txt2Img
+from ..hosts.standalone import StandaloneHost
+from ..progress import Progress
+from ..run_folder import RunFolder, list_runs
+from ..terminal import duration
+from .command import Command, say
 
 _CLASS_IMAGE_OPTIONS = (
     "base", "instance_dir", "token", "class_noun", "class_prompt", "class_negative_prompt", "class_dir",
@@ -27,11 +26,6 @@ _CLASS_IMAGE_OPTIONS = (
     "foreign_class_images", "steps", "train_batch_size", "gradient_accumulation_steps", "runs_dir", "models_dir",
     "seed", "device",
 )
-
-
-def say(parsed: argparse.Namespace, text: str, **values: Any) -> None:
-    """The command's result: a sentence for a person, an object for a program."""
-    print(json.dumps(values) if parsed.json else text, flush=True)
 
 
 def _host(config: TrainConfig) -> Host:
@@ -63,7 +57,7 @@ def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def render(parsed: argparse.Namespace, progress: Progress) -> None:
-    from .models.load import inspect
+    from ..models.load import inspect
 
     base, out = Path(parsed.base).expanduser(), Path(parsed.out).expanduser()
     side = parsed.size or inspect(base).resolution
@@ -108,7 +102,7 @@ def runs(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def demo(parsed: argparse.Namespace, progress: Progress) -> None:
-    from .demo import run_demo
+    from ..demo import run_demo
 
     result = run_demo(Path(parsed.out).expanduser(), progress, seed=parsed.seed, compare=not parsed.quick)
     say(parsed, result.table() + f"\nLook at {result.sheet} ({duration(result.seconds)})", **result.figures())
@@ -184,7 +178,6 @@ def _declare_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="without the comparison run that keeps no class")
 
 
-Command = tuple[Callable[[argparse.Namespace, Progress], None], str, Callable[[argparse.ArgumentParser], None]]
 COMMANDS: dict[str, Command] = {
     "train": (train, "Pictures in, a finished and selected model out.", _declare_train),
     "resume": (resume, "Continue a run that was interrupted.", _declare_run),
