@@ -108,16 +108,23 @@ def render(
 def _render_batch(
     model: StableDiffusion, request: Txt2Img, seeds: tuple[int, ...], progress: Progress, clip_skip: int
 ) -> list[Image.Image]:
+    latents = sample_latents(model, request, seeds, progress, clip_skip)
+    with inference(model.vae):
+        return to_images(decode_latents(model.vae, latents))
+
+
+def sample_latents(
+    model: StableDiffusion, request: Txt2Img, seeds: Sequence[int], progress: Progress = SILENT, clip_skip: int = 1
+) -> torch.Tensor:
+    """What `render` decodes: scaled latents (B, 4, h, w), float32. The VAE is not needed (but for inpainting models)."""
     with inference(*model.modules):
         size = (request.height, request.width)
         prompt = encode_prompts(model, [request.prompt], clip_skip, size).repeat(len(seeds))
         negative = encode_prompts(model, [request.negative_prompt], clip_skip, size).repeat(len(seeds))
         if model.family.has_time_ids and not request.negative_prompt:
             negative = negative.zeros_like()
-        noise = initial_noise(seeds, *size)
-        latents = ddim_sample(model, noise, prompt, negative, steps=request.steps,
-                              guidance_scale=request.guidance_scale, progress=progress)
-        return to_images(decode_latents(model.vae, latents))
+        return ddim_sample(model, initial_noise(seeds, *size), prompt, negative, steps=request.steps,
+                           guidance_scale=request.guidance_scale, progress=progress)
 
 
 def _nothing_masked(model: StableDiffusion, x: torch.Tensor) -> torch.Tensor | None:

@@ -1,16 +1,15 @@
-"""Snapshots of a run: everything that the next step depends on, and the weights where diffusers looks for them.
+"""Snapshots of a run: everything that the next step depends on, and what would be published at that point.
 
-    step-000100/unet/diffusion_pytorch_model.safetensors       what would be published (the average, if one is kept)
-    step-000100/text_encoder/model.safetensors
-    step-000100/trained/unet.safetensors, ...                   the trained weights, if they are not those above
-    step-000100/state.pt                                        optimizer, scaler, EMA counters; tensors and numbers only
+    step-000100/                    a folder of diffusers' format (the average, if one is kept); for a LoRA lora.safetensors
+    step-000100/trained/unet.safetensors, ...    the trained weights
+    step-000100/state.pt            optimizer, scaler, EMA; tensors and numbers only
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import torch
 
 from ..errors import ResumeError
 from ..files import replace_folder, require_space
-from ..models.load import WEIGHT_FILES
 
 NAME = re.compile(r"step-(\d{6,})")
+Weights = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 def folder_of(checkpoints_dir: Path, step: int) -> Path:
@@ -35,27 +34,22 @@ def snapshots(checkpoints_dir: Path) -> list[tuple[int, Path]]:
     return sorted((step, path) for step, path in found if (path / "state.pt").is_file())
 
 
-def write(
-    checkpoints_dir: Path, step: int, modules: Mapping[str, Any], published: Mapping[str, Mapping[str, Any]] | None,
-    state: Mapping[str, Any], keep: int,
-) -> Path:
+def write(checkpoints_dir: Path, step: int, save_model: Callable[[Path], None], trained: Weights,
+          state: Mapping[str, Any], keep: int) -> Path:
     """Write a snapshot whole or not at all; older ones beyond `keep` (0: all are kept) go once it is safe.
 
-    `modules` are the trained modules by part; `published` are other weights of theirs to publish (an average).
+    `save_model` writes what would be published into the folder that it is given.
     """
     from safetensors.torch import save_file
 
-    trained = {part: _contiguous(module.state_dict()) for part, module in modules.items()}
-    require_space(checkpoints_dir, _size(trained) * (2 if published else 1) + _size(state), "A snapshot")
+    require_space(checkpoints_dir, 2 * _size(trained) + _size(state), "A snapshot")
 
     def fill(folder: Path) -> None:
+        save_model(folder)
+        (folder / "trained").mkdir()
         for part, weights in trained.items():
-            path = folder / WEIGHT_FILES[part]
-            path.parent.mkdir(parents=True)
-            save_file(dict(_contiguous((published or trained)[part])), path, metadata={"format": "pt"})
-            if published:
-                (folder / "trained").mkdir(exist_ok=True)
-                save_file(dict(weights), folder / "trained" / f"{part}.safetensors")
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+                      folder / "trained" / f"{part}.safetensors")
         torch.save(dict(state), folder / "state.pt")
 
     folder = folder_of(checkpoints_dir, step)
@@ -66,22 +60,25 @@ def write(
     return folder
 
 
-def read(folder: Path, modules: Mapping[str, Any]) -> dict[str, Any]:
-    """Load a snapshot's weights into `modules` and return its state. Raises ResumeError if it does not fit."""
+def read(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """A snapshot's trained weights and its state. Raises ResumeError if it is damaged."""
     from safetensors.torch import load_file
 
     try:
-        for part, module in modules.items():
-            own = folder / "trained" / f"{part}.safetensors"
-            module.load_state_dict(load_file(own if own.is_file() else folder / WEIGHT_FILES[part]))
-        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ResumeError(f"{folder.name} is to be continued", f"it does not fit this run ({error})",
+        weights = {path.stem: load_file(path) for path in sorted((folder / "trained").glob("*.safetensors"))}
+        return weights, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a damaged file may raise anything, and it is named
+        raise ResumeError(f"{folder.name} is to be continued", f"it cannot be read ({type(error).__name__}: {error})",
                           "Delete that snapshot to go on from the one before it.") from error
 
 
-def _contiguous(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+def profile_of(folder: Path) -> str:
+    """The memory profile that a snapshot was made under; what "auto" was resolved to stays in force."""
+    return str(read_state(folder).get("profile", "none"))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    return read(folder)[1]
 
 
 def _size(value: Any) -> int:

@@ -1,4 +1,4 @@
-"""What each step is trained on. Latents are cached; every draw comes from (seed, rank, step, micro-batch)."""
+"""What each step is trained on. Latents are cached; every draw comes from (seed, step, micro-batch)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,56 @@ from PIL import Image
 
 from ..config import TrainConfig
 from ..dataset.manifest import TrainingImage, TrainingSet
-from ..models.load import TRAIN_TIMESTEPS
+from ..models.noise import TIMESTEPS
+from ..models.vae import Posterior, encode_pictures
 from ..progress import Progress
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Instance images first, then as many class images. Latents are scaled, (B, 4, h, w)."""
+class Pictures:
+    """Pictures of one size with all that is drawn for them. Latents and noise (B, 4, h, w); latents are scaled."""
 
     latents: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor  # (B,)
     prompts: tuple[str, ...]
-    instances: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in px."""
+        return self.latents.shape[-2] * 8, self.latents.shape[-1] * 8
+
+    def followed_by(self, other: Pictures) -> Pictures:
+        return Pictures(torch.cat([self.latents, other.latents]), torch.cat([self.noise, other.noise]),
+                        torch.cat([self.timesteps, other.timesteps]), self.prompts + other.prompts)
+
+    def rows(self, rows: slice) -> Pictures:
+        return Pictures(self.latents[rows], self.noise[rows], self.timesteps[rows], self.prompts[rows])
 
 
 @dataclass(frozen=True)
-class CachedLatents:
-    """Mean and standard deviation of the VAE's posterior, unscaled; both (4, h, w), on the CPU."""
+class Batch:
+    """One process's share of a batch: instance images and, with prior preservation, as many class images.
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    `whole` counts the instance images of all processes; `weight` makes the mean over processes the mean over pictures.
+    """
+
+    instance: Pictures
+    prior: Pictures | None
+    whole: int
+    weight: float = 1.0
+
+    def share(self, rank: int, processes: int) -> Batch:
+        """Every so-manyth picture. A ragged batch may have none left for this process: then one that weighs nothing."""
+        if processes == 1:
+            return self
+        count = len(range(rank, self.whole, processes))
+        rows = slice(rank, None, processes) if count else slice(0, 1)
+        prior = None if self.prior is None else self.prior.rows(rows)
+        return Batch(self.instance.rows(rows), prior, self.whole, count * processes / self.whole)
 
 
 def pixels_of(path: Path, mirrored: bool = False) -> torch.Tensor:
@@ -46,24 +75,31 @@ def pixels_of(path: Path, mirrored: bool = False) -> torch.Tensor:
 
 
 class LatentCache:
-    """Latents of all pictures, keyed by the hash of their content and whether they are mirrored."""
+    """Latents of all pictures, keyed by the hash of their content and whether they are mirrored; fp32, in RAM."""
 
     def __init__(self, vae: Any, images: Sequence[TrainingImage], mirrored: bool, progress: Progress) -> None:
-        self._latents: dict[tuple[str, bool], CachedLatents] = {}
+        self._latents: dict[tuple[str, bool], Posterior] = {}
         flips = (False, True) if mirrored else (False,)
         wanted = {(image.sha256, flip): image.path for image in images for flip in flips}
         progress.start("encoding pictures", len(wanted))
         with torch.no_grad():
             for number, ((sha256, flip), path) in enumerate(wanted.items(), start=1):
                 progress.check()
-                pixels = pixels_of(path, flip)[None].to(vae.device, vae.dtype)
-                posterior = vae.encode(pixels).latent_dist
-                mean, std = (part[0].float().cpu() for part in (posterior.mean, posterior.std))
-                self._latents[sha256, flip] = CachedLatents(mean, std)
+                mean, std = encode_pictures(vae, pixels_of(path, flip)[None])
+                self._latents[sha256, flip] = Posterior(mean[0].float().cpu(), std[0].float().cpu())
                 progress.report(number, len(wanted))
 
-    def __getitem__(self, key: tuple[str, bool]) -> CachedLatents:
+    def __getitem__(self, key: tuple[str, bool]) -> Posterior:
         return self._latents[key]
+
+
+def fixed_pictures(images: Sequence[TrainingImage], cache: LatentCache) -> Pictures:
+    """Up to eight pictures of one size, each at its own fixed noise and timestep, for a loss that compares over steps."""
+    same_size = [image for image in images if (image.width, image.height) == (images[0].width, images[0].height)][:8]
+    latents = torch.stack([cache[image.sha256, False].mean for image in same_size])
+    timesteps = ((torch.arange(len(same_size)) + 0.5) * (TIMESTEPS / len(same_size))).long()
+    noise = torch.randn(latents.shape, generator=generator_for(0, 3))
+    return Pictures(latents, noise, timesteps, tuple(image.prompt for image in same_size))
 
 
 def generator_for(*numbers: int) -> torch.Generator:
@@ -73,18 +109,20 @@ def generator_for(*numbers: int) -> torch.Generator:
 
 
 class NativeBatches:
-    """The order of an epoch depends on (seed, epoch) alone, all else on (seed, rank, step, micro-batch).
+    """The order of an epoch depends on (seed, epoch) alone, all else on (seed, step, micro-batch).
 
-    Pictures of one size make a batch; the last batch of an epoch may be smaller. With several processes each takes
-    its share of every batch.
+    Pictures of one size make a batch; the last batch of an epoch may be smaller. Several processes draw the same whole
+    batch, `train_batch_size` pictures for each of them, and take their shares: what is learnt does not depend on how
+    many they are.
     """
 
-    def __init__(self, config: TrainConfig, dataset: TrainingSet, cache: LatentCache, scaling_factor: float,
-                 rank: int = 0, processes: int = 1) -> None:
+    def __init__(self, config: TrainConfig, dataset: TrainingSet, cache: LatentCache, rank: int = 0,
+                 processes: int = 1) -> None:
         self._config, self._dataset, self._cache = config, dataset, cache
-        self._scaling_factor, self._rank, self._processes = scaling_factor, rank, processes
-        self._epoch_batches = len(self._batches_of_epoch(0))
-        self._known: tuple[int, list[list[int]]] = (-1, [])
+        self._rank, self._processes = rank, processes
+        self._size = config.train_batch_size * processes
+        self._known: tuple[int, list[list[int]]] = (0, self._batches_of_epoch(0))
+        self._epoch_batches = len(self._known[1])
 
     def batch(self, step: int, micro: int) -> Batch:
         """The batch of optimizer step `step` (from 0), forward pass `micro`."""
@@ -92,34 +130,24 @@ class NativeBatches:
         epoch, place = divmod(number, self._epoch_batches)
         if self._known[0] != epoch:
             self._known = epoch, self._batches_of_epoch(epoch)
-        draws = generator_for(self._config.seed, self._rank, step, micro)
-        chosen = self._share([self._dataset.instance[index] for index in self._known[1][place]])
-        images = [*chosen, *self._prior(number, len(chosen))]
-        return self._drawn(images, len(chosen), draws)
+        draws = generator_for(self._config.seed, 0, step, micro)
+        chosen = [self._dataset.instance[index] for index in self._known[1][place]]
+        instance = self._drawn(chosen, draws)
+        prior = self._drawn(self._prior(number, len(chosen)), draws) if self._dataset.prior else None
+        return Batch(instance, prior, len(chosen)).share(self._rank, self._processes)
 
-    def _drawn(self, images: list[TrainingImage], instances: int, draws: torch.Generator) -> Batch:
+    def _drawn(self, images: list[TrainingImage], draws: torch.Generator) -> Pictures:
         mirrored = torch.rand(len(images), generator=draws) < 0.5
         dropped = torch.rand(len(images), generator=draws) < self._config.caption_dropout
-        latents = [self._latents(image, bool(flip), draws) for image, flip in zip(images, mirrored, strict=True)]
-        noise = [noise_like(each[None], self._config.noise_offset, draws)[0] for each in latents]
-        timesteps = torch.randint(0, TRAIN_TIMESTEPS, (len(images),), generator=draws)
+        latents = torch.stack([self._cache[image.sha256, bool(flip) and self._config.random_flip].sample(draws)
+                               for image, flip in zip(images, mirrored, strict=True)])
+        noise = noise_like(latents, self._config.noise_offset, draws)
+        timesteps = torch.randint(0, TIMESTEPS, (len(images),), generator=draws)
         prompts = tuple("" if drop else image.prompt for image, drop in zip(images, dropped, strict=True))
-        return Batch(torch.stack(latents), torch.stack(noise), timesteps, prompts, instances)
-
-    def _latents(self, image: TrainingImage, flip: bool, draws: torch.Generator) -> torch.Tensor:
-        cached = self._cache[image.sha256, flip and self._config.random_flip]
-        noise = torch.randn(cached.mean.shape, generator=draws)
-        return (cached.mean + cached.std * noise) * self._scaling_factor
-
-    def _share(self, images: list[TrainingImage]) -> list[TrainingImage]:
-        mine = images[self._rank :: self._processes]
-        return mine or images[:1]  # every process needs something to do; a ragged batch may be short of it
+        return Pictures(latents, noise, timesteps, prompts)
 
     def _prior(self, number: int, count: int) -> list[TrainingImage]:
-        prior = self._dataset.prior
-        if not prior:
-            return []
-        first = (number * self._processes + self._rank) * self._config.train_batch_size
+        first = number * self._size
         return [self._prior_at(first + place) for place in range(count)]
 
     def _prior_at(self, place: int) -> TrainingImage:
@@ -136,8 +164,8 @@ class NativeBatches:
         for index in order:
             image = self._dataset.instance[index]
             sizes.setdefault((image.width, image.height), []).append(index)
-        size = self._config.train_batch_size * self._processes
-        batches = [group[start : start + size] for group in sizes.values() for start in range(0, len(group), size)]
+        batches = [group[start : start + self._size] for group in sizes.values()
+                   for start in range(0, len(group), self._size)]
         if len(sizes) > 1:
             batches = [batches[index] for index in torch.randperm(len(batches), generator=draws).tolist()]
         return batches
@@ -160,17 +188,20 @@ class DiffusersBatches:
         if not self._pending:
             self._start_epoch()
         indices = self._pending.pop(0)
-        instance = [self._dataset.instance[index] for index in indices]
-        prior = self._dataset.prior
-        images = [*instance, *(prior[index % len(prior)] for index in indices if prior)]
+        count, prior = len(indices), self._dataset.prior
+        images = [self._dataset.instance[index] for index in indices]
+        images += [prior[index % len(prior)] for index in indices] if prior else []
+        pixels = torch.stack([pixels_of(image.path) for image in images])
         with torch.no_grad():
-            posterior = self._vae.encode(torch.stack([pixels_of(image.path) for image in images])).latent_dist
-        latents = (posterior.mean + posterior.std * torch.randn(posterior.mean.shape)) * self._vae.config.scaling_factor
+            posterior = self._vae.encode(pixels.to(self._vae.device)).latent_dist
+        mean, std = posterior.mean.cpu(), posterior.std.cpu()
+        latents = (mean + std * torch.randn(mean.shape)) * self._vae.config.scaling_factor
         noise = torch.randn_like(latents)
         if self._config.noise_offset:
             noise = noise + self._config.noise_offset * torch.randn(len(images), latents.shape[1], 1, 1)
-        timesteps = torch.randint(0, TRAIN_TIMESTEPS, (len(images),))
-        return Batch(latents, noise, timesteps, tuple(image.prompt for image in images), len(instance))
+        timesteps = torch.randint(0, TIMESTEPS, (len(images),))
+        pictures = Pictures(latents, noise, timesteps, tuple(image.prompt for image in images))
+        return Batch(pictures.rows(slice(0, count)), pictures.rows(slice(count, None)) if prior else None, count)
 
     def _start_epoch(self) -> None:
         torch.empty((), dtype=torch.int64).random_()  # the loader's base seed, of no effect in one process

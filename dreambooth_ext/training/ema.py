@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 
 class Ema:
-    """Shadows of some parameters, fp32. The decay warms up: (1 + n) / (10 + n), at most `decay`."""
+    """Shadows of some parameters, fp32, on their device or on another. The decay warms up: (1 + n) / (10 + n)."""
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], decay: float, device: str | None = None) -> None:
         self._parameters, self._decay = list(parameters), decay
-        self.shadows = [parameter.detach().float().clone() for parameter in self._parameters]
+        self.shadows = [parameter.detach().to(device or parameter.device, torch.float32, copy=True)
+                        for parameter in self._parameters]
         self.updates = 0
 
     @torch.no_grad()
@@ -21,26 +23,27 @@ class Ema:
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         for shadow, parameter in zip(self.shadows, self._parameters, strict=True):
-            shadow.lerp_(parameter.detach().to(shadow.dtype), 1 - decay)
+            shadow.lerp_(parameter.detach().to(shadow), 1 - decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """The averages stand in the model inside the block; the trained weights are back afterwards, whatever happens."""
-        kept = [parameter.detach().clone() for parameter in self._parameters]
+        kept = [parameter.detach().to("cpu", copy=True) for parameter in self._parameters]
         try:
-            with torch.no_grad():
-                for parameter, shadow in zip(self._parameters, self.shadows, strict=True):
-                    parameter.copy_(shadow)
+            _write(self._parameters, self.shadows)
             yield
         finally:
-            with torch.no_grad():
-                for parameter, value in zip(self._parameters, kept, strict=True):
-                    parameter.copy_(value)
+            _write(self._parameters, kept)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "shadows": self.shadows}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = state["updates"]
-        for shadow, value in zip(self.shadows, state["shadows"], strict=True):
-            shadow.copy_(value)
+        _write(self.shadows, state["shadows"])
+
+
+@torch.no_grad()
+def _write(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    for target, value in zip(targets, values, strict=True):
+        target.copy_(value)

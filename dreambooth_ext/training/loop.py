@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,43 +14,45 @@ from ..config import TrainConfig
 from ..dataset.manifest import TrainingSet
 from ..errors import Cancelled, Diverged, ResumeError
 from ..files import replace_folder
-from ..models.load import StableDiffusion, save_diffusers
-from ..models.unet import predict
+from ..models.load import StableDiffusion
 from ..progress import Progress
 from ..run_folder import RunFolder
 from . import checkpoint
-from .data import Batch, DiffusersBatches, LatentCache, NativeBatches
-from .loss import dreambooth_loss
-from .memory import device_memory_gib, on_device, release
-from .noise_schedule import NoiseSchedule
+from .data import DiffusersBatches, LatentCache, NativeBatches, fixed_pictures
+from .estimate import profile_that_fits
+from .figures import Figures
+from .memory import Plan, device_memory_gib, on_device, plan_for, release
+from .objective import Objective
 from .precision import accelerator_for
 from .preview import write_previews
 from .session import Session
 
-LATENT_FACTOR = 8  # pixels per latent, a side
 EXPLODED = 1e4  # no loss of a latent diffusion model is ever near it
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run ended in; `losses` are those of the steps taken now."""
+    """What this process trained: `steps` the run has in all, `losses` are those of the steps taken now."""
 
     steps: int
     losses: tuple[float, ...]
-    diffusers_dir: Path
 
 
 def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run: RunFolder, progress: Progress, *,
           resume: bool = False) -> TrainResult:
     """Train to `config.steps` and write run.diffusers_dir. Raises Cancelled after a snapshot, Diverged, StorageError."""
-    with torch.inference_mode(False), torch.enable_grad(), accelerator_for(config) as accelerator:
+    kept = checkpoint.snapshots(run.checkpoints_dir) if resume else []
+    plan = _plan(config, model, checkpoint.profile_of(kept[-1][1]) if kept else None)
+    progress.log(plan.sentence)
+    with torch.inference_mode(False), torch.enable_grad(), accelerator_for(config, plan.autocast) as accelerator:
         session: Session | None = None
         try:
             # Zero terminal SNR changes what the model is, for previews and whoever loads it, as well as its training.
             model = replace(model, zero_terminal_snr=model.zero_terminal_snr or config.zero_terminal_snr)
-            cache = _encode(config, model, dataset, accelerator.device, progress)
-            session = Session(config, model, accelerator)
-            loop = _Loop(config, session, dataset, cache, run, progress)
+            with on_device(model.vae, accelerator.device):
+                cache = LatentCache(model.vae, [*dataset.instance, *dataset.prior], config.random_flip, progress)
+            session = Session(config, plan, model, accelerator)
+            loop = _Loop(session, dataset, cache, run, progress)
             losses = loop.run(resume)
             loop.save_result()
         finally:
@@ -58,138 +60,156 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
                 session.close()
             model.to("cpu")
             release()
-    return TrainResult(config.steps or 0, tuple(losses), run.diffusers_dir)
+    return TrainResult(config.steps or 0, tuple(losses))
 
 
-def _encode(
-    config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, device: Any, progress: Progress
-) -> LatentCache:
-    with on_device(model.vae, device):
-        return LatentCache(model.vae, [*dataset.instance, *dataset.prior], config.random_flip, progress)
+def _plan(config: TrainConfig, model: StableDiffusion, before: str | None) -> Plan:
+    """What "auto" was resolved to stays in force when a run is resumed."""
+    if config.memory_profile != "auto":
+        return plan_for(config)
+    return plan_for(config, before if before not in (None, "none") else profile_that_fits(config, model))
+
+
+@dataclass
+class _Pending:
+    """A step whose figures may still be on their way from the device."""
+
+    step: int
+    figures: Figures
+    more: dict[str, float]
 
 
 class _Loop:
     """The steps of one run."""
 
-    def __init__(self, config: TrainConfig, session: Session, dataset: TrainingSet, cache: LatentCache, run: RunFolder,
+    def __init__(self, session: Session, dataset: TrainingSet, cache: LatentCache, run: RunFolder,
                  progress: Progress) -> None:
-        self._config, self._session, self._run, self._progress = config, session, run, progress
-        self._steps = config.steps or 0
-        accelerator, scaling = session.accelerator, session.model.vae.config.scaling_factor
-        if config.draw_order == "diffusers":
-            self._batches: Any = DiffusersBatches(config, dataset, session.model.vae)
+        self._config, self._session, self._run, self._progress = session.config, session, run, progress
+        self._steps = self._config.steps or 0
+        accelerator = session.accelerator
+        if self._config.draw_order == "diffusers":
+            self._batches: Any = DiffusersBatches(self._config, dataset, session.model.vae)
         else:
-            self._batches = NativeBatches(config, dataset, cache, scaling, accelerator.process_index,
+            self._batches = NativeBatches(self._config, dataset, cache, accelerator.process_index,
                                           accelerator.num_processes)
-        self._schedule = NoiseSchedule(session.model.alphas_cumprod().float()).to(session.device)
-        prompts = [(image.prompt, (image.height, image.width)) for image in (*dataset.instance, *dataset.prior)]
-        session.cache_prompts([*prompts, *(("", size) for _, size in prompts)] if config.caption_dropout else prompts)
+        self._objective = Objective(session)
+        self._fixed = fixed_pictures(dataset.instance, cache)
+        images = [*dataset.instance, *dataset.prior]
+        self._prompts = sorted({"", *(image.prompt for image in images)})
+        self._sizes = sorted({(image.height, image.width) for image in images})
+        if not session.prompts.are_trained:
+            session.prompts.freeze(self._prompts, self._sizes)
         self._losses: list[float] = []
+        self._pending: deque[_Pending] = deque()
+        # Figures of a GPU are read while the next step is under way.
+        self._behind = 1 if session.device.type == "cuda" else 0
         self._snapshot_step = -1
+        self._started, self._first = time.perf_counter(), 0
         self._writes = accelerator.is_main_process
 
     def run(self, resume: bool) -> list[float]:
-        first = self._restore() if resume else 0
+        self._first = first = self._restore() if resume else 0
         self._progress.start("training", self._steps)
         if first == 0:
             self._preview(0)
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         for step in range(first, self._steps):
-            if self._config.text_encoder_stop_step is not None and step >= self._config.text_encoder_stop_step:
-                self._session.stop_text_encoder()
-            figures = self._step(step)
-            self._tell(step + 1, figures, (step + 1 - first) / (time.perf_counter() - started))
+            stop = self._config.text_encoder_stop_step
+            if stop is not None and step >= stop and self._session.prompts.are_trained:
+                self._session.stop_text_encoders(self._prompts, self._sizes)
+            self._step(step)
             if self._progress.cancelled:
                 self._snapshot(step + 1)
                 raise Cancelled
             self._due(step + 1)
+        self._tell(0)
         return self._losses
 
     def save_result(self) -> None:
         """The finished model as a folder that diffusers loads."""
         self._snapshot(self._steps)
         if self._writes:
-            with self._session.published_weights():
-                replace_folder(self._run.diffusers_dir, lambda folder: save_diffusers(self._session.model, folder))
+            replace_folder(self._run.diffusers_dir, self._session.save_result)
+        self._session.accelerator.wait_for_everyone()
 
-    def _step(self, step: int) -> dict[str, float]:
-        session, config, started = self._session, self._config, time.perf_counter()
+    def _step(self, step: int) -> None:
+        session, started = self._session, time.perf_counter()
         rates = session.set_learning_rates(step)
+        share = 1 / self._config.gradient_accumulation_steps
         sums: dict[str, torch.Tensor] = {}
-        for micro in range(config.gradient_accumulation_steps):
-            losses = self._losses_of(self._batches.batch(step, micro))
-            session.accelerator.backward(losses["loss"] / config.gradient_accumulation_steps)
+        for micro in range(self._config.gradient_accumulation_steps):
+            batch = self._batches.batch(step, micro)
+            with session.backward_pass(last=micro + 1 == self._config.gradient_accumulation_steps):
+                losses = self._objective(batch)
+                session.accelerator.backward(losses["loss"] * (batch.weight * share))
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() / config.gradient_accumulation_steps
-        norm = 0.0
-        if config.max_grad_norm:
-            norm = float(session.accelerator.clip_grad_norm_(session.trained_parameters(), config.max_grad_norm))
-        figures = {name: float(value) for name, value in sums.items()}
-        self._require_sane(step + 1, figures["loss"])
-        session.optimizer.step()
-        session.optimizer.zero_grad()
-        if session.ema is not None:
-            session.ema.update()
-        self._losses.append(figures["loss"])
-        return {**figures, "lr": rates["unet"], "lr_text_encoder": rates.get("text_encoder", 0.0), "grad_norm": norm,
-                "seconds": time.perf_counter() - started}
+                sums[name] = sums.get(name, 0.0) + value.detach() * (batch.weight * share)
+        norm = session.gradient_norm()
+        session.update()
+        values = session.mean_over_processes({**sums, "grad_norm": norm})
+        more = {"lr": rates["unet"], "lr_text_encoder": rates.get("text_encoder", 0.0)}
+        if self._is_due(step + 1, self._preview_every):
+            more["validation_loss"] = self._objective.plain_error(self._fixed)
+        more["seconds"] = time.perf_counter() - started
+        self._pending.append(_Pending(step + 1, Figures(values), more))
+        self._tell(self._behind)
 
-    def _losses_of(self, batch: Batch) -> dict[str, torch.Tensor]:
-        session = self._session
-        latents, noise = batch.latents.to(session.device), batch.noise.to(session.device)
-        timesteps = batch.timesteps.to(session.device)
-        noisy = self._schedule.add_noise(latents, noise, timesteps)
-        size = latents.shape[-2] * LATENT_FACTOR, latents.shape[-1] * LATENT_FACTOR
-        output = predict(session.prepared["unet"], noisy, timesteps, session.conditioning(batch.prompts, size))
-        kind = session.model.prediction_type
-        target = noise if kind == "epsilon" else self._schedule.velocity(latents, noise, timesteps)
-        return dreambooth_loss(output, target, timesteps, batch.instances, self._schedule, kind, self._config)
+    def _tell(self, behind: int) -> None:
+        """Read, judge and report the steps that are over, but for the last `behind` of them."""
+        while len(self._pending) > behind:
+            pending = self._pending.popleft()
+            figures, step = pending.figures.read(), pending.step
+            self._require_sane(step, figures["loss"])
+            self._losses.append(figures["loss"])
+            if self._writes:
+                self._run.append_metrics({"step": step, **figures, **pending.more, **self._session.scaler_figures()})
+            steps_per_s = (step - self._first) / (time.perf_counter() - self._started)
+            self._progress.report(step, self._steps, loss=figures["loss"], steps_per_s=steps_per_s,
+                                  seconds_left=(self._steps - step) / steps_per_s,
+                                  memory_gib=device_memory_gib(self._session.device))
 
     def _require_sane(self, step: int, loss: float) -> None:
-        if not math.isfinite(loss) or loss > EXPLODED:
-            kept = checkpoint.snapshots(self._run.checkpoints_dir)
-            where = f"The last good snapshot is of step {kept[-1][0]}." if kept else "No snapshot was made before."
-            raise Diverged(f"training at learning rate {self._config.learning_rate:g}",
-                           f"the loss became {loss:g} at step {step}",
-                           f"{where} Train again with a lower learning rate, or with bf16 or fp32 instead of fp16.")
+        if math.isfinite(loss) and loss < EXPLODED:
+            return
+        kept = checkpoint.snapshots(self._run.checkpoints_dir)
+        where = f"The last good snapshot is of step {kept[-1][0]}." if kept else "No snapshot was made before."
+        raise Diverged(f"training at learning rate {self._config.learning_rate:g}", f"the loss became {loss:g} at step {step}",
+                       f"{where} Train again with a lower learning rate, or with bf16 or fp32 instead of fp16.")
 
-    def _tell(self, step: int, figures: dict[str, float], steps_per_s: float) -> None:
-        if self._writes:
-            self._run.append_metrics({"step": step, **figures})
-        self._progress.report(step, self._steps, loss=figures["loss"], steps_per_s=steps_per_s,
-                              seconds_left=(self._steps - step) / steps_per_s,
-                              memory_gib=device_memory_gib(self._session.device))
+    @property
+    def _snapshot_every(self) -> int:
+        return self._config.snapshot_every or max(1, self._steps // 2)
+
+    @property
+    def _preview_every(self) -> int:
+        return self._config.preview_every or self._snapshot_every
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self._steps
 
     def _due(self, step: int) -> None:
-        config = self._config
-        snapshot_every = config.snapshot_every or max(1, self._steps // 2)
-        preview_every = config.preview_every or snapshot_every
-        if step % snapshot_every == 0 or self._progress.take_request("snapshot"):
+        if step % self._snapshot_every == 0 or self._progress.take_request("snapshot"):
             self._snapshot(step)
-        if step % preview_every == 0 or step == self._steps or self._progress.take_request("preview"):
+        if self._is_due(step, self._preview_every) or self._progress.take_request("preview"):
             self._preview(step)
 
     def _snapshot(self, step: int) -> None:
-        if step == self._snapshot_step or not self._writes:
+        if step == self._snapshot_step:
             return
-        session, published = self._session, None
-        if session.ema is not None:
-            with session.published_weights():
-                published = {part: {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
-                             for part, module in session.modules.items()}
-        checkpoint.write(self._run.checkpoints_dir, step, session.modules, published, session.state_dict(step),
-                         self._config.keep_snapshots)
+        self._tell(0)
+        session = self._session
+        session.require_finite(step)
+        if self._writes:
+            checkpoint.write(self._run.checkpoints_dir, step, session.save_model, session.trained_weights(),
+                             session.state_dict(step), self._config.keep_snapshots)
         self._snapshot_step = step
+        session.accelerator.wait_for_everyone()
 
     def _preview(self, step: int) -> None:
-        if not self._config.preview_steps or not self._writes:
-            return
-        session, vae = self._session, self._session.model.vae
-        with on_device(vae, session.device), session.published_weights():
-            session.move_text_encoders(session.device)
-            write_previews(session.model, self._config, self._run.previews_dir, step, self._progress)
-        if not session.trains_text:
-            session.move_text_encoders("cpu")
+        if self._config.preview_steps and self._writes:
+            with self._session.published_weights():
+                write_previews(self._session.model, self._config, self._run.previews_dir, step, self._progress,
+                               vae_alone=self._session.plan.vae_alone)
 
     def _restore(self) -> int:
         if self._config.draw_order == "diffusers":
@@ -200,8 +220,11 @@ class _Loop:
             self._run.truncate_metrics(0)
             return 0
         step, folder = kept[-1]
-        self._session.load_state_dict(checkpoint.read(folder, self._session.modules))
-        self._run.truncate_metrics(step)
+        weights, state = checkpoint.read(folder)
+        self._session.load_trained_weights(weights)
+        self._session.load_state_dict(state)
+        if self._writes:
+            self._run.truncate_metrics(step)
         self._snapshot_step = step
         self._progress.log(f"continued from step {step}")
         return step

@@ -9,23 +9,27 @@ from ..config import TrainConfig
 from .noise_schedule import NoiseSchedule
 
 
-def dreambooth_loss(prediction: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor, instances: int,
-                    schedule: NoiseSchedule, prediction_type: str, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """{"loss", "loss_instance", "loss_prior"} of a batch whose first `instances` pictures are instance images.
+def dreambooth_loss(instance: torch.Tensor, prior: torch.Tensor | None, prior_loss_weight: float) -> dict[str, torch.Tensor]:
+    """{"loss", "loss_instance", "loss_prior"} from the errors of each picture, (B,) and (B,) (Ruiz et al. 2023, eq. 2)."""
+    of_instance = instance.mean()
+    if prior is None:
+        return {"loss": of_instance, "loss_instance": of_instance.detach()}
+    of_prior = prior.mean()
+    loss = of_instance + prior_loss_weight * of_prior
+    return {"loss": loss, "loss_instance": of_instance.detach(), "loss_prior": of_prior.detach()}
 
-    prediction, target (B, 4, h, w); timesteps (B,). Weights are worked out for each picture before the two means are
-    taken, so that they can never land on the wrong half.
+
+def errors_of_pictures(prediction: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor, schedule: NoiseSchedule,
+                       prediction_type: str, config: TrainConfig) -> torch.Tensor:
+    """(B,) weighted mean errors of (B, 4, h, w) predictions at (B,) timesteps.
+
+    Weights are applied to each picture before any mean over pictures is taken, so that they cannot land on another.
     """
     errors = elementwise(prediction.float(), target.float(), config)
-    per_picture = errors.mean(dim=tuple(range(1, errors.dim())))
-    if config.snr_gamma is not None:
-        per_picture = per_picture * min_snr_weights(schedule.snr(timesteps), config.snr_gamma, prediction_type)
-    instance = per_picture[:instances].mean()
-    if instances == len(per_picture):
-        return {"loss": instance, "loss_instance": instance.detach()}
-    prior = per_picture[instances:].mean()
-    loss = instance + config.prior_loss_weight * prior
-    return {"loss": loss, "loss_instance": instance.detach(), "loss_prior": prior.detach()}
+    of_pictures = errors.mean(dim=tuple(range(1, errors.dim())))
+    if config.snr_gamma is None:
+        return of_pictures
+    return of_pictures * min_snr_weights(schedule.snr(timesteps), config.snr_gamma, prediction_type)
 
 
 def elementwise(prediction: torch.Tensor, target: torch.Tensor, config: TrainConfig) -> torch.Tensor:

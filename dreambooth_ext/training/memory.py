@@ -1,10 +1,12 @@
-"""What is on the device when, and what cannot be combined."""
+"""Memory profiles: what a run does to fit, as rows of a table; and what cannot be combined."""
 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,19 +15,147 @@ from ..config import TrainConfig
 from . import precision
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The memory techniques of one run.
+
+    weights: dtype of the trained networks on the device, "fp32" or "bf16" (stored by stochastic rounding).
+    autocast: Accelerate's mixed precision, "no", "fp16" or "bf16".
+    """
+
+    name: str
+    optimizer: str
+    weights: str = "fp32"
+    autocast: str = "no"
+    fused_backward: bool = False
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    averages_in_ram: bool = False  # the EMA's shadows
+    vae_alone: bool = False  # the UNet leaves the device while previews are decoded
+    device: str = "cpu"
+    use: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What is in effect, for the log."""
+        parts = [f"{self.weights} weights"]
+        parts += [f"{self.autocast} autocast"] if self.autocast != "no" else []
+        parts += [self.optimizer.replace("_", " ")]
+        parts += ["updated during the backward pass, gradients clipped by each tensor's own norm"] if self.fused_backward else []
+        parts += ["gradient checkpointing"] if self.gradient_checkpointing else []
+        return f"memory profile {self.name}: {', '.join(parts)}"
+
+
+_BF16 = {"weights": "bf16", "fused_backward": True, "gradient_checkpointing": True, "averages_in_ram": True,
+         "vae_alone": True}
+# Leanest last: `auto` takes the first that fits. "amp" becomes what the device has.
+PROFILES = {row.name: row for row in (
+    Plan("fast", "adamw", autocast="amp", channels_last=True, use="24 GB and more: nothing is saved, nothing is slow."),
+    Plan("balanced", "adamw_8bit", autocast="amp", gradient_checkpointing=True, averages_in_ram=True,
+         use="12 GB: AdamW with 8-bit state, gradient checkpointing."),
+    Plan("low", "adamw_8bit", **_BF16,  # type: ignore[arg-type]
+         use="8 GB: bf16 weights, 8-bit state, the optimizer's step fused into the backward pass."),
+    Plan("ultra", "adafactor", **_BF16,  # type: ignore[arg-type]
+         use="6 GB and less: the same with Adafactor, which keeps almost no state."),
+    Plan("offload", "offloaded_adamw", **_BF16,  # type: ignore[arg-type]
+         use="6 GB and less, with 16 GB of RAM to spare: AdamW's fp32 weights and state stay in RAM."),
+)}
+AUTO_ORDER = ("fast", "balanced", "low", "ultra")
+
+
+def plan_for(config: TrainConfig, profile: str | None = None) -> Plan:
+    """The plan of the settings; `profile` is what "auto" was resolved to."""
+    device = precision.device_of(config).split(":")[0]
+    name = profile or config.memory_profile
+    if name == "none":
+        plan = Plan("none", config.optimizer, autocast=config.mixed_precision, averages_in_ram=False)
+    else:
+        plan = PROFILES[name]
+    if plan.autocast == "amp":
+        plan = replace(plan, autocast=precision.best_autocast(device))
+    if config.lora_rank:  # little is trained: its gradients and state are small whatever is done
+        plan = replace(plan, fused_backward=False)
+    return replace(plan, device=device, gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
+
+
 def faults(config: TrainConfig) -> list[str]:
     """Combinations of settings that cannot work, one plain sentence each."""
-    return precision.faults(config)
+    found = precision.faults(config)
+    if config.memory_profile not in ("none", "auto"):
+        found += _faults_of_profile(config, plan_for(config))
+    if config.optimizer == "prodigy":
+        found += _faults_of_prodigy(config)
+    if _processes() > 1 and config.draw_order == "diffusers":
+        found.append("--draw-order: diffusers' draws are those of one process")
+    return found
+
+
+def _faults_of_profile(config: TrainConfig, plan: Plan) -> list[str]:
+    name = plan.name
+    fused = plan.fused_backward
+    precision_set = config.mixed_precision not in ("no", plan.autocast)
+    rules = [
+        (plan.weights == "bf16" and not precision.has_bf16(plan.device),
+         f"--memory-profile: {name} keeps bf16 weights, and this card has no bf16; fast and balanced run on it"),
+        (fused and config.gradient_accumulation_steps > 1,
+         f"--gradient-accumulation-steps: memory profile {name} updates each weight as soon as its gradient is there, "
+         "so that nothing can be accumulated; set 1, or choose balanced"),
+        (fused and _processes() > 1,
+         f"--memory-profile: {name} updates weights before several processes could average their gradients; choose balanced"),
+        (config.optimizer not in ("adamw", plan.optimizer),
+         f"--optimizer: memory profile {name} brings its own, {plan.optimizer}; leave it out, or choose --memory-profile none"),
+        (precision_set,
+         f"--mixed-precision: memory profile {name} brings its own; leave it out, or choose --memory-profile none"),
+        (name == "offload" and config.lora_rank > 0,
+         "--memory-profile: offload keeps the optimizer's state in RAM, and a LoRA has next to none; choose low"),
+    ]
+    return [text for wrong, text in rules if wrong]
+
+
+def _faults_of_prodigy(config: TrainConfig) -> list[str]:
+    rules = [
+        (config.learning_rate < 0.01,
+         f"--learning-rate: prodigy finds the rate itself and takes this as a factor on it; set 1 instead of {config.learning_rate:g}"),
+        (config.text_encoder_learning_rate not in (None, config.learning_rate),
+         "--text-encoder-learning-rate: prodigy finds one rate for all that is trained"),
+    ]
+    return [text for wrong, text in rules if wrong]
+
+
+def _processes() -> int:
+    """As `accelerate launch` tells it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def on_device(module: Any, device: torch.device | str) -> Iterator[None]:
-    """The module is on `device` inside the block, and on the CPU afterwards."""
-    module.to(device)
+    """The module is on `device` inside the block, and afterwards where it was."""
+    before = next(module.parameters()).device
+    with _moved(module, device, before):
+        yield
+
+
+@contextmanager
+def away_from(module: Any, device: torch.device | str) -> Iterator[None]:
+    """The module leaves `device` for RAM inside the block."""
+    with _moved(module, "cpu", device):
+        yield
+
+
+@contextmanager
+def _moved(module: Any, there: torch.device | str, back: torch.device | str) -> Iterator[None]:
+    module.to(there)
+    release_if(there, back)
     try:
         yield
     finally:
-        module.to("cpu")
+        module.to(back)
+        release_if(there, back)
+
+
+def release_if(there: torch.device | str, back: torch.device | str) -> None:
+    """Give back what a move has left, if it was one."""
+    if torch.device(there).type != torch.device(back).type:
         release()
 
 
@@ -39,3 +169,12 @@ def release() -> None:
 def device_memory_gib(device: torch.device) -> float | None:
     """The most that torch has held on this GPU since the run began; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+
+
+def free_bytes(device: str) -> int:
+    """Memory that could be had now on the device, or in RAM."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    import psutil  # comes with accelerate
+
+    return int(psutil.virtual_memory().available)

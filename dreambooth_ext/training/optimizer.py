@@ -1,100 +1,92 @@
-"""Optimizers, as rows of a table. One that is not there is an error, never another one in its place."""
+"""Optimizers as rows of a table. One that is not there is an error, never another one in its place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..config import TrainConfig
+from .memory import Plan
+from .optimizers.adafactor import Adafactor
+from .optimizers.adafactor import empty_state as adafactor_state
+from .optimizers.adamw import AdamW
+from .optimizers.adamw import empty_state as adamw_state
+from .optimizers.lion import Lion
+from .optimizers.offloaded import OffloadedAdamW
+from .optimizers.prodigy import Prodigy
 
 Groups = list[dict[str, Any]]
+Shape = tuple[int, ...]
 
 
-class Lion(torch.optim.Optimizer):
-    """Chen et al. (2023), algorithm 2: the sign of an interpolated momentum, decoupled weight decay. 4 bytes a parameter."""
+@dataclass(frozen=True)
+class Row:
+    """An optimizer: how it is made, and the bytes of its state for a weight of a given shape."""
 
-    def __init__(self, groups: Iterable[Any], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
-                direction = (beta1 * momentum + (1 - beta1) * parameter.grad).sign_()
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
-                momentum.lerp_(parameter.grad, 1 - beta2)
+    name: str
+    build: Callable[[Groups, TrainConfig, Plan], torch.optim.Optimizer]
+    state_bytes: Callable[[Shape], int]
+    use: str
 
 
-class Adafactor(torch.optim.Optimizer):
-    """Shazeer and Stern (2018), algorithm 4, with a fixed learning rate and no first moment.
-
-    Weights of more than two dimensions are viewed as (out, rest): a 3x3 convolution's second moment then needs one
-    number for each row and each column instead of one for each tap's row, which is where nearly all memory went.
-    """
-
-    EPS_SQUARED_GRADIENT = 1e-30
-    CLIP_THRESHOLD = 1.0
-    DECAY_EXPONENT = -0.8
-
-    def __init__(self, groups: Iterable[Any], lr: float, weight_decay: float) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-
-    def _update(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        state["step"] = state.get("step", 0) + 1
-        decay = 1.0 - state["step"] ** self.DECAY_EXPONENT
-        gradient = parameter.grad.float()  # type: ignore[union-attr]
-        flat = gradient.reshape(len(gradient), -1) if gradient.dim() >= 2 else gradient
-        squared = flat.square() + self.EPS_SQUARED_GRADIENT
-        if flat.dim() == 2:
-            rows = state.setdefault("rows", torch.zeros(flat.shape[0], device=flat.device))
-            columns = state.setdefault("columns", torch.zeros(flat.shape[1], device=flat.device))
-            rows.lerp_(squared.mean(dim=1), 1 - decay)
-            columns.lerp_(squared.mean(dim=0), 1 - decay)
-            update = flat * (rows / rows.mean()).rsqrt()[:, None] * columns.rsqrt()[None]
-        else:
-            second = state.setdefault("second", torch.zeros_like(flat))
-            second.lerp_(squared, 1 - decay)
-            update = flat * second.rsqrt()
-        update = update / max(1.0, float(update.square().mean().sqrt()) / self.CLIP_THRESHOLD)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.reshape(parameter.shape).to(parameter.dtype), alpha=-group["lr"])
+def build(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
+    """The optimizer of the plan, for groups of {"params", "lr", "name"}."""
+    return OPTIMIZERS[plan.optimizer].build(groups, config, plan)
 
 
-def _adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
+def _adamw(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
+    if plan.weights == "bf16":  # torch's own would lose updates by rounding to nearest
+        return AdamW(groups, **_adam_arguments(config))
     on_gpu = groups[0]["params"][0].is_cuda
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
-                             eps=config.adam_epsilon, weight_decay=config.adam_weight_decay,
-                             **({"fused": True} if on_gpu else {"foreach": False}))
+    arguments = _adam_arguments(config)
+    del arguments["seed"]
+    return torch.optim.AdamW(groups, **arguments, **({"fused": True} if on_gpu else {"foreach": False}))
 
 
-def _lion(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
-    return Lion(groups, config.learning_rate, (config.adam_beta1, config.adam_beta2), config.adam_weight_decay)
+def _adam_arguments(config: TrainConfig) -> dict[str, Any]:
+    return {"lr": config.learning_rate, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon,
+            "weight_decay": config.adam_weight_decay, "seed": config.seed}
 
 
-def _adafactor(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
-    return Adafactor(groups, config.learning_rate, config.adam_weight_decay)
+def _adamw_8bit(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
+    return AdamW(groups, **_adam_arguments(config), bits=8)
 
 
-OPTIMIZERS: dict[str, Callable[[Groups, TrainConfig], torch.optim.Optimizer]] = {
-    "adamw": _adamw, "lion": _lion, "adafactor": _adafactor,
-}
+def _offloaded(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
+    return OffloadedAdamW(groups, **_adam_arguments(config), pinned=plan.device == "cuda")
 
 
-def build(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer that the settings name, for groups of {"params", "lr", "name"}."""
-    return OPTIMIZERS[config.optimizer](groups, config)
+def _lion(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
+    return Lion(groups, config.learning_rate, (config.adam_beta1, config.adam_beta2), config.adam_weight_decay, config.seed)
+
+
+def _adafactor(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
+    return Adafactor(groups, config.learning_rate, config.adam_weight_decay, config.seed)
+
+
+def _prodigy(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
+    return Prodigy(groups, **_adam_arguments(config))
+
+
+def _tensor_bytes(state: dict[str, Any]) -> int:
+    return sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))
+
+
+OPTIMIZERS = {row.name: row for row in (
+    Row("adamw", _adamw, lambda shape: 8 * math.prod(shape),
+        "8 bytes a parameter. The reference: use it where it fits."),
+    Row("adamw_8bit", _adamw_8bit, lambda shape: _tensor_bytes(adamw_state(math.prod(shape), 8, "meta")),
+        "2 bytes a parameter. AdamW in all but its memory."),
+    Row("adafactor", _adafactor, lambda shape: _tensor_bytes(adafactor_state(shape, "meta")),
+        "Less than 0.01 bytes a parameter: when even 8 bits are too many. No momentum."),
+    Row("lion", _lion, lambda shape: 4 * math.prod(shape),
+        "4 bytes a parameter. Wants a learning rate 3 to 10 times below AdamW's, and larger batches."),
+    Row("prodigy", _prodigy, lambda shape: 16 * math.prod(shape),
+        "16 bytes a parameter. Finds its own learning rate: set --learning-rate 1. For LoRA rather than whole models."),
+    Row("offloaded_adamw", _offloaded, lambda shape: 0,
+        "12 bytes a parameter in RAM, none on the device. Of the memory profile `offload`."),
+)}

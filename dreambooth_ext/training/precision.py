@@ -13,11 +13,16 @@ from ..errors import ConfigError
 
 
 def faults(config: TrainConfig) -> list[str]:
-    """What of the precision the device cannot do."""
+    """What of the device and the precision cannot be had."""
     device = device_of(config)
-    if config.mixed_precision == "fp16" and not device.startswith("cuda"):
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        return [f"--device: {device!r} is not one of auto, cpu, cuda, cuda:0, ..."]
+    if kind == "cuda" and not torch.cuda.is_available():
+        return [f"--device: {device}, but torch sees no GPU here"]
+    if config.mixed_precision == "fp16" and kind != "cuda":
         return [f"--mixed-precision: fp16 needs an NVIDIA or AMD GPU, and this run is on {device}; use no or bf16"]
-    if config.mixed_precision == "bf16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+    if config.mixed_precision == "bf16" and not has_bf16(kind):
         return ["--mixed-precision: this card has no bf16; use fp16"]
     return []
 
@@ -29,25 +34,40 @@ def device_of(config: TrainConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def has_bf16(device: str) -> bool:
+    """Whether it computes in bf16 itself: torch also says yes where it only pretends to."""
+    return device != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability()[0] >= 8
+
+
+def best_autocast(device: str) -> str:
+    """Mixed precision where it is faster than fp32."""
+    if device != "cuda":
+        return "no"
+    return "bf16" if has_bf16(device) else "fp16"
+
+
 @contextmanager
-def accelerator_for(config: TrainConfig) -> Iterator[Any]:
+def accelerator_for(config: TrainConfig, autocast: str, **arguments: Any) -> Iterator[Any]:
     """An Accelerator for this job. Its process-wide state and torch's global flags are restored afterwards."""
     from accelerate import Accelerator
 
     reset_accelerate()
-    flags = _read_flags()
-    random_state = torch.random.get_rng_state()
+    flags, random_states = _read_flags(), _read_random_states()
     try:
-        accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=device_of(config) == "cpu")
+        device = torch.device(device_of(config))
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        try:
+            accelerator = Accelerator(mixed_precision=autocast, cpu=device.type == "cpu", **arguments)
+        except ValueError as error:
+            raise ConfigError([f"--mixed-precision: {error}"]) from error
         if accelerator.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
         yield accelerator
-    except ValueError as error:
-        raise ConfigError([f"--mixed-precision: {error}"]) from error
     finally:
         _write_flags(flags)
-        torch.random.set_rng_state(random_state)
+        _write_random_states(random_states)
         reset_accelerate()
 
 
@@ -55,20 +75,30 @@ def reset_accelerate() -> None:
     """Forget the precision and device of a former job in this process; a distributed launch keeps its group."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        AcceleratorState._shared_state.clear()
-        GradientState._shared_state.clear()
-        return
-    for state in (AcceleratorState, GradientState, PartialState):
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    for state in (AcceleratorState, GradientState, *(() if distributed else (PartialState,))):
         state._shared_state.clear()
 
 
-def _read_flags() -> tuple[bool, bool, bool, bool, str]:
+def _read_flags() -> tuple[Any, ...]:
     return (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark,
-            torch.is_grad_enabled(), torch.get_float32_matmul_precision())
+            torch.is_grad_enabled(), torch.get_float32_matmul_precision(),
+            torch.cuda.current_device() if torch.cuda.is_available() else None)
 
 
-def _write_flags(flags: tuple[bool, bool, bool, bool, str]) -> None:
+def _write_flags(flags: tuple[Any, ...]) -> None:
     torch.set_float32_matmul_precision(flags[4])
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = flags[:3]
     torch.set_grad_enabled(flags[3])
+    if flags[5] is not None:
+        torch.cuda.set_device(flags[5])
+
+
+def _read_random_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return torch.random.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def _write_random_states(states: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    torch.random.set_rng_state(states[0])
+    if states[1]:
+        torch.cuda.set_rng_state_all(states[1])

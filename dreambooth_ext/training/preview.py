@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+
+import torch
 
 from ..config import TrainConfig
 from ..files import write_atomically
 from ..host import Txt2Img
-from ..models.load import StableDiffusion
-from ..models.sampling import render
+from ..models.sampling import sample_latents, to_images
+from ..models.stable_diffusion import StableDiffusion, inference
+from ..models.vae import decode_latents
 from ..progress import Progress
+from .memory import away_from, on_device
 
 
 def preview_prompts(config: TrainConfig) -> tuple[str, ...]:
@@ -18,18 +23,32 @@ def preview_prompts(config: TrainConfig) -> tuple[str, ...]:
     return config.preview_prompts or tuple(dict.fromkeys(own))
 
 
-def write_previews(model: StableDiffusion, config: TrainConfig, folder: Path, step: int, progress: Progress) -> list[Path]:
-    """Render one picture a prompt into step-000100-0.png and so on, and report the first one."""
+def write_previews(model: StableDiffusion, config: TrainConfig, folder: Path, step: int, progress: Progress, *,
+                   vae_alone: bool = False) -> list[Path]:
+    """Render one picture a prompt into step-000100-0.png and so on, and report the first one.
+
+    The UNet stands on its device; text encoders and VAE visit it, one after the other. With `vae_alone` the UNet
+    leaves it meanwhile, so that decoding never sets the run's peak of memory.
+    """
+    device, side = model.device, config.resolution or model.resolution
+    latents = []
+    with on_device(torch.nn.ModuleList(model.text_encoders), device):
+        for prompt in preview_prompts(config):
+            request = Txt2Img(prompt, (config.preview_seed,), steps=config.preview_steps,
+                              guidance_scale=config.preview_guidance_scale, width=side, height=side)
+            latents.append(sample_latents(model, request, request.seeds, clip_skip=config.clip_skip))
     paths = []
-    for number, prompt in enumerate(preview_prompts(config)):
-        side = config.resolution or model.resolution
-        request = Txt2Img(prompt, (config.preview_seed,), steps=config.preview_steps,
-                          guidance_scale=config.preview_guidance_scale, width=side, height=side)
-        (image,) = render(model, request, clip_skip=config.clip_skip)
-        path = folder / f"step-{step:06d}-{number}.png"
-        with write_atomically(path) as stream:
-            image.save(stream, "PNG")
-        paths.append(path)
-        if number == 0:
-            progress.report(step, config.steps or step, "preview", image=image)
+    with ExitStack() as stack:
+        if vae_alone:
+            stack.enter_context(away_from(model.unet, device))
+        stack.enter_context(on_device(model.vae, device))
+        stack.enter_context(inference(model.vae))
+        for number, latent in enumerate(latents):
+            (image,) = to_images(decode_latents(model.vae, latent))
+            path = folder / f"step-{step:06d}-{number}.png"
+            with write_atomically(path) as stream:
+                image.save(stream, "PNG")
+            paths.append(path)
+            if number == 0:
+                progress.report(step, config.steps or step, "preview", image=image)
     return paths

@@ -20,13 +20,15 @@ class OffloadedAdamW(ChunkedOptimizer):
     """
 
     def __init__(self, groups: Iterable[Any], lr: float, betas: tuple[float, float], eps: float,
-                 weight_decay: float, seed: int = 0) -> None:
+                 weight_decay: float, seed: int = 0, pinned: bool = False) -> None:
+        """To be made while the weights are still fp32 in RAM; they may then be cast and moved. `pinned`: to a GPU."""
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, seed)
+        self._pinned = pinned
         self._thread: ThreadPoolExecutor | None = None
         self._streams: tuple[Any, Any] | None = None
         self._under_way: list[Future[None]] = []
         for parameter in self._parameters():
-            self.state[parameter] = _master_state(parameter)
+            self.state[parameter] = self._master_state(parameter)
 
     def step_parameter(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> None:
         state = self.state[parameter]
@@ -70,17 +72,16 @@ class OffloadedAdamW(ChunkedOptimizer):
             flat(parameter).copy_(weights, non_blocking=True)
 
     def _placed(self, value: Any, parameter: torch.nn.Parameter) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.pin_memory() if parameter.is_cuda else value.clone()
+        return self._in_ram(value.clone()) if isinstance(value, torch.Tensor) else value
 
+    def _in_ram(self, values: torch.Tensor) -> torch.Tensor:
+        return values.pin_memory() if self._pinned else values
 
-def _master_state(parameter: torch.nn.Parameter) -> dict[str, Any]:
-    def ram(values: torch.Tensor) -> torch.Tensor:
-        return values.pin_memory() if parameter.is_cuda else values
-
-    master = flat(parameter).to("cpu", torch.float32, copy=True)
-    return {"step": 0, "master": ram(master), "first": ram(torch.zeros_like(master)), "second": ram(torch.zeros_like(master))}
+    def _master_state(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
+        # No copy of weights that are fp32 in RAM already: casting the module leaves it theirs.
+        values = {"master": flat(parameter).to("cpu", torch.float32)}
+        values |= {name: torch.zeros_like(values["master"]) for name in ("first", "second")}
+        return {"step": 0, **{name: self._in_ram(tensor) for name, tensor in values.items()}}
 
 
 def _update(weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:

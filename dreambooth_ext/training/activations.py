@@ -1,0 +1,83 @@
+"""How much memory a forward and backward pass holds at once, found without doing it: on the meta device."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most bytes of meta tensors, made by `run` itself, that were alive at one time. Exact but for library buffers.
+
+    Attention is counted as the fused kernels do it: no matrix of (tokens, tokens) is ever held.
+    """
+    with _FusedAttention(), _LiveStorages() as live:
+        run()
+    return live.peak
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Adds up storages as operations make them, and subtracts them as they die."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if _is_meta(leaf)}
+        for leaf in tree_leaves(result):
+            if _is_meta(leaf) and leaf.untyped_storage()._cdata not in given:
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known[key] = weakref.finalize(storage, self._remove, key, size)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.pop(key, None)
+        self._now -= size
+
+
+def _is_meta(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_meta
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device torch would fall back to attention with its whole matrix, which no GPU does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3]) if len(args) >= 3 else _Attention.apply(*(kwargs or {}).values())
+        return func(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    """Shapes of fused attention: keeps query, key, value, its output and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
+        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, rows)
+        ctx.rest = len(_)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        query, key, value, _, _ = ctx.saved_tensors
+        return (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *[None] * ctx.rest)

@@ -1,0 +1,2 @@
+def profile_that_fits(config, model):
+    return "fast"
