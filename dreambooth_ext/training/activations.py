@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,7 +18,7 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
     Attention is counted as the fused kernels do it: no matrix of (tokens, tokens) is ever held.
     """
-    with _FusedAttention(), _LiveStorages() as live:
+    with _fused_attention(), _LiveStorages() as live:
         run()
     return live.peak
 
@@ -57,27 +57,37 @@ def _is_meta(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_meta
 
 
-class _FusedAttention(TorchFunctionMode):
-    """On the meta device torch would fall back to attention with its whole matrix, which no GPU does."""
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """On the meta device torch would fall back to attention with its whole matrix, which no GPU does.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _Attention.apply(*args[:3]) if len(args) >= 3 else _Attention.apply(*(kwargs or {}).values())
-        return func(*args, **(kwargs or {}))
+    A function mode would not reach the backward pass. Whoever else calls it meanwhile gets torch's own.
+    """
+    own = F.scaled_dot_product_attention
+
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if query.is_meta:
+            return _Attention.apply(query, key, value)
+        return own(query, key, value, *args, **kwargs)
+
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = own
 
 
 class _Attention(torch.autograd.Function):
     """Shapes of fused attention: keeps query, key, value, its output and one number a row."""
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         out = query.new_empty((*query.shape[:-1], value.shape[-1]))
         rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, rows)
-        ctx.rest = len(_)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         query, key, value, _, _ = ctx.saved_tensors
-        return (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *[None] * ctx.rest)
+        return (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
