@@ -87,6 +87,13 @@ def publish(
     return paths
 
 
+def estimate(config: TrainConfig) -> list[Any]:
+    """What each memory profile will need of the device (training/estimate.py); without a base for Stable Diffusion 1.5."""
+    from .training.estimate import estimate as estimate_memory
+
+    return estimate_memory(config)
+
+
 def provenance(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     """What a published file tells about how it was made."""
     state = run.state()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -126,3 +128,24 @@ def resolution_of(family: Family, sidecar: Sidecar | None, prediction_type: str)
         return sidecar.image_size * 8
     return family.resolution
 
+
+
+def load_outline(path: Path, *, prediction_type: str = "auto") -> StableDiffusion:
+    """A checkpoint's networks on the meta device: their shapes without their numbers. Same errors as `inspect`."""
+    path = Path(path)
+    with open_checkpoint(path) as file:
+        family, sidecar, parts = recognise(file)
+        modules = {layout.part: built(layout, path.name) for layout in parts}
+        kind, zero_snr = prediction_of(file, family, sidecar, None, prediction_type)
+    return outline_of(family, modules, kind, zero_snr, path, resolution_of(family, sidecar, kind))
+
+
+def outline_of(
+    family: Family, modules: Mapping[str, Any], prediction_type: str, zero_terminal_snr: bool, path: Path, resolution: int
+) -> StableDiffusion:
+    """A model of weightless modules by part."""
+    return StableDiffusion(
+        family=family, unet=modules["unet"], vae=modules["vae"],
+        text_encoders=tuple(modules[row.part] for row in family.text_encoders),
+        tokenizers=tuple(Tokenizer(row.pad_token) for row in family.text_encoders),
+        prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, path=path, resolution=resolution)

@@ -44,7 +44,7 @@ FULL = {
 SMALL = {
     "sd1": Size((32, 64, 96, 96), (1, 1, 1, 0), 1, (32,), (12,), (32, 64, 96, 96)),
     "sd2": Size((32, 64, 96, 96), (1, 1, 1, 0), 1, (32,), (24,), (32, 64, 96, 96), 8),
-    "sdxl": Size((32, 64, 96), (0, 2, 10), 10, (32, 32), (12, 32), (32, 64, 96, 96), 8),
+    "sdxl": Size((32, 64, 96), (0, 2, 10), 10, (32, 64), (12, 32), (32, 64, 96, 96), 8),
 }
 
 
@@ -114,6 +114,17 @@ def specimen(family: Family, *, size: Size | None = None, inpainting: bool = Fal
                 else openclip_rules(layers, row.prefix, projected=True))
         shapes |= _ldm_shapes(text, row.part, config, projected=row.layout == "openclip")
     return Specimen(family, size, shapes, _fixed(family))
+
+
+def modules_of(family: Family, size: Size | None = None) -> dict[str, Any]:
+    """The family's networks on the meta device, by part; full-sized unless told otherwise."""
+    size = size or FULL[family.key]
+    found: dict[str, Any] = {"unet": build("unet", unet_config(family, size, sum(size.text_widths)), "unet"),
+                             "vae": build("vae", _vae_config(size), "vae")}
+    for row, width, layers in zip(family.text_encoders, size.text_widths, size.text_layers, strict=True):
+        config = _text_config(width, layers, "quick_gelu" if row.layout == "clip" else "gelu")
+        found[row.part] = build(row.part, config, row.part, row.projected)
+    return found
 
 
 def _fixed(family: Family) -> dict[str, torch.Tensor]:

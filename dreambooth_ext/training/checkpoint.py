@@ -67,7 +67,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, An
     try:
         weights = {path.stem: load_file(path) for path in sorted((folder / "trained").glob("*.safetensors"))}
         return weights, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a damaged file may raise anything, and it is named
+    except Exception as error:
         raise ResumeError(f"{folder.name} is to be continued", f"it cannot be read ({type(error).__name__}: {error})",
                           "Delete that snapshot to go on from the one before it.") from error
 

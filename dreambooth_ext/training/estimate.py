@@ -1,2 +1,170 @@
-def profile_that_fits(config, model):
-    return "fast"
+"""What a run will need of the device's memory, worked out beforehand: nothing is loaded, nothing is computed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import TrainConfig
+from ..errors import OutOfMemory
+from ..models.family import SD1
+from ..models.load import load_outline, outline_of
+from ..models.specimen import modules_of
+from ..models.stable_diffusion import StableDiffusion
+from ..models.text_encoder import encode_tokens
+from ..models.unet import predict
+from . import precision
+from .activations import peak_bytes
+from .lora import Lora
+from .memory import AUTO_ORDER, PROFILES, Plan, faults, free_bytes, plan_for
+from .optimizer import OPTIMIZERS
+
+GIB = 2**30
+CONTEXT_BYTES = {"cuda": int(0.5 * GIB)}  # what the driver takes for a process, whatever it does
+CHUNK_BYTES = 64 * 2**20  # an optimizer's temporaries
+# Autocast keeps half-precision copies for matrix products, and fp32 ones for norms: measured against plain bf16.
+AUTOCAST_FACTOR = 1.6
+SHARE_OF_FREE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on the device, for one memory profile. `why_not` names what else forbids it; empty if nothing does."""
+
+    profile: str
+    weights: int
+    gradients: int
+    optimizer_state: int
+    averages: int
+    activations: int
+    caches: int
+    context: int
+    free: int
+    why_not: str = ""
+
+    @property
+    def total(self) -> int:
+        return (self.weights + self.gradients + self.optimizer_state + self.averages + self.activations + self.caches
+                + self.context)
+
+    @property
+    def fits(self) -> bool:
+        return not self.why_not and self.total <= self.free * SHARE_OF_FREE
+
+    @property
+    def verdict(self) -> str:
+        if self.why_not:
+            return self.why_not
+        return "fits" if self.fits else f"needs {(self.total - self.free * SHARE_OF_FREE) / GIB:.1f} GiB more"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total": self.total, "fits": self.fits, "verdict": self.verdict}
+
+
+def estimate(config: TrainConfig, model: StableDiffusion | None = None) -> list[Estimate]:
+    """One estimate for each memory profile, and first for the settings as they are ("none").
+
+    `model` may be weightless; without it the base is looked at, and without a base Stable Diffusion 1.5 is meant.
+    Raises the errors of `models.load.inspect`.
+    """
+    model = model or _outline(config)
+    free = free_bytes(precision.device_of(config))
+    rows = [*(["none"] if config.memory_profile in ("none", "auto") else []), *PROFILES]
+    peaks: dict[tuple[Any, ...], int] = {}  # profiles that differ in other things share their activations
+    return [_estimate(replace(config, memory_profile=name), model, free, peaks) for name in rows]
+
+
+def profile_that_fits(config: TrainConfig, model: StableDiffusion) -> str:
+    """The first of AUTO_ORDER that fits what is free now. Raises OutOfMemory if none does."""
+    by_name = {row.profile: row for row in estimate(config, weightless(model))}
+    for name in AUTO_ORDER:
+        if by_name[name].fits:
+            return name
+    least = min((by_name[name] for name in AUTO_ORDER), key=lambda row: row.total)
+    raise OutOfMemory("training with memory profile auto",
+                      f"even {least.profile} needs {least.total / GIB:.1f} GiB, and {least.free / GIB:.1f} GiB are free",
+                      "Close what else uses the card, or choose a smaller resolution or a LoRA.")
+
+
+def weightless(model: StableDiffusion) -> StableDiffusion:
+    """The model's shapes on the meta device; the model itself is not copied."""
+    with torch.device("meta"):
+        parts = {part: type(module).from_config(module.config) if hasattr(module, "from_config") else
+                 type(module)(copy.deepcopy(module.config)) for part, module in model.parts.items()}
+    return replace(model, unet=parts["unet"], vae=parts["vae"],
+                   text_encoders=tuple(parts[row.part] for row in model.family.text_encoders))
+
+
+def _outline(config: TrainConfig) -> StableDiffusion:
+    if config.base:
+        return load_outline(Path(config.base).expanduser(), prediction_type=config.prediction_type)
+    return outline_of(SD1, modules_of(SD1), "epsilon", False, Path("Stable Diffusion 1.5"), SD1.resolution)
+
+
+def _estimate(config: TrainConfig, model: StableDiffusion, free: int, peaks: dict[tuple[Any, ...], int]) -> Estimate:
+    plan = plan_for(config)
+    model = weightless(model)
+    trained = {part: module for part, module in model.parts.items()
+               if part == "unet" or (config.train_text_encoder and part.startswith("text_encoder"))}
+    width = 2 if plan.weights == "bf16" else 4
+    numbers = sum(parameter.numel() for module in trained.values() for parameter in module.parameters())
+    weights = numbers * (width + (2 if plan.autocast != "no" else 0))
+    if config.lora_rank:
+        for module in trained.values():
+            module.requires_grad_(False)
+        Lora(trained, config.lora_rank, config.lora_alpha, config.lora_conv_rank, config.seed)
+    learnt = [parameter for module in trained.values() for parameter in module.parameters() if parameter.requires_grad]
+    sizes = [parameter.numel() * (4 if config.lora_rank else width) for parameter in learnt]
+    row = OPTIMIZERS[plan.optimizer]
+    key = (plan.weights, plan.autocast, plan.gradient_checkpointing)
+    if key not in peaks:
+        peaks[key] = _activations(config, plan, model, trained)
+    return Estimate(
+        profile=plan.name, weights=weights + (sum(sizes) if config.lora_rank else 0),
+        gradients=max(sizes) if plan.fused_backward else sum(sizes),
+        optimizer_state=sum(row.state_bytes(tuple(parameter.shape)) for parameter in learnt) + CHUNK_BYTES,
+        averages=0 if plan.averages_in_ram or not config.ema_decay else 4 * sum(parameter.numel() for parameter in learnt),
+        activations=peaks[key], caches=0, context=CONTEXT_BYTES.get(plan.device, 0), free=free,
+        why_not="; ".join(fault.partition(": ")[2] for fault in faults(config)))
+
+
+def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, trained: dict[str, Any]) -> int:
+    """The peak of one forward and backward pass, its gradients not counted."""
+    # On a CPU bf16 weights are widened layer by layer, and everything between the layers is fp32.
+    half = (plan.weights == "bf16" and plan.device != "cpu") or plan.autocast != "no"
+    dtype = torch.bfloat16 if half else torch.float32
+    for module in trained.values():
+        module.to(dtype).train()
+        if plan.gradient_checkpointing:
+            _checkpoint(module)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda each: setattr(each, "grad", None))
+    side = (config.resolution or model.resolution) // 8
+    pictures = config.train_batch_size * (2 if config.with_prior_preservation else 1)
+    channels = model.unet.config.in_channels
+
+    def step() -> None:
+        ids = [torch.empty((pictures, 77), dtype=torch.int64, device="meta") for _ in model.text_encoders]
+        noisy = torch.empty((pictures, channels, side, side), dtype=dtype, device="meta")
+        timesteps = torch.empty((pictures,), dtype=torch.int64, device="meta")
+        with torch.set_grad_enabled(config.train_text_encoder):
+            conditioning = encode_tokens(model, ids, config.clip_skip).to(dtype=dtype)
+        if not config.train_text_encoder:  # read from the cache: only what the UNet is given is there
+            conditioning = conditioning.detach()
+        predict(model.unet, noisy, timesteps, conditioning).float().square().mean().backward()
+
+    with torch.enable_grad():
+        peak = peak_bytes(step)
+    return int(peak * AUTOCAST_FACTOR) if plan.autocast != "no" else peak
+
+
+def _checkpoint(module: Any) -> None:
+    if hasattr(module, "enable_gradient_checkpointing"):
+        module.enable_gradient_checkpointing()
+    else:
+        module.gradient_checkpointing_enable()

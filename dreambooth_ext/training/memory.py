@@ -115,7 +115,8 @@ def _faults_of_profile(config: TrainConfig, plan: Plan) -> list[str]:
 def _faults_of_prodigy(config: TrainConfig) -> list[str]:
     rules = [
         (config.learning_rate < 0.01,
-         f"--learning-rate: prodigy finds the rate itself and takes this as a factor on it; set 1 instead of {config.learning_rate:g}"),
+         "--learning-rate: prodigy finds the rate itself and takes this as a factor on it; set 1 "
+         f"instead of {config.learning_rate:g}"),
         (config.text_encoder_learning_rate not in (None, config.learning_rate),
          "--text-encoder-learning-rate: prodigy finds one rate for all that is trained"),
     ]

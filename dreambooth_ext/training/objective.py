@@ -6,7 +6,7 @@ import torch
 
 from ..models.unet import predict
 from .data import Batch, Pictures
-from .loss import dreambooth_loss, elementwise, errors_of_pictures
+from .loss import dreambooth_loss, errors_of_pictures
 from .noise_schedule import NoiseSchedule
 from .session import Session
 

@@ -1,0 +1,76 @@
+"""The estimate against what is known of Stable Diffusion 1.5, and against what a real step allocates."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dreambooth_ext.config import TrainConfig
+from dreambooth_ext.errors import OutOfMemory
+from dreambooth_ext.training import estimate as room
+from dreambooth_ext.training.activations import peak_bytes
+from dreambooth_ext.training.estimate import GIB, estimate, profile_that_fits
+
+PARAMETERS = 859_520_964 + 123_060_480  # UNet and text encoder of Stable Diffusion 1.5
+
+
+@pytest.fixture(scope="module")
+def on_a_gpu():
+    """Estimates for SD 1.5 as if a GPU with bf16 and 6 GiB free were there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room.precision, "device_of", lambda config: "cuda")
+        patch.setattr(room.precision, "has_bf16", lambda device: True)
+        patch.setattr(room, "free_bytes", lambda device: 6 * GIB)
+        patch.setattr(room, "faults", lambda config: [])
+        return {row.profile: row for row in estimate(TrainConfig())}
+
+
+def test_weights_are_counted_to_the_byte(on_a_gpu):
+    assert on_a_gpu["ultra"].weights == 2 * PARAMETERS
+    assert on_a_gpu["none"].weights == on_a_gpu["none"].gradients == 4 * PARAMETERS
+    assert on_a_gpu["none"].optimizer_state == 8 * PARAMETERS + room.CHUNK_BYTES
+
+
+def test_the_lean_profiles_stay_below_what_is_promised(on_a_gpu):
+    assert on_a_gpu["ultra"].total - on_a_gpu["ultra"].context < 3.0 * GIB
+    assert on_a_gpu["offload"].total - on_a_gpu["offload"].context < 3.0 * GIB
+    assert on_a_gpu["low"].total - on_a_gpu["low"].context < 5.0 * GIB
+
+
+def test_the_verdict_says_which_fit(on_a_gpu):
+    assert [name for name, row in on_a_gpu.items() if row.fits] == ["low", "ultra", "offload"]
+    assert "GiB more" in on_a_gpu["fast"].verdict
+
+
+def test_auto_takes_the_first_that_fits_and_refuses_when_none_does(tiny_model, config, monkeypatch):
+    config = dataclasses.replace(config, memory_profile="auto")
+    by_name = {row.profile: row for row in estimate(config, tiny_model)}
+    between = (by_name["balanced"].total + by_name["low"].total) // 2
+    monkeypatch.setattr(room, "free_bytes", lambda device: int(between / room.SHARE_OF_FREE))
+    assert profile_that_fits(config, tiny_model) == "low"
+    monkeypatch.setattr(room, "free_bytes", lambda device: 1000)
+    with pytest.raises(OutOfMemory, match="even ultra needs"):
+        profile_that_fits(config, tiny_model)
+
+
+def test_a_profile_that_cannot_run_says_why(tiny_model, config):
+    rows = {row.profile: row for row in estimate(dataclasses.replace(config, gradient_accumulation_steps=2), tiny_model)}
+    assert "accumulated" in rows["low"].verdict and not rows["low"].fits
+    assert rows["balanced"].fits
+
+
+def test_live_storages_are_counted_and_views_are_not():
+    def run():
+        x = torch.empty(1000, device="meta")
+        y = (x.view(10, 100) + 1).t()
+        del x
+        return y * 2
+
+    assert peak_bytes(run) == 8000
+
+
+@pytest.mark.parametrize("option, value", [("train_batch_size", 4), ("resolution", 128)])
+def test_more_pixels_need_more_activations(option, value, tiny_model, config):
+    small, large = (estimate(dataclasses.replace(config, **change), tiny_model)[0] for change in ({}, {option: value}))
+    assert large.activations > 1.5 * small.activations
+    assert (large.weights, large.gradients) == (small.weights, small.gradients)
