@@ -70,11 +70,11 @@ def load_diffusers(
     Raises NotACheckpoint, MissingTensors, UnsupportedFamily, BadNumbers.
     """
     folder = Path(folder)
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     family = _family(folder, index)
     modules = {part: _load_part(folder, part, family, dtype)
                for part in ("unet", "vae", *(row.part for row in family.text_encoders))}
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     return StableDiffusion(
         family=family, unet=modules["unet"], vae=modules["vae"],
         text_encoders=tuple(modules[row.part] for row in family.text_encoders),
@@ -94,7 +94,7 @@ class PartFiles:
         whole = folder / WEIGHT_FILES[part]
         index = whole.with_suffix(".safetensors.index.json")
         if index.is_file():
-            names = sorted({str(name) for name in _read_json(index).get("weight_map", {}).values()})
+            names = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
             paths = [whole.parent / Path(name).name for name in names]
         else:
             paths = [path for path in (whole, whole.with_suffix(".fp16.safetensors")) if path.is_file()][:1]
@@ -120,7 +120,7 @@ class PartFiles:
 
 def _load_part(folder: Path, part: str, family: Family, dtype: torch.dtype) -> Any:
     projected = any(row.part == part and row.projected for row in family.text_encoders)
-    config = _read_json(folder / part / "config.json")
+    config = read_json(folder / part / "config.json")
     settings = {name: value for name, value in config.items() if not name.startswith("_")}
     if part not in CLASSES:
         settings = {name: settings[name] for name in _TEXT_SETTINGS if name in settings}
@@ -151,11 +151,12 @@ def _family(folder: Path, index: Mapping[str, Any]) -> Family:
                                 "Choose a folder of Stable Diffusion 1.x, 2.x or XL.")
     if "XL" in str(pipeline):
         return SDXL
-    text = _read_json(folder / "text_encoder" / "config.json")
+    text = read_json(folder / "text_encoder" / "config.json")
     return SD1 if text.get("hidden_act") == "quick_gelu" else SD2
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a folder. Raises NotACheckpoint."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -171,7 +172,7 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer_folder() / name, folder / name)
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        values = _read_json(folder / name)
+        values = read_json(folder / name)
         write_json(folder / name, {**values, "pad_token": tokenizer.pad_token})
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,14 +20,16 @@ from ..progress import SILENT, Progress
 from .checkpoint_file import DTYPES, CheckpointFile, Entry, is_finite, open_checkpoint
 from .checkpoint_writer import Output, write_ckpt, write_safetensors
 from .convert import resolved
-from .diffusers_folder import WEIGHT_FILES, PartFiles
+from .diffusers_folder import WEIGHT_FILES, PartFiles, read_json
 from .family import EMA, UNET, VAE
 from .layout import PartLayout
 from .ldm_keys import CONV, SAME, Rule
 from .load import recognise
 from .modelspec import header_of
 from .networks import built, shapes_of
+from .prediction import prediction_of
 from .sidecar import sidecar_path
+from .sidecar_yaml import sidecar_for
 from .vae_file import vae_rules_in
 
 DTYPE_OF = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -35,20 +37,34 @@ DTYPE_OF = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 WEIGHT_PREFIXES = (UNET, VAE, "cond_stage_model.", "conditioner.")
 
 
+class Replaces(Protocol):
+    """New numbers for one tensor of the file."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    def tensor(self, shape: Sequence[int]) -> torch.Tensor: ...
+
+    def chunks(self, shape: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The bytes of `tensor`, as flat uint8 tensors."""
+
+
 @dataclass(frozen=True)
 class Replacement:
-    """Where the new numbers of a tensor of the file are, and how they are named and laid out there."""
+    """New numbers that another file has: where, and how they are named and laid out there."""
 
     rule: Rule  # from the place's names to the file's
     places: tuple[tuple[CheckpointFile, str], ...]
 
-    @property
-    def in_order(self) -> bool:
-        """True if its bytes are those of the file's tensor but for the dtype."""
-        return self.rule.how in (SAME, CONV) and self.places[0][0].entries[self.places[0][1]].strides is None
-
     def tensor(self, shape: Sequence[int]) -> torch.Tensor:
         return self.rule.to_ldm([file.tensor(name) for file, name in self.places], shape)
+
+    def chunks(self, shape: Sequence[int]) -> Iterator[torch.Tensor]:
+        if self.rule.how in (SAME, CONV):
+            (file, name), = self.places
+            yield from file.chunks(name)
+        else:
+            yield self.tensor(shape).reshape(-1).view(torch.uint8)
 
     @property
     def dtype(self) -> str:
@@ -66,26 +82,60 @@ def publish(
     that it has. `vae` is another VAE file to be put in. `dtype`: "source", "fp32", "fp16", "bf16". Raises BadNumbers,
     MissingTensors if folder and source do not fit, StorageError, Cancelled; nothing half-written is left.
     """
-    formats = ("ckpt", "safetensors") if publish_format == "both" else (publish_format,)
     require_safe_name(name, "the model")
-    paths = [destination_dir / f"{name}.{format_}" for format_ in formats]
-    for path in (*paths, sidecar_path(paths[0])):
-        if path.exists() and path.samefile(source):
-            raise UnsafePath(f"{path.name} is to be published", "it is the base itself, which is never written to",
-                             "Choose another name.")
+    require_other_files(source, destination_dir, name, publish_format)
+    given = dict(metadata or {})
     with ExitStack() as stack:
         file = stack.enter_context(open_checkpoint(source))
-        family, sidecar, parts = recognise(file)
+        _, _, parts = recognise(file)
         replacements = trained_tensors(file, diffusers_dir, parts, trained, stack)
         if vae is not None:
             replacements |= vae_tensors(file, Path(vae), parts, stack)
+        given = scheduler_facts(diffusers_dir) | given
         outputs = overlay(file, replacements, dtype, progress)
-        require_space(destination_dir, sum(output.nbytes for output in outputs) * len(paths), "The finished model")
-        header = header_of(file, family, sidecar, metadata or {})
-        for path in paths:
-            _write(path, outputs, header, int((metadata or {}).get("global_step", 0)), progress)
-    _copy_sidecar(source, paths[0])
+        return write_outputs(file, outputs, destination_dir, name, publish_format, given, progress)
+
+
+def write_outputs(
+    file: CheckpointFile, outputs: Sequence[Output], destination_dir: Path, name: str, publish_format: str,
+    metadata: Mapping[str, Any], progress: Progress = SILENT,
+) -> list[Path]:
+    """The files of a model made over `file`: each whole or not there at all; then the sidecar that hosts need."""
+    formats = ("ckpt", "safetensors") if publish_format == "both" else (publish_format,)
+    paths = [destination_dir / f"{name}.{format_}" for format_ in formats]
+    require_space(destination_dir, sum(output.nbytes for output in outputs) * len(paths), "The finished model")
+    family, sidecar, parts = recognise(file)
+    told = str(metadata.get("prediction_type") or "auto")
+    kind, zero_snr = prediction_of(file, family, sidecar, None, told)
+    zero_snr = bool(metadata.get("zero_terminal_snr", zero_snr))
+    header = header_of(file, family, sidecar, {**metadata, "prediction_type": kind})
+    beside = sidecar_for(file.path, family, parts, kind, zero_snr)
+    for path in paths:
+        _write(path, outputs, header, int(metadata.get("global_step", 0)), progress)
+    if beside is not None:
+        with write_atomically(sidecar_path(paths[0])) as stream:
+            stream.write(beside)
     return paths
+
+
+def require_other_files(source: Path, destination_dir: Path, name: str, publish_format: str) -> None:
+    """Raise UnsafePath if a file to be written is the source, its sidecar included."""
+    formats = ("ckpt", "safetensors") if publish_format == "both" else (publish_format,)
+    for suffix in (*formats, "yaml"):
+        path = destination_dir / f"{name}.{suffix}"
+        if any(path.exists() and other.exists() and path.samefile(other) for other in (source, sidecar_path(source))):
+            raise UnsafePath(f"{path.name} is to be published", "it is the base itself, which is never written to",
+                             "Choose another name.")
+
+
+def scheduler_facts(folder: Path) -> dict[str, Any]:
+    """What a whole diffusers folder says about its noise; nothing if it has no scheduler (a snapshot)."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return {}
+    values = read_json(path)
+    return {"prediction_type": values.get("prediction_type", "epsilon"),
+            "zero_terminal_snr": bool(values.get("rescale_betas_zero_snr", False))}
 
 
 def trained_tensors(
@@ -123,12 +173,15 @@ def vae_tensors(
 
 
 def overlay(
-    file: CheckpointFile, replacements: Mapping[str, Replacement], dtype: str, progress: Progress = SILENT
+    file: CheckpointFile, replacements: Mapping[str, Replaces], dtype: str, progress: Progress = SILENT
 ) -> list[Output]:
-    """What is to be written, in the file's order: its own tensors, but for the replaced ones and stale averages."""
+    """What is to be written, in the file's order: its own tensors, but for the replaced ones.
+
+    Averages (`model_ema.*`) are left out where anything is replaced: they would be those of another model.
+    """
     outputs, stale = [], 0
     for name, entry in file.entries.items():
-        if name.startswith(EMA):
+        if name.startswith(EMA) and replacements:
             stale += 1
             continue
         target = entry.dtype
@@ -140,30 +193,19 @@ def overlay(
     return outputs
 
 
-def _output(file: CheckpointFile, entry: Entry, replacement: Replacement | None, dtype: str) -> Output:
+def _output(file: CheckpointFile, entry: Entry, replacement: Replaces | None, dtype: str) -> Output:
     def chunks() -> Iterator[torch.Tensor]:
-        changed = replacement is not None and not _is_same(file, entry, replacement)
-        origin = _replaced(entry, replacement) if replacement is not None and changed else _own(file, entry)
-        have = replacement.dtype if replacement is not None and changed else entry.dtype
+        if replacement is None or _is_same(file, entry, replacement):
+            have, origin = entry.dtype, file.chunks(entry.name)
+        else:
+            have, origin = replacement.dtype, replacement.chunks(entry.shape)
         for chunk in origin:
             yield _cast(chunk, have, dtype, entry.name)
 
     return Output(entry.name, dtype, entry.shape, chunks)
 
 
-def _own(file: CheckpointFile, entry: Entry) -> Iterator[torch.Tensor]:
-    yield from file.chunks(entry.name)
-
-
-def _replaced(entry: Entry, replacement: Replacement) -> Iterator[torch.Tensor]:
-    if replacement.in_order:
-        (file, name), = replacement.places
-        yield from file.chunks(name)
-    else:
-        yield replacement.tensor(entry.shape).reshape(-1).view(torch.uint8)
-
-
-def _is_same(file: CheckpointFile, entry: Entry, replacement: Replacement) -> bool:
+def _is_same(file: CheckpointFile, entry: Entry, replacement: Replaces) -> bool:
     """True if a tensor trained in less precision than the file's is, as far as that tells, the file's own.
 
     In equal or higher precision the question does not arise: what was not changed is written with the same bytes.
@@ -206,12 +248,3 @@ def _write(
             write_ckpt(stream, outputs, {"global_step": global_step}, wrote)
         else:
             write_safetensors(stream, outputs, header, wrote)
-
-
-def _copy_sidecar(source: Path, published: Path) -> None:
-    sidecar = sidecar_path(source)
-    if sidecar.is_file():
-        text = sidecar.read_bytes()
-        with write_atomically(sidecar_path(published)) as stream:
-            stream.write(text)
-

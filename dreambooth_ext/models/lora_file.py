@@ -1,0 +1,269 @@
+"""LoRA files: writing, reading, extracting from two checkpoints, merging into one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import BadNumbers, MissingTensors, UnsupportedFamily
+from ..files import require_safe_name, require_space, write_atomically
+from ..progress import SILENT, Progress
+from .checkpoint_file import CheckpointFile, open_checkpoint
+from .checkpoint_writer import output_of, write_safetensors
+from .convert import resolved
+from .family import SD2, Family
+from .ldm_keys import Rule
+from .load import recognise
+from .lora_keys import BASE_VERSIONS, LoraNames, target_layers
+from .networks import built, shapes_of
+
+Layer = tuple[str, str]  # part ("unet", "text_encoder", ...) and path, in our names
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What a LoRA adds to a layer's weight: up x down x alpha / rank."""
+
+    down: torch.Tensor  # (rank, in) or (rank, in, k, k)
+    up: torch.Tensor  # (out, rank) or (out, rank, 1, 1)
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def delta(self, shape: Sequence[int]) -> torch.Tensor:
+        """float32, in the shape of the layer's weight."""
+        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
+        return (product * (self.alpha / self.rank)).reshape(tuple(shape))
+
+
+def write_lora(
+    path: Path, family: Family, unet_config: Mapping[str, Any], layers: Mapping[Layer, LowRank],
+    metadata: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write a .safetensors that the WebUI's Lora tab reads. Raises BadNumbers, StorageError."""
+    names = LoraNames(family, unet_config)
+    tensors: dict[str, torch.Tensor] = {}
+    for (part, module), low in layers.items():
+        name = names.of(part, module)
+        tensors[f"{name}.alpha"] = torch.tensor(low.alpha, dtype=dtype)
+        tensors[f"{name}.lora_down.weight"] = low.down.detach().to("cpu", dtype).contiguous()
+        tensors[f"{name}.lora_up.weight"] = low.up.detach().to("cpu", dtype).contiguous()
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadNumbers(f"{path.name} is to be written", f"{name} holds NaN or Inf",
+                             "Take an earlier snapshot, or train at a lower learning rate.")
+    with write_atomically(path) as stream:
+        write_safetensors(stream, [output_of(name, tensor) for name, tensor in sorted(tensors.items())],
+                          lora_header(family, layers, metadata or {}))
+    return path
+
+
+def lora_header(family: Family, layers: Mapping[Layer, LowRank], metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What hosts and other tools look for in the header, and the provenance of the run."""
+    ranks = {low.rank for low in layers.values()}
+    alphas = {low.alpha for low in layers.values()}
+    header = {
+        "ss_base_model_version": BASE_VERSIONS[family.key], "ss_v2": str(family is SD2),
+        "ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks, default=0)),
+        "ss_network_alpha": str(max(alphas, default=0.0)), "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{family.architecture}/lora", "modelspec.title": str(metadata.get("title", "")),
+        "format": "pt",
+    }
+    return header | {f"dreambooth.{name}": value if isinstance(value, str) else json.dumps(value)
+                     for name, value in metadata.items()}
+
+
+class Base:
+    """An open checkpoint seen as layers: the weight of each, whichever tensors of the file hold it."""
+
+    def __init__(self, file: CheckpointFile) -> None:
+        self.file = file
+        self.family, _, parts = recognise(file)
+        self.rules: dict[Layer, tuple[Rule, int]] = {}
+        self.layers: dict[Layer, nn.Module] = {}
+        for layout in parts:
+            if layout.part == "vae":
+                continue
+            module = built(layout, file.path.name)
+            if layout.part == "unet":
+                self.unet_config = layout.config
+            for rule in resolved(layout.rules, file.shapes, shapes_of(module), file.path.name):
+                for place, ours in enumerate(rule.ours):
+                    if ours.endswith(".weight"):
+                        self.rules[layout.part, ours.removesuffix(".weight")] = rule, place
+            targets = target_layers(layout.part, module, convolutions=True)
+            self.layers |= {(layout.part, path): layer for path, layer in targets.items()}
+
+    def weight(self, layer: Layer) -> torch.Tensor:
+        """float32, as the module has it."""
+        rule, place = self.rules[layer]
+        return rule.to_ours(self.file.finite_tensor(rule.ldm))[place].float()
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How well an extracted LoRA stands for the difference of two models; all are Frobenius norms.
+
+    `error` is what the LoRA leaves of the difference of the layers that it adapts, `bound` the least that any of this
+    rank could leave (Eckart and Young 1936), `beyond` the difference in tensors that a LoRA of this kind has not.
+    """
+
+    path: Path
+    layers: int
+    difference: float
+    error: float
+    bound: float
+    beyond: float
+
+    def __str__(self) -> str:
+        share = self.error / self.difference if self.difference else 0.0
+        whole = (self.difference**2 + self.beyond**2) ** 0.5
+        outside = self.beyond / whole if whole else 0.0
+        return (f"{self.layers} layers; {share:.1%} of their difference is lost (the least possible at this rank is "
+                f"{self.bound / self.difference if self.difference else 0:.1%}); {outside:.1%} of the whole difference is in "
+                "tensors that a LoRA does not adapt")
+
+
+def low_rank(delta: torch.Tensor, rank: int) -> tuple[LowRank, torch.Tensor]:
+    """The nearest matrix of this rank by truncated SVD, and all singular values. `delta` has a weight's shape."""
+    matrix = delta.float().flatten(1)
+    rank = min(rank, *matrix.shape)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    root = values[:rank].sqrt()
+    up, down = left[:, :rank] * root, root[:, None] * right[:rank]
+    if delta.ndim == 4:
+        up, down = up[:, :, None, None], down.reshape(rank, *delta.shape[1:])
+    return LowRank(down.contiguous(), up.contiguous(), float(rank)), values
+
+
+@torch.no_grad()
+def extract_lora(
+    base: Path, tuned: Path, destination: Path, rank: int, *, conv_rank: int = 0, dtype: torch.dtype = torch.float32,
+    metadata: Mapping[str, Any] | None = None, progress: Progress = SILENT,
+) -> Extraction:
+    """Write what `tuned` learnt over `base` as a LoRA. Raises the errors of `load_checkpoint`, StorageError, Cancelled."""
+    layers: dict[Layer, LowRank] = {}
+    sums = {"difference": 0.0, "error": 0.0, "bound": 0.0, "beyond": 0.0}
+    with open_checkpoint(base) as one, open_checkpoint(tuned) as two:
+        before, after = Base(one), Base(two)
+        if before.family != after.family or before.rules.keys() != after.rules.keys():
+            raise MissingTensors(f"{tuned.name} is to be compared with {base.name}", "they are models of different kinds",
+                                 "Give the checkpoint that it was trained from.")
+        progress.start("extracting", len(before.layers))
+        for number, (layer, module) in enumerate(before.layers.items()):
+            progress.check()
+            progress.report(number, len(before.layers), ".".join(layer))
+            delta = after.weight(layer) - before.weight(layer)
+            size = conv_rank if _is_convolution(module) else rank
+            square = float(delta.double().square().sum())
+            if not square:
+                continue
+            if not size:
+                sums["beyond"] += square
+                continue
+            low, values = low_rank(delta, size)
+            low = LowRank(low.down.to(dtype), low.up.to(dtype), low.alpha)
+            sums["difference"] += square
+            sums["error"] += float((delta - low.delta(delta.shape)).double().square().sum())
+            sums["bound"] += float(values[low.rank :].double().square().sum())
+            layers[layer] = low
+        sums["beyond"] += _difference_elsewhere(before, after)
+        given = {"base_name": base.name, "tuned_name": tuned.name, **(metadata or {})}
+        write_lora(destination, before.family, before.unet_config, layers, given, dtype)
+    return Extraction(destination, len(layers), **{name: value**0.5 for name, value in sums.items()})
+
+
+def read_lora(path: Path, base: Base) -> dict[Layer, LowRank]:
+    """The layers of a LoRA file for this base. Raises MissingTensors, UnsupportedFamily, BadNumbers."""
+    asked = f"{path.name} is to be merged into {base.file.path.name}"
+    known = LoraNames(base.family, base.unet_config).known(base.layers)
+    with open_checkpoint(path) as file:
+        odd = next((name for name in file.entries if not name.endswith((".alpha", ".lora_down.weight", ".lora_up.weight"))), None)
+        if odd is not None:
+            raise UnsupportedFamily(asked, f"it is no plain LoRA ({odd})", "Only plain LoRA files can be merged.")
+        names = sorted({name.partition(".")[0] for name in file.entries})
+        strangers = [name for name in names if name not in known]
+        if strangers or not names:
+            raise MissingTensors(asked, f"the base has no layer {strangers[0] if strangers else 'of it'}",
+                                 "The LoRA is for another family of models.")
+        found: dict[Layer, LowRank] = {}
+        for name in names:
+            if not {f"{name}.lora_down.weight", f"{name}.lora_up.weight"} <= file.entries.keys():
+                raise MissingTensors(asked, f"{name} is incomplete in it", "Download or copy the file again.")
+            down, up = (file.finite_tensor(f"{name}.lora_{end}.weight") for end in ("down", "up"))
+            alpha = float(file.tensor(f"{name}.alpha")) if f"{name}.alpha" in file.entries else float(down.shape[0])
+            shape = base.layers[known[name]].weight.shape
+            if (up.shape[0], down[0].numel()) != (shape[0], shape[1:].numel()) or up[0].numel() != down.shape[0]:
+                raise MissingTensors(asked, f"{name} has another size than the base's layer", "It is for another model.")
+            found[known[name]] = LowRank(down, up, alpha)
+    return found
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A tensor of the base with the LoRA added, computed when it is written."""
+
+    base: Base
+    rule: Rule
+    added: Mapping[int, LowRank]  # by its place in the rule
+    weight: float
+    dtype: str = "F32"
+    in_order: bool = False
+
+    def tensor(self, shape: Sequence[int]) -> torch.Tensor:
+        parts = [part.float() for part in self.rule.to_ours(self.base.file.tensor(self.rule.ldm))]
+        for place, low in self.added.items():
+            parts[place] = parts[place] + self.weight * low.delta(parts[place].shape)
+        return self.rule.to_ldm(parts, shape).contiguous()
+
+    def chunks(self, shape: Sequence[int]) -> Iterator[torch.Tensor]:
+        yield self.tensor(shape).reshape(-1).view(torch.uint8)
+
+
+def merge_lora(
+    base: Path, lora: Path, destination_dir: Path, name: str, weight: float = 1.0, *, publish_format: str = "safetensors",
+    dtype: str = "source", metadata: Mapping[str, Any] | None = None, progress: Progress = SILENT,
+) -> list[Path]:
+    """Write `base` with `weight` times the LoRA added; whatever the LoRA does not touch stays byte for byte.
+
+    Raises the errors of `publish`.
+    """
+    from .publish import overlay, write_outputs
+
+    require_safe_name(name, "the model")
+    with open_checkpoint(base) as file:
+        seen = Base(file)
+        added: dict[str, tuple[Rule, dict[int, LowRank]]] = {}
+        for layer, low in read_lora(lora, seen).items():
+            rule, place = seen.rules[layer]
+            added.setdefault(rule.ldm, (rule, {}))[1][place] = low
+        replaced = {ldm: Merged(seen, rule, places, weight) for ldm, (rule, places) in added.items()}
+        outputs = overlay(file, replaced, dtype, progress)
+        require_space(destination_dir, sum(output.nbytes for output in outputs), "The merged model")
+        given = {"lora_name": lora.name, "lora_weight": weight, "base_name": base.name, **(metadata or {})}
+        return write_outputs(file, outputs, destination_dir, name, publish_format, given, progress)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+
+
+def _difference_elsewhere(before: Base, after: Base) -> float:
+    """Squared difference in tensors that are no layers of a LoRA: norms, biases, embeddings."""
+    adapted = {before.rules[layer][0].ldm for layer in before.layers}
+    total = 0.0
+    for name, entry in before.file.entries.items():
+        if entry.is_float and name not in adapted and name in after.file.entries and not name.startswith("model_ema."):
+            if after.file.entries[name].shape != entry.shape:
+                continue
+            one, two = before.file.tensor(name), after.file.tensor(name)
+            total += float((one.double() - two.double()).square().sum())
+    return total

@@ -1,0 +1,70 @@
+"""The names that LoRA files have in the WebUI's Lora tab: those of sd-scripts.
+
+lora_unet_ or lora_te_ (SDXL: lora_te1_, lora_te2_), then the module's path with underscores. The UNet's path is
+diffusers' for SD 1.x and 2.x, and the checkpoint's own for SDXL, where the WebUI expects it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .config_layout import unet_levels
+from .family import SDXL, Family
+from .ldm_keys import canonical, unet_rules
+
+BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+# Which modules of a network an adapter may sit on: inside these, every linear layer and convolution.
+_ATTENTION = ("Transformer2DModel",)
+_CONVOLUTIONS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+_TEXT = ("CLIPAttention", "CLIPSdpaAttention", "CLIPFlashAttention2", "CLIPMLP")
+
+
+class LoraNames:
+    """File names of a model's layers. `unet_config` is that of its UNet2DConditionModel."""
+
+    def __init__(self, family: Family, unet_config: Mapping[str, Any]) -> None:
+        self.family = family
+        self._unet: dict[str, str] = {}
+        if family is SDXL:
+            levels, mid_depth = unet_levels(unet_config)
+            self._unet = {_module(rule.ours[0]): _module(rule.ldm) for rule in unet_rules(levels, mid_depth, "")}
+
+    def of(self, part: str, module: str) -> str:
+        """The name of a layer of a part ("unet", "text_encoder", ...), by its path in diffusers' or our names."""
+        if part == "unet":
+            return "lora_unet_" + self._unet.get(module, module).replace(".", "_")
+        head = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[part] if self.family is SDXL else "lora_te_"
+        return head + "text_model_" + canonical(module).replace(".", "_")
+
+    def known(self, layers: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+        """Name -> (part, path) of these layers; for SDXL's UNet under diffusers' names as well, as some files have."""
+        found: dict[str, tuple[str, str]] = {}
+        for part, module in layers:
+            if part == "unet":
+                found["lora_unet_" + module.replace(".", "_")] = part, module
+            found[self.of(part, module)] = part, module
+        return found
+
+
+def target_layers(part: str, module: nn.Module, convolutions: bool = False) -> dict[str, nn.Module]:
+    """Path (our names) -> layer, for every layer that a LoRA of this part adapts.
+
+    The UNet's transformers and the text encoder's attention and MLP; with `convolutions` also the UNet's resnets and
+    samplers.
+    """
+    owners = _TEXT if part != "unet" else _ATTENTION + (_CONVOLUTIONS if convolutions else ())
+    found: dict[str, nn.Module] = {}
+    for path, owner in module.named_modules():
+        if type(owner).__name__ not in owners:
+            continue
+        for name, layer in owner.named_modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                found[canonical(f"{path}.{name}")] = layer
+    return found
+
+
+def _module(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
