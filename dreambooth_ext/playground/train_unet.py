@@ -18,8 +18,8 @@ EMPTY_SHARE = 0.1  # captions left empty, for classifier-free guidance
 KEEP = 0.85  # chance of each part of a caption to be said
 SNR_GAMMA = 5.0
 EMA_DECAY = 0.999
-# Half of the time goes to many coarse steps that see the first tokens only; the other half sees prompts as they are.
-FIRST_SHARE = 0.5
+# Most of the time goes to many coarse steps that see the first tokens only; the rest sees prompts as they are.
+FIRST_SHARE = 0.75
 CONTEXT = (20, 77)  # tokens
 BATCH = (32, 64)
 TOKENIZER = Path(__file__).parents[1] / "models" / "clip_tokenizer"
