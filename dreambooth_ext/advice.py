@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from .config import STEPS_PER_PICTURE
+from .errors import DreamboothError
+from .run_folder import list_runs
 
 FEW_PICTURES = 5  # fewer than the paper used
 
@@ -84,6 +87,19 @@ def class_images_wanted(given: int | None, pictures: int, steps: int | None) -> 
     from .dataset.class_images import class_image_count
 
     return class_image_count(given, pictures, steps or STEPS_PER_PICTURE * pictures)
+
+
+def seconds_a_step(runs_dir: Path, base: Path, resolution: int | None) -> float | None:
+    """Median of the newest run of this base and size that has taken steps; None if there is none."""
+    for run in list_runs(runs_dir):
+        try:
+            config = run.config()
+        except DreamboothError:
+            continue
+        times = [entry["seconds"] for entry in run.metrics()[-50:] if isinstance(entry.get("seconds"), (int, float))]
+        if times and Path(config.base).name == base.name and resolution in (None, config.resolution):
+            return statistics.median(times)
+    return None
 
 
 def about_token(token: str) -> str:

@@ -19,20 +19,20 @@ def all_options() -> dict[str, Option]:
 def widget(option: Option, **changes: Any) -> Any:
     """The widget of one option: its label, help and limits are those of the command line."""
     arguments: dict[str, Any] = {
-        "label": f"{option.label} ({option.unit})" if option.unit else option.label,
+        "label": f"{option.label} ({option.unit})" if option.unit else option.label, "value": shown(option, option.default),
         "info": option.help, "elem_id": f"dreambooth_{option.name}", "elem_classes": ["dreambooth-option"],
         "interactive": True, **changes,
     }
     if option.kind is bool:
-        return gr.Checkbox(value=option.default, **arguments)
+        return gr.Checkbox(**arguments)
     if option.choices:
-        return gr.Dropdown(value=option.default, choices=list(option.choices), **arguments)
+        return gr.Dropdown(choices=list(option.choices), **arguments)
     if option.kind is int and not option.optional:
-        return gr.Number(value=option.default, precision=0, **arguments)
+        return gr.Number(precision=0, **arguments)
     if option.kind is tuple:
-        return gr.Textbox(value="\n".join(option.default), lines=2, placeholder="one a line", **arguments)
+        return gr.Textbox(lines=2, placeholder="one a line", **arguments)
     # An empty number field of gradio 3 says 0, so what may be empty is a text field.
-    return gr.Textbox(value=shown(option, option.default), **{"max_lines": 1, **arguments})
+    return gr.Textbox(max_lines=1, **arguments)
 
 
 def shown(option: Option, value: Any) -> Any:

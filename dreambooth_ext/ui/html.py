@@ -69,9 +69,14 @@ _FIGURES: dict[str, Any] = {
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Cells are HTML already: their makers escape."""
     head = "".join(f"<th>{escaped(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     return f'<div class="dreambooth-scroll"><table class="dreambooth-table"><thead><tr>{head}</tr></thead>' \
            f"<tbody>{body}</tbody></table></div>"
+
+
+def _cell(content: str) -> str:
+    wide = ' class="dreambooth-wide"' if "<small>" in content else ""
+    return f"<td{wide}>{content}</td>"
 
 
 def picture(path: Path, text: str = "", size: int = THUMBNAIL_PX) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from ..errors import DreamboothError
+from ..report import explain_failure, write_report
+from ..run_folder import RunFolder
 from ..service import Service
 from . import fields, html
 from .compat import hidden, on
@@ -27,11 +32,14 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
         resume = gr.Button("Resume", elem_id="dreambooth_resume")
         publish = gr.Button("Publish again", elem_id="dreambooth_publish")
         clone = gr.Button("Use its settings", elem_id="dreambooth_clone")
+        report = gr.Button("Report", elem_id="dreambooth_report")
+        explain = gr.Button("Explain this failure", elem_id="dreambooth_explain")
         delete = gr.Button("Delete ...", elem_id="dreambooth_delete", variant="stop")
     with gr.Row(visible=False, elem_id="dreambooth_confirm") as confirm:
         gr.HTML(value=html.note("Its snapshots, previews and log will be gone. Published models stay.", "warning"))
         really = gr.Button("Yes, delete it", elem_id="dreambooth_delete_yes", variant="stop")
         never = gr.Button("No", elem_id="dreambooth_delete_no")
+    made = gr.File(label="Made for you", visible=False, interactive=False, elem_id="dreambooth_made")
     said = gr.HTML(value="", elem_id="dreambooth_runs_said", elem_classes=["dreambooth-said"])
     listed = gr.HTML(value=runs_html(service), elem_id="dreambooth_runs")
     poll = hidden(gr.Button, "dreambooth_runs_poll", value="refresh")
@@ -44,6 +52,8 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     on(resume.click, lambda name: _act(service, lambda: service.resume(name)), [chosen], [said, watch.status])
     on(publish.click, lambda name: _act(service, lambda: service.publish(name)), [chosen], [said, watch.status])
     on(clone.click, lambda name: _clone(service, form, name), [chosen], [*form.widgets.values(), said])
+    on(report.click, lambda name: _file(service, name, _report), [chosen], [made, said])
+    on(explain.click, lambda name: _file(service, name, _explanation), [chosen], [made, said])
     on(delete.click, lambda: gr.update(visible=True), [], [confirm])
     on(never.click, lambda: gr.update(visible=False), [], [confirm])
     on(really.click, lambda name: _delete(service, name), [chosen], [said, confirm, chosen, listed])
@@ -84,6 +94,24 @@ def _act(service: Service, start: Callable[[], Any]) -> list[str]:
     except DreamboothError as error:
         return [html.note(str(error), "fault"), status_html(service)]
     return [html.note(f"{job.name}: started; the Train tab shows how it goes.", "good"), status_html(service)]
+
+
+def _file(service: Service, name: str, make: Callable[[RunFolder, Path], Path]) -> list[Any]:
+    """A file of a run, copied to where gradio may serve it from, and what it is."""
+    try:
+        path = make(service.run(name), Path(tempfile.mkdtemp(prefix="dreambooth-")))
+    except DreamboothError as error:
+        return [gr.update(visible=False), html.note(str(error), "fault")]
+    return [gr.update(value=str(path), visible=True), html.note(f"{path.name}: click on its size to save it.", "good")]
+
+
+def _report(run: RunFolder, folder: Path) -> Path:
+    return Path(shutil.copy(write_report(run), folder / f"{run.path.name}-report.html"))
+
+
+def _explanation(run: RunFolder, folder: Path) -> Path:
+    """Paths and prompts are left out, so that it can be shown to others."""
+    return explain_failure(run, folder / f"{run.path.name}-failure.zip")
 
 
 def _delete(service: Service, name: str) -> list[Any]:

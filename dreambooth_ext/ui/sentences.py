@@ -45,12 +45,21 @@ class Sentences:
 
     def steps(self, values: Mapping[str, Any]) -> str:
         count = self._count(values)
-        steps = values.get("steps")
         if not count:
             return ""
+        steps = values.get("steps")
         if isinstance(steps, int) and steps > 0:
-            return html.note(f"{steps} steps: {steps / count:.0f} for each of {count} pictures.")
-        return html.note(f"{count} pictures x {STEPS_PER_PICTURE} = {count * STEPS_PER_PICTURE} steps.")
+            text = f"{steps} steps: {steps / count:.0f} for each of {count} pictures"
+        else:
+            steps = count * STEPS_PER_PICTURE
+            text = f"{count} pictures x {STEPS_PER_PICTURE} = {steps} steps"
+        return html.note(text + self._duration(values, steps) + ".")
+
+    def _duration(self, values: Mapping[str, Any], steps: int) -> str:
+        resolution = values.get("resolution")
+        pace = advice.seconds_a_step(self._service.host.runs_dir, Path(self._service.file_of(values.get("base") or "")),
+                                     resolution if isinstance(resolution, int) else None)
+        return f", about {html.duration(pace * steps)} at the pace of your last run" if pace else ""
 
     def review(self, values: Mapping[str, Any]) -> str:
         """The pictures with their verdicts, as a grid."""

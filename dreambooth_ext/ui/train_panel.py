@@ -13,6 +13,7 @@ from ..options import Option
 from ..service import Service
 from . import fields, html, watch_panel
 from .compat import on, uploads
+from .presets_panel import PresetsPanel
 from .sentences import Sentences
 
 STEPS = {"model": "Model", "pictures": "Pictures", "class": "Subject and class", "train": "Train"}
@@ -31,6 +32,7 @@ class TrainPanel:
     faults: dict[str, Any] = field(default_factory=dict)
     buttons: dict[str, Any] = field(default_factory=dict)
     said: Any = None
+    presets: Any = None
 
     def values(self, raw: tuple[Any, ...]) -> dict[str, Any]:
         return fields.values_of(list(self.widgets), raw)
@@ -73,6 +75,7 @@ def build(service: Service, sentences: Sentences) -> TrainPanel:
 def wire(panel: TrainPanel, watch: watch_panel.WatchPanel) -> None:
     """Attach every handler. Each returns at once; work goes to the background job."""
     inputs = list(panel.widgets.values())
+    panel.presets.wire(panel.widgets)
     basics = [name for name in panel.widgets if name in BUILT_ELSEWHERE or not fields.all_options()[name].advanced]
     told = [panel.notes[step] for step in STEPS] + [panel.faults[step] for step in STEPS]
     for name in basics:
@@ -186,6 +189,7 @@ def _basic(panel: TrainPanel, names: list[str]) -> None:
 def _advanced(panel: TrainPanel) -> None:
     """Everything else, in groups, from the options' metadata alone."""
     with gr.Accordion("Advanced", open=False, elem_id="dreambooth_advanced"):
+        panel.presets = PresetsPanel(panel.service)
         gr.Textbox(label="Search options", max_lines=1, elem_id="dreambooth_search", interactive=True,
                    placeholder="a word of a name or of its help")
         for group, title in GROUPS.items():
@@ -199,4 +203,10 @@ def _advanced(panel: TrainPanel) -> None:
 def _grid(panel: TrainPanel, options: list[Option]) -> None:
     with gr.Row(elem_classes=["dreambooth-grid"]):
         for option in options:
-            panel.widgets[option.name] = fields.widget(option, min_width=220)
+            panel.widgets[option.name] = fields.widget(option, **_host_folder(panel.service, option.name))
+
+
+def _host_folder(service: Service, name: str) -> dict[str, Any]:
+    """An empty folder means the host's own; its path shows faintly in the empty field."""
+    folders = {"models_dir": service.host.models_dir, "runs_dir": service.host.runs_dir}
+    return {"value": "", "placeholder": str(folders[name])} if name in folders else {}

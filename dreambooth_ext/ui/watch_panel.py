@@ -198,11 +198,14 @@ def _outcome(job: Job, status: dict[str, Any]) -> str:
         return html.note(status["message"], "fault")
     if status["state"] == "finished":
         names = ", ".join(path.name for path in _published(job))
-        return html.note(f"{names} is in the models folder." if names else "Finished.", "good")
+        warnings = "\n".join(line for line in job.log if NOT_SELECTED in line)
+        return html.note(f"{names} is in the models folder." if names else "Finished.", "good") + html.note(
+            warnings, "warning")
     return ""
 
 
 STOPPED_BY_HOST = "the WebUI's Interrupt"
+NOT_SELECTED = " is to be selected: "  # how a host's refusal begins
 
 
 def _stop(service: Service, *, discard: bool) -> str:

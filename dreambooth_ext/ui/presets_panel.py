@@ -1,0 +1,79 @@
+"""Presets: a set of settings under a name, and settings of other trainers read in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .. import presets
+from ..errors import ConfigError, DreamboothError
+from ..service import Service
+from . import fields, html
+from .compat import on, uploads
+
+NOT_TAKEN_NAMED = 12  # so many settings that were not taken are named
+
+
+class PresetsPanel:
+    """Lay it out inside Advanced; `wire` needs all the widgets."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._folder = service.host.runs_dir / "presets"
+        with gr.Row(elem_classes=["dreambooth-presets"]):
+            self.name = gr.Dropdown(label="Preset", choices=presets.names(self._folder), value=None, interactive=True,
+                                    allow_custom_value=True, elem_id="dreambooth_preset",
+                                    info="Choose one to apply, or type a new name to save under.")
+            self.apply = gr.Button("Apply", size="sm", scale=0, elem_id="dreambooth_preset_apply")
+            self.save = gr.Button("Save as", size="sm", scale=0, elem_id="dreambooth_preset_save")
+            self.imported = gr.UploadButton("Import ...", size="sm", scale=0, elem_id="dreambooth_import")
+        self.said = gr.HTML(value="", elem_id="dreambooth_preset_said", elem_classes=["dreambooth-said"])
+
+    def wire(self, widgets: Mapping[str, Any]) -> None:
+        names, components = list(widgets), list(widgets.values())
+        on(self.apply.click, lambda name: self._applied(names, name), [self.name], [*components, self.said])
+        on(self.save.click, lambda name, *raw: self._saved(name, fields.values_of(names, raw)), [self.name, *components],
+           [self.name, self.said])
+        on(self.imported.upload, lambda files: self._read(names, files), [self.imported], [*components, self.said])
+
+    def _applied(self, names: list[str], name: str | None) -> list[Any]:
+        try:
+            values = presets.load(name or "", self._folder)
+        except DreamboothError as error:
+            return self._unchanged(names, str(error))
+        said = html.note(f"{name}: {len(values)} settings are set.", "good")
+        return [*_shown(names, values), said]
+
+    def _saved(self, name: str | None, values: Mapping[str, Any]) -> list[Any]:
+        try:
+            path = presets.save(name or "", self._service.settings(values), self._folder)
+        except DreamboothError as error:
+            return [gr.update(), html.note(str(error), "fault")]
+        return [gr.update(choices=presets.names(self._folder), value=path.stem),
+                html.note(f"Saved as {path.stem}: what differs from the defaults, without what belongs to one run.", "good")]
+
+    def _read(self, names: list[str], files: Any) -> list[Any]:
+        try:
+            given = uploads(files)
+            if not given:
+                raise ConfigError(["no file was chosen"])
+            imported = presets.import_settings(Path(given[0]))
+        except DreamboothError as error:
+            return self._unchanged(names, str(error))
+        concepts = imported.settings.get("concepts") or [{}]
+        values = {**concepts[0], **imported.settings}
+        lines = [f"{len(imported.settings)} settings were taken, {len(imported.not_taken)} were not."]
+        lines += imported.not_taken[:NOT_TAKEN_NAMED]
+        return [*_shown(names, values), html.note("\n".join(lines), "good")]
+
+    @staticmethod
+    def _unchanged(names: list[str], why: str) -> list[Any]:
+        return [*(gr.update() for _ in names), html.note(why, "fault")]
+
+
+def _shown(names: list[str], values: Mapping[str, Any]) -> list[Any]:
+    options = fields.all_options()
+    return [fields.shown(options[name], values[name]) if name in values else gr.update() for name in names]
