@@ -16,10 +16,8 @@ from .family import SDXL, Family
 from .ldm_keys import canonical, unet_rules
 
 BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-# Which modules of a network an adapter may sit on: inside these, every linear layer and convolution.
-_ATTENTION = ("Transformer2DModel",)
-_CONVOLUTIONS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
-_TEXT = ("CLIPAttention", "CLIPSdpaAttention", "CLIPFlashAttention2", "CLIPMLP")
+# Below these modules of a UNet every linear layer and convolution may have an adapter.
+_ATTENTION, _CONVOLUTIONS = ("attentions",), ("resnets", "downsamplers", "upsamplers")
 
 
 class LoraNames:
@@ -55,15 +53,9 @@ def target_layers(part: str, module: nn.Module, convolutions: bool = False) -> d
     The UNet's transformers and the text encoder's attention and MLP; with `convolutions` also the UNet's resnets and
     samplers.
     """
-    owners = _TEXT if part != "unet" else _ATTENTION + (_CONVOLUTIONS if convolutions else ())
-    found: dict[str, nn.Module] = {}
-    for path, owner in module.named_modules():
-        if type(owner).__name__ not in owners:
-            continue
-        for name, layer in owner.named_modules():
-            if isinstance(layer, (nn.Linear, nn.Conv2d)):
-                found[canonical(f"{path}.{name}")] = layer
-    return found
+    places = ("layers",) if part != "unet" else _ATTENTION + (_CONVOLUTIONS if convolutions else ())
+    return {canonical(path): layer for path, layer in module.named_modules()
+            if isinstance(layer, (nn.Linear, nn.Conv2d)) and not set(places).isdisjoint(path.split("."))}
 
 
 def _module(tensor: str) -> str:

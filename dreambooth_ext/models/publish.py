@@ -17,7 +17,7 @@ import torch
 from ..errors import BadNumbers, MissingTensors, UnsafePath
 from ..files import require_safe_name, require_space, write_atomically
 from ..progress import SILENT, Progress
-from .checkpoint_file import DTYPES, CheckpointFile, Entry, is_finite, open_checkpoint
+from .checkpoint_file import DTYPE_OF, DTYPES, CheckpointFile, Entry, is_finite, open_checkpoint
 from .checkpoint_writer import Output, write_ckpt, write_safetensors
 from .convert import resolved
 from .diffusers_folder import WEIGHT_FILES, PartFiles, read_json
@@ -32,7 +32,6 @@ from .sidecar import sidecar_path
 from .sidecar_yaml import sidecar_for
 from .vae_file import vae_rules_in
 
-DTYPE_OF = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 # Only what is below these is cast when another precision is asked for: schedules beside them keep theirs.
 WEIGHT_PREFIXES = (UNET, VAE, "cond_stage_model.", "conditioner.")
 
