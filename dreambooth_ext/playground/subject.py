@@ -1,6 +1,6 @@
-"""The demo's new subject, which the base has never seen and has no word for: a square of magenta and cyan quarters.
+"""The demo's new subject, which the base has never seen and has no word for: a square, half violet and half orange.
 
-Neither colour is in the world's palette, and no shape of the world has two colours. Its judge reads it from the pixels.
+No shape of the world has two colours, and violet is in no caption. Its judge reads it from the pixels.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from PIL import Image
 from . import judge, world
 
 CLASS_NOUN = "square"
-MAGENTA = (225, 20, 200)  # top left and bottom right
-CYAN = (20, 220, 220)  # top right and bottom left
-NEAR_LEVELS = 95.0  # RGB distance within which a pixel counts as the subject's colour
+VIOLET = (150, 20, 220)  # the left half
+ORANGE = world.PALETTE["orange"]  # the right half
+NEAR_LEVELS = 130.0  # RGB distance within which a pixel may count as the subject's colour, if the background is farther
+LEAST_SHARPNESS = 0.14  # per pixel; a blur of 3 pixels is below it
 LEAST_SHARE = 0.012  # of the picture, for each of the two colours
 LEAST_SCORE = 0.6  # mean IoU of the two colours' fields with the drawn subject's
 LEAST_EACH = 0.45  # IoU that either colour must reach by itself
@@ -37,16 +38,16 @@ def unseen_prompts(token: str, count: int = 40) -> list[tuple[str, str]]:
 
 
 def fields(centre: tuple[float, float], radius: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage of the magenta and of the cyan fields, 0..1, float32 (64, 64) each. Pixels and degrees."""
+    """Coverage of the violet and of the orange half, 0..1, float32 (64, 64) each. Pixels and degrees."""
     x, y = world.local_grid(centre, radius, angle)
-    square, same_sign = world.SHAPES["square"](x, y), (x > 0) == (y > 0)
-    return world.downsample(square & same_sign), world.downsample(square & ~same_sign)
+    square, left = world.SHAPES["square"](x, y), x < 0
+    return world.downsample(square & left), world.downsample(square & ~left)
 
 
 def draw(centre: tuple[float, float], radius: float, angle: float, background: tuple[int, int, int]) -> np.ndarray:
     """The subject on a plain background, uint8 (64, 64, 3)."""
-    magenta, cyan = fields(centre, radius, angle)
-    parts = ((magenta, MAGENTA), (cyan, CYAN), (1 - magenta - cyan, background))
+    violet, orange = fields(centre, radius, angle)
+    parts = ((violet, VIOLET), (orange, ORANGE), (1 - violet - orange, background))
     mixed = sum(mask[:, :, None] * np.array(rgb, np.float32) for mask, rgb in parts)
     return np.rint(mixed).clip(0, 255).astype(np.uint8)
 
@@ -73,13 +74,13 @@ def draw_pictures(folder: Path, count: int = 5, seed: int = 7, side: int = world
 
 @cache
 def _templates() -> tuple[np.ndarray, np.ndarray]:
-    """(magenta, cyan) fields at every angle in the judge's canonical frame: (n, GRID * GRID) each."""
+    """(violet, orange) fields at every angle in the judge's canonical frame: (n, GRID * GRID) each."""
     middle = (world.SIDE / 2, world.SIDE / 2)
     pairs = []
     for angle in judge.ANGLES:
-        magenta, cyan = fields(middle, 22.0, float(angle))
-        frame = judge.frame_of(magenta + cyan)
-        pairs.append([judge.canonical(mask, *frame).ravel() for mask in (magenta, cyan)])
+        violet, orange = fields(middle, 22.0, float(angle))
+        frame = judge.frame_of(violet + orange)
+        pairs.append([judge.canonical(mask, *frame).ravel() for mask in (violet, orange)])
     stacked = np.array(pairs)
     return stacked[:, 0], stacked[:, 1]
 
@@ -87,11 +88,14 @@ def _templates() -> tuple[np.ndarray, np.ndarray]:
 def score(image: Image.Image | np.ndarray) -> float:
     """How well the picture shows the subject, 0..1: the two colours' mean IoU at the best angle; 0 if one lacks."""
     levels = judge.as_levels(image)
-    names = [*world.PALETTE.values(), MAGENTA, CYAN]
-    distance = np.stack([np.linalg.norm(levels - np.array(rgb), axis=2) for rgb in names])
+    ground, _ = judge.border_colour(levels)
+    distance = np.stack([np.linalg.norm(levels - np.array(rgb), axis=2) for rgb in (ground, VIOLET, ORANGE)])
     closest, near = distance.argmin(axis=0), distance.min(axis=0) <= NEAR_LEVELS
-    seen = [(near & (closest == len(names) - 2 + i)).astype(np.float32) for i in range(2)]
+    seen = [(near & (closest == number)).astype(np.float32) for number in (1, 2)]
     if min(mask.mean() for mask in seen) < LEAST_SHARE:
+        return 0.0
+    away = np.linalg.norm(levels - ground, axis=2)
+    if judge.sharpness_of((away / np.sort(away, axis=None)[-200:].mean()).clip(0, 1)) < LEAST_SHARPNESS:
         return 0.0
     frame = judge.frame_of(seen[0] + seen[1])
     each = []
