@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -43,10 +42,9 @@ def clip_config(shapes: dict[str, tuple[int, ...]]) -> dict[str, object]:
     root = "cond_stage_model.transformer.text_model."
     words, width = shapes[f"{root}embeddings.token_embedding.weight"]
     layers = {name.split(".")[5] for name in shapes if name.startswith(f"{root}encoder.layers.")}
-    text = {
+    return {
         "model_type": "clip_text_model", "vocab_size": words, "hidden_size": width, "num_hidden_layers": len(layers),
         "intermediate_size": shapes[f"{root}encoder.layers.0.mlp.fc1.weight"][0], "num_attention_heads": max(1, width // 64),
         "max_position_embeddings": shapes[f"{root}embeddings.position_embedding.weight"][0], "hidden_act": "quick_gelu",
-        "projection_dim": width, "bos_token_id": 49406, "eos_token_id": 49407,
+        "projection_dim": width, "bos_token_id": 49406, "eos_token_id": 49407, "architectures": ["CLIPTextModel"],
     }
-    return {**json.loads(json.dumps(text)), "architectures": ["CLIPTextModel"]}

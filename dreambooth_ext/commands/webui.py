@@ -1,0 +1,43 @@
+"""The commands about the tab: open it without a WebUI, and give a WebUI a base to try it on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..hosts.standalone import StandaloneHost
+from ..progress import Progress
+from .command import Command, say
+
+
+def ui(parsed: argparse.Namespace, progress: Progress) -> None:
+    from ..ui.app import launch
+
+    host = StandaloneHost(Path(parsed.models_dir).expanduser(), Path(parsed.runs_dir).expanduser(), device=parsed.device)
+    launch(host, port=parsed.port, open_browser=parsed.open)
+
+
+def playground(parsed: argparse.Namespace, progress: Progress) -> None:
+    from ..playground.install import install_into
+
+    paths = install_into(Path(parsed.into).expanduser())
+    say(parsed, f"{paths[0]} is there. Press the refresh button beside the WebUI's list of checkpoints, and choose it.",
+        files=[str(path) for path in paths])
+
+
+def _declare_ui(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models-dir", default="models", metavar="DIR", help="checkpoints, old and new (default: models)")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
+    parser.add_argument("--port", type=int, default=7862, metavar="N", help="on this computer only (default: 7862)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--open", action="store_true", help="open a browser")
+
+
+def _declare_playground(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--into", required=True, metavar="DIR", help="the WebUI's models/Stable-diffusion")
+
+
+COMMANDS: dict[str, Command] = {
+    "ui": (ui, "Open the tab in a browser, without a WebUI.", _declare_ui),
+    "playground": (playground, "Write the small playground base into a WebUI's models folder.", _declare_playground),
+}
