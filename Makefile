@@ -4,8 +4,12 @@ PYTHON ?= python3
 # The build of torch. On a machine without a GPU: TORCH="torch==2.13.0 --index-url <the CPU index that pytorch.org names>"
 TORCH ?= torch==2.13.0
 # The set of versions, one of requirements/: a1111 (Python 3.10, 3.11), forge, latest (Python 3.12 and later)
-SET ?= $(shell $(PYTHON) -c 'import sys; print("a1111" if sys.version_info < (3, 12) else "latest")')
+ifeq ($(origin SET), undefined)
+SET = $(shell $(PYTHON) -c 'import sys; print("a1111" if sys.version_info < (3, 12) else "latest")')
+VENV ?= .venv
+else
 VENV ?= .venv-$(SET)
+endif
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .PHONY: demo test test-host soak check setup ui clean
@@ -40,4 +44,4 @@ $(VENV)/.ready: requirements/$(SET).txt requirements/test.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv-* build demo artefacts
+	rm -rf .venv .venv-* build demo artefacts

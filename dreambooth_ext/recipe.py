@@ -19,7 +19,7 @@ from .host import Host
 from .progress import Progress
 from .run_folder import RunFolder
 
-PUBLISHED_PARTS = ("unet", "text_encoder", "text_encoder_2")
+LORA_FILE = "lora.safetensors"  # as training/lora.py names it
 
 
 @dataclass(frozen=True)
@@ -67,24 +67,38 @@ def publish(
 
     Raises ResumeError if the run has no result yet, CheckpointError and StorageError of models/publish.py.
     """
-    from .models.publish import publish as publish_files
-
     config = config or run.config()
     source = snapshot or run.diffusers_dir
-    if not (source / "unet").is_dir():
+    if not is_publishable(source):
         raise ResumeError(f"{run.path.name} is to be published", "it has no finished model yet",
                           f"Continue it first: python -m dreambooth_ext resume {run.path.name}")
-    base = Path(config.base).expanduser()
-    models_dir = Path(config.models_dir).expanduser()
-    require_space(models_dir, base.stat().st_size * (2 if config.publish_format == "both" else 1), "The finished model")
     progress.start("publishing", 1)
-    paths = publish_files(base, source, models_dir, name or config.output_name,
-                          publish_format=config.publish_format, dtype=config.publish_dtype,
-                          vae=Path(config.vae).expanduser() if config.vae else None,
-                          metadata=provenance(config, run), progress=progress)
+    make = _publish_lora if config.lora_rank else _publish_model
+    paths = make(config, source, name or config.output_name, provenance(config, run), progress)
     for path in paths:
         progress.log(f"published {path}")
     return paths
+
+
+def is_publishable(folder: Path) -> bool:
+    """True for a run's result and its snapshots: networks, or a LoRA."""
+    return (folder / "unet").is_dir() or (folder / LORA_FILE).is_file()
+
+
+def _publish_model(config: TrainConfig, source: Path, name: str, metadata: dict[str, Any], progress: Progress) -> list[Path]:
+    from .models.publish import publish as publish_files
+
+    base, models_dir = Path(config.base).expanduser(), Path(config.models_dir).expanduser()
+    require_space(models_dir, base.stat().st_size * (2 if config.publish_format == "both" else 1), "The finished model")
+    return publish_files(base, source, models_dir, name, publish_format=config.publish_format, dtype=config.publish_dtype,
+                         vae=Path(config.vae).expanduser() if config.vae else None, metadata=metadata, progress=progress)
+
+
+def _publish_lora(config: TrainConfig, source: Path, name: str, metadata: dict[str, Any], progress: Progress) -> list[Path]:
+    from .models.lora_file import publish_lora
+
+    return [publish_lora(source / LORA_FILE, Path(config.base).expanduser(), Path(config.models_dir).expanduser(), name,
+                         dtype=config.publish_dtype, metadata=metadata, progress=progress)]
 
 
 def estimate(config: TrainConfig) -> list[Any]:

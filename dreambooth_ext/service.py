@@ -170,11 +170,11 @@ class Service:
         """Names of the snapshots that can be published, oldest first."""
         if not run.checkpoints_dir.is_dir():
             return []
-        return sorted(path.name for path in run.checkpoints_dir.iterdir() if _publishable(path) is not None)
+        return sorted(path.name for path in run.checkpoints_dir.iterdir() if recipe.is_publishable(path))
 
     def snapshot_folder(self, run: RunFolder, snapshot: str) -> Path:
-        folder = _publishable(run.checkpoints_dir / require_safe_name(snapshot, "the snapshot"))
-        if folder is None:
+        folder = run.checkpoints_dir / require_safe_name(snapshot, "the snapshot")
+        if not recipe.is_publishable(folder):
             raise ResumeError(f"{snapshot} of {run.path.name} is to be published", "there is no such snapshot any more",
                               "Choose one of: " + (", ".join(self.snapshots(run)) or "none is left"))
         return folder
@@ -215,14 +215,6 @@ class Service:
 
     def _is_queued(self, run: RunFolder) -> bool:
         return any(isinstance(job.work, Work) and job.work.run.path == run.path for job in self.jobs.all())
-
-
-def _publishable(folder: Path) -> Path | None:
-    """A snapshot's folder, or its diffusers folder, that holds a model; None if it holds none."""
-    for candidate in (folder, folder / "diffusers"):
-        if (candidate / "model_index.json").is_file():
-            return candidate
-    return None
 
 
 def schema() -> dict[str, Any]:

@@ -72,6 +72,25 @@ def test_from_pictures_to_a_selected_model_that_renders(arguments, tmp_path, cap
     assert np.array_equal(*pixels)
 
 
+def test_a_lora_run_ends_in_a_file_for_the_lora_tab_that_merges_into_the_base(arguments, base, tmp_path, capsys):
+    from safetensors.torch import load_file
+
+    assert run(["train", *flat(arguments), "--lora-rank", "2", "--lora-conv-rank", "1", "--learning-rate", "0.01"]) == DONE
+    lora = load_file(tmp_path / "models" / "rxz_dog.safetensors")
+    stems = {name.partition(".")[0] for name in lora}
+    assert any(stem.startswith("lora_unet_") for stem in stems) and any(stem.startswith("lora_te_") for stem in stems)
+    assert not (tmp_path / "models" / "selected.json").exists()  # it is no checkpoint
+    merged = tmp_path / "merged.safetensors"
+    assert run(["merge-lora", str(base), str(tmp_path / "models" / "rxz_dog.safetensors"), str(merged)]) == DONE
+    finished = load_file(next((tmp_path / "runs" / "rxz_dog" / "diffusers" / "text_encoder").glob("*.safetensors")))
+    ours = load_file(merged)
+    name = "encoder.layers.0.mlp.fc1.weight"
+    trained = next(tensor for key, tensor in finished.items() if key.endswith(name))
+    same = ours[f"cond_stage_model.transformer.text_model.{name}"].float()
+    assert torch.allclose(trained.float(), same, atol=2e-3) and not torch.equal(load_file(base)[
+        f"cond_stage_model.transformer.text_model.{name}"].float(), same)
+
+
 def test_runs_are_listed_and_published_again(arguments, tmp_path, capsys):
     assert run(["train", *flat(arguments)]) == DONE
     capsys.readouterr()

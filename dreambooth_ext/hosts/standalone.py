@@ -35,7 +35,7 @@ class StandaloneHost:
 
     def checkpoints(self) -> list[Checkpoint]:
         selected = self.selected()
-        files = sorted(path for path in self.models_dir.glob("*") if path.suffix in SUFFIXES)
+        files = sorted(path for path in self.models_dir.glob("*") if path.suffix in SUFFIXES and not _is_lora(path))
         return [Checkpoint(path, path.name, path == selected) for path in files]
 
     def selected(self) -> Path | None:
@@ -50,6 +50,8 @@ class StandaloneHost:
     def select(self, path: Path) -> None:
         if not path.is_file():
             raise HostError(f"{path.name} is to be selected", "the file is not there", "Publish the model again.")
+        if _is_lora(path):
+            return  # it goes with a checkpoint and is none
         write_json(self.models_dir / "selected.json", {"name": path.name})
 
     def txt2img(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
@@ -100,6 +102,12 @@ class StandaloneHost:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _is_lora(path: Path) -> bool:
+    """True for a LoRA file, by the start of its header; damaged files are for others to judge."""
+    with path.open("rb") as stream:
+        return path.suffix == ".safetensors" and b'"lora_unet_' in stream.read(1 << 20)
 
 
 def device_named(wish: str) -> str:

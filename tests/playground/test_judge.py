@@ -72,7 +72,7 @@ def test_an_empty_picture_has_a_background_and_nothing_else(name: str) -> None:
 
 
 def test_a_colour_that_is_not_in_the_palette_has_no_name() -> None:
-    assert judge.judge(Image.new("RGB", (64, 64), subject.MAGENTA)).background is None
+    assert judge.judge(Image.new("RGB", (64, 64), subject.VIOLET)).background is None
 
 
 def test_the_subject_is_no_shape_of_the_world() -> None:
