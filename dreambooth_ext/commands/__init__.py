@@ -1,6 +1,6 @@
 """What each command of the command line does: read its flags, call the recipe, say what came of it."""
 
-from . import memory, runs
+from . import memory, models, runs, webui
 from .command import Command
 
-COMMANDS: dict[str, Command] = {**runs.COMMANDS, **memory.COMMANDS}
+COMMANDS: dict[str, Command] = {**runs.COMMANDS, **models.COMMANDS, **memory.COMMANDS, **webui.COMMANDS}

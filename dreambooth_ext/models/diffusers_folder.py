@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from ..errors import MissingTensors, NotACheckpoint, UnsupportedFamily
 from ..files import write_atomically, write_json
 from . import noise
 from .checkpoint_file import CheckpointFile, open_checkpoint
-from .checkpoint_writer import output_of, write_safetensors
+from .checkpoint_writer import Output, Wrote, output_of, write_safetensors
 from .convert import require_all
 from .family import SD1, SD2, SDXL, Family
 from .layout import missing
 from .ldm_keys import canonical
-from .networks import CLASSES, build, class_of, fill, shapes_of
+from .networks import CLASSES, build, class_of, fill, shapes_of, tensors_of
 from .stable_diffusion import StableDiffusion
 from .tokenizer import Tokenizer, tokenizer_folder
 
@@ -42,23 +42,37 @@ def save_diffusers(model: StableDiffusion, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part, module in model.parts.items():
         save_part(module, folder, part)
-    for number, tokenizer in enumerate(model.tokenizers):
-        _save_tokenizer(tokenizer, folder / ("tokenizer" if number == 0 else f"tokenizer_{number + 1}"))
-    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(model))
-    write_json(folder / "model_index.json", _index(model))
+    write_settings(model, folder)
 
 
 def save_part(module: Any, folder: Path, part: str) -> None:
-    """One network: config.json and its weights under the names of the installed library."""
+    """One network: config.json and its weights."""
+    write_part(module, folder, part, [output_of(folder_name(part, ours), value) for ours, value in tensors_of(module).items()])
+
+
+def write_part(module: Any, folder: Path, part: str, outputs: Sequence[Output], wrote: Wrote = lambda count: None) -> None:
+    """The configuration of a network, whose module may be weightless, and these tensors as its weights."""
     (folder / part).mkdir(parents=True, exist_ok=True)
     if part in CLASSES:
         module.save_config(folder / part)
     else:
         module.config.architectures = [type(module).__name__]
         module.config.save_pretrained(folder / part)
-    state = {name: value for name, value in module.state_dict().items() if not name.endswith("position_ids")}
     with write_atomically(folder / WEIGHT_FILES[part]) as stream:
-        write_safetensors(stream, [output_of(name, value) for name, value in state.items()], {"format": "pt"})
+        write_safetensors(stream, outputs, {"format": "pt"}, wrote)
+
+
+def folder_name(part: str, ours: str) -> str:
+    """A tensor's name in a folder: the one that every version of diffusers and transformers reads."""
+    return ours if part in CLASSES or ours.startswith("text_projection.") else f"text_model.{ours}"
+
+
+def write_settings(model: StableDiffusion, folder: Path) -> None:
+    """All of a folder but its networks: tokenizers, scheduler, index."""
+    for number, tokenizer in enumerate(model.tokenizers):
+        _save_tokenizer(tokenizer, folder / ("tokenizer" if number == 0 else f"tokenizer_{number + 1}"))
+    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(model))
+    write_json(folder / "model_index.json", _index(model))
 
 
 def load_diffusers(
@@ -71,7 +85,7 @@ def load_diffusers(
     """
     folder = Path(folder)
     index = read_json(folder / "model_index.json")
-    family = _family(folder, index)
+    family = family_of(folder, index)
     modules = {part: _load_part(folder, part, family, dtype)
                for part in ("unet", "vae", *(row.part for row in family.text_encoders))}
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -97,13 +111,15 @@ class PartFiles:
             names = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
             paths = [whole.parent / Path(name).name for name in names]
         else:
-            paths = [path for path in (whole, whole.with_suffix(".fp16.safetensors")) if path.is_file()][:1]
+            early = "diffusion_pytorch_model.bin" if part in CLASSES else "pytorch_model.bin"
+            names_here = (whole.name, f"{whole.stem}.fp16.safetensors", early)
+            paths = [whole.parent / name for name in names_here if (whole.parent / name).is_file()][:1]
         if not paths:
             raise NotACheckpoint(f"{folder.name} is to be read", f"{WEIGHT_FILES[part]} is not there",
-                                 "Choose a diffusers folder with safetensors in it.")
+                                 "Choose a whole diffusers folder.")
         self.files = [open_checkpoint(path) for path in paths]
         self.where: dict[str, tuple[CheckpointFile, str]] = {
-            canonical(name): (file, name) for file in self.files for name in file.entries
+            _ours(part, name): (file, name) for file in self.files for name in file.entries
             if not name.endswith("position_ids")
         }
 
@@ -118,13 +134,23 @@ class PartFiles:
             file.close()
 
 
+def _ours(part: str, name: str) -> str:
+    """Our name of a tensor in a folder; VAEs of before diffusers 0.18 call their attention's layers otherwise."""
+    if part == "vae":
+        for early, now in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+            name = name.replace(f".attentions.0.{early}.", f".attentions.0.{now}.")
+    return canonical(name)
+
+
+def settings_of(folder: Path, part: str) -> dict[str, Any]:
+    """The keyword arguments of a network's configuration. Raises NotACheckpoint."""
+    settings = {name: value for name, value in read_json(folder / part / "config.json").items() if not name.startswith("_")}
+    return settings if part in CLASSES else {name: settings[name] for name in _TEXT_SETTINGS if name in settings}
+
+
 def _load_part(folder: Path, part: str, family: Family, dtype: torch.dtype) -> Any:
     projected = any(row.part == part and row.projected for row in family.text_encoders)
-    config = read_json(folder / part / "config.json")
-    settings = {name: value for name, value in config.items() if not name.startswith("_")}
-    if part not in CLASSES:
-        settings = {name: settings[name] for name in _TEXT_SETTINGS if name in settings}
-    module = build(part, settings, folder.name, projected)
+    module = build(part, settings_of(folder, part), folder.name, projected)
     wanted = shapes_of(module)
     with PartFiles(folder, part) as files:
         require_all(wanted, files.where, f"{folder.name}/{part}")
@@ -144,7 +170,8 @@ _TEXT_SETTINGS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_
                   "eos_token_id", "pad_token_id")
 
 
-def _family(folder: Path, index: Mapping[str, Any]) -> Family:
+def family_of(folder: Path, index: Mapping[str, Any]) -> Family:
+    """The family of a folder with this model_index.json. Raises UnsupportedFamily."""
     pipeline = index.get("_class_name")
     if pipeline not in _PIPELINES.values():
         raise UnsupportedFamily(f"{folder.name} is to be loaded", f"it is made for {pipeline!s:.60}",

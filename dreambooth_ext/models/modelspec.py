@@ -26,20 +26,28 @@ def header_of(
     kind = str(given.pop("prediction_type", "")) or prediction_of(file, family, sidecar, None, "auto")[0]
     side = int(given.pop("resolution", 0) or resolution_of(family, sidecar, kind))
     inpainting = file.entries[f"{UNET}input_blocks.0.0.weight"].shape[1] == 9
-    fields = {name: value for name, value in file.metadata.items() if not name.startswith(_STALE) or name in _KEPT}
-    fields |= {
+    kept = {name: value for name, value in file.metadata.items() if not name.startswith(_STALE) or name in _KEPT}
+    return fields_of(family, kind, side, inpainting, kept, given)
+
+
+def fields_of(
+    family: Family, prediction_type: str, side: int, inpainting: bool, kept: Mapping[str, str], given: Mapping[str, Any]
+) -> dict[str, str]:
+    """The same for a model of these properties; `side` in px, `kept` is what an earlier header said."""
+    rest = dict(given)
+    fields = dict(kept) | {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _architecture(family, side) + ("-inpainting" if inpainting else ""),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models" if family is SDXL
         else "https://github.com/CompVis/stable-diffusion",
-        "modelspec.prediction_type": "v" if kind == "v_prediction" else "epsilon",
+        "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
         "modelspec.resolution": f"{side}x{side}",
     }
     for name in ("title", "date", "description", "author", "license"):
-        if given.get(name):
-            fields[f"modelspec.{name}"] = str(given.pop(name))
+        if rest.get(name):
+            fields[f"modelspec.{name}"] = str(rest.pop(name))
     fields |= {_OURS + name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-               for name, value in given.items()}
+               for name, value in rest.items()}
     fields["format"] = "pt"
     return fields
 

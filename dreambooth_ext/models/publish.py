@@ -100,21 +100,29 @@ def write_outputs(
     metadata: Mapping[str, Any], progress: Progress = SILENT,
 ) -> list[Path]:
     """The files of a model made over `file`: each whole or not there at all; then the sidecar that hosts need."""
-    formats = ("ckpt", "safetensors") if publish_format == "both" else (publish_format,)
-    paths = [destination_dir / f"{name}.{format_}" for format_ in formats]
-    require_space(destination_dir, sum(output.nbytes for output in outputs) * len(paths), "The finished model")
     family, sidecar, parts = recognise(file)
     told = str(metadata.get("prediction_type") or "auto")
     kind, zero_snr = prediction_of(file, family, sidecar, None, told)
     zero_snr = bool(metadata.get("zero_terminal_snr", zero_snr))
     header = header_of(file, family, sidecar, {**metadata, "prediction_type": kind})
     beside = sidecar_for(file.path, family, parts, kind, zero_snr)
+    formats = ("ckpt", "safetensors") if publish_format == "both" else (publish_format,)
+    paths = [destination_dir / f"{name}.{format_}" for format_ in formats]
+    write_files(paths, outputs, header, beside, int(metadata.get("global_step", 0)), progress)
+    return paths
+
+
+def write_files(
+    paths: Sequence[Path], outputs: Sequence[Output], header: Mapping[str, str], beside: bytes | None, global_step: int,
+    progress: Progress,
+) -> None:
+    """The same tensors as each of these files; `beside` is their sidecar. Raises DiskFull before anything is written."""
+    require_space(paths[0].parent, sum(output.nbytes for output in outputs) * len(paths), "The finished model")
     for path in paths:
-        _write(path, outputs, header, int(metadata.get("global_step", 0)), progress)
+        _write(path, outputs, header, global_step, progress)
     if beside is not None:
         with write_atomically(sidecar_path(paths[0])) as stream:
             stream.write(beside)
-    return paths
 
 
 def require_other_files(source: Path, destination_dir: Path, name: str, publish_format: str) -> None:
@@ -172,22 +180,23 @@ def vae_tensors(
 
 
 def overlay(
-    file: CheckpointFile, replacements: Mapping[str, Replaces], dtype: str, progress: Progress = SILENT
+    file: CheckpointFile, replacements: Mapping[str, Replaces], dtype: str, progress: Progress = SILENT, prune: bool = False
 ) -> list[Output]:
     """What is to be written, in the file's order: its own tensors, but for the replaced ones.
 
-    Averages (`model_ema.*`) are left out where anything is replaced: they would be those of another model.
+    Averages (`model_ema.*`) are left out where anything is replaced, for they would be those of another model, and where
+    `prune` is wished.
     """
     outputs, stale = [], 0
     for name, entry in file.entries.items():
-        if name.startswith(EMA) and replacements:
+        if name.startswith(EMA) and (replacements or prune):
             stale += 1
             continue
         target = entry.dtype
         if dtype != "source" and entry.is_float and name.startswith(WEIGHT_PREFIXES):
             target = DTYPE_OF[dtype]
         outputs.append(_output(file, entry, replacements.get(name), target))
-    if stale:
+    if stale and not prune:
         progress.log(f"{stale} tensors of averaged weights ({EMA}*) are left out: they are not those of this model.")
     return outputs
 
@@ -199,7 +208,7 @@ def _output(file: CheckpointFile, entry: Entry, replacement: Replaces | None, dt
         else:
             have, origin = replacement.dtype, replacement.chunks(entry.shape)
         for chunk in origin:
-            yield _cast(chunk, have, dtype, entry.name)
+            yield cast(chunk, have, dtype, entry.name)
 
     return Output(entry.name, dtype, entry.shape, chunks)
 
@@ -215,7 +224,7 @@ def _is_same(file: CheckpointFile, entry: Entry, replacement: Replaces) -> bool:
     return bool(torch.equal(own, replacement.tensor(entry.shape).reshape(own.shape)))
 
 
-def _cast(chunk: torch.Tensor, have: str, wanted: str, name: str) -> torch.Tensor:
+def cast(chunk: torch.Tensor, have: str, wanted: str, name: str) -> torch.Tensor:
     """Bytes in one dtype as bytes in another, proven finite. Raises BadNumbers."""
     if have not in DTYPES or not DTYPES[have].is_floating_point:
         return chunk

@@ -24,7 +24,8 @@ def sidecar_for(
     if own is None:
         if family is SD2 or prediction_type == "epsilon":
             return None
-        made = _sdxl(parts) if family is SDXL else _sd1(parts)
+        unet, vae = (next(part.config for part in parts if part.part == name) for name in ("unet", "vae"))
+        made = _sdxl(unet, vae) if family is SDXL else _ldm(unet, vae)
         return _dumped(_with_prediction(made, family, prediction_type, zero_terminal_snr))
     text = sidecar_path(source).read_bytes()
     if (own.prediction_type or "epsilon") == prediction_type:
@@ -32,6 +33,34 @@ def sidecar_for(
     import yaml
 
     return _dumped(_with_prediction(yaml.safe_load(text.decode("utf-8-sig")), family, prediction_type, zero_terminal_snr))
+
+
+def sidecar_of_settings(
+    family: Family, unet: dict[str, Any], vae: dict[str, Any], prediction_type: str, zero_terminal_snr: bool
+) -> bytes | None:
+    """What must stand beside a model that never had one, by its networks' configurations; None if nothing need be said."""
+    widths = unet["block_out_channels"]
+    heads = unet["attention_head_dim"]
+    each = [heads] * len(widths) if isinstance(heads, int) else list(heads)
+    usual = [family.heads or width // 64 for width in widths]
+    scale = vae.get("scaling_factor", family.scaling_factor)
+    told = prediction_type == "epsilon" or family is SD2
+    if each == usual and scale == family.scaling_factor and told and not zero_terminal_snr:
+        return None
+    unet = {**unet, "attention_head_dim": each}
+    made = _sdxl(unet, {**vae, "scaling_factor": scale}) if family is SDXL else _ldm(unet, {**vae, "scaling_factor": scale})
+    if family is not SDXL:
+        network = made["model"]["params"]["unet_config"]["params"]
+        if len(set(each)) == 1:
+            network["num_heads"] = each[0]
+        else:
+            del network["num_heads"]
+            network["num_head_channels"] = widths[0] // each[0]
+    if family is SD2:
+        made["model"]["params"]["unet_config"]["params"]["use_linear_in_transformer"] = True
+        made["model"]["params"]["cond_stage_config"] = {
+            "target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", "params": {"freeze": True, "layer": "penultimate"}}
+    return _dumped(_with_prediction(made, family, prediction_type, zero_terminal_snr))
 
 
 def _with_prediction(values: dict[str, Any], family: Family, prediction_type: str, zero_snr: bool) -> dict[str, Any]:
@@ -50,8 +79,7 @@ def _with_prediction(values: dict[str, Any], family: Family, prediction_type: st
     return values
 
 
-def _sd1(parts: tuple[PartLayout, ...]) -> dict[str, Any]:
-    unet, vae = (next(part.config for part in parts if part.part == name) for name in ("unet", "vae"))
+def _ldm(unet: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
     inpainting = unet["in_channels"] == 9
     network = _network(unet) | {"image_size": 32, "num_heads": unet["attention_head_dim"], "transformer_depth": 1,
                                 "legacy": False}
@@ -68,8 +96,7 @@ def _sd1(parts: tuple[PartLayout, ...]) -> dict[str, Any]:
     }}}
 
 
-def _sdxl(parts: tuple[PartLayout, ...]) -> dict[str, Any]:
-    unet, vae = (next(part.config for part in parts if part.part == name) for name in ("unet", "vae"))
+def _sdxl(unet: dict[str, Any], vae: dict[str, Any]) -> dict[str, Any]:
     depths = unet["transformer_layers_per_block"]
     network = _network(unet) | {
         "adm_in_channels": unet["projection_class_embeddings_input_dim"], "num_classes": "sequential",

@@ -1,0 +1,247 @@
+"""Whole models from one form into another: checkpoint file to diffusers folder, folder to file, file to file.
+
+Tensors go through one at a time; every step is exact unless another precision is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import MissingTensors, NotACheckpoint, UnsafePath
+from ..files import replace_folder, require_safe_name, require_space
+from ..progress import SILENT, Progress
+from .checkpoint_file import DTYPE_OF, CheckpointFile, open_checkpoint
+from .checkpoint_writer import Output, output_of
+from .config_layout import layout_of_config
+from .convert import resolved
+from .diffusers_folder import PartFiles, family_of, folder_name, read_json, settings_of, write_part, write_settings
+from .family import Family
+from .layout import PartLayout
+from .ldm_keys import CONV, SAME, Rule
+from .load import outline_of, recognise, resolution_of
+from .modelspec import fields_of
+from .networks import built, shapes_of
+from .noise import LINEAR_END, LINEAR_START
+from .prediction import prediction_of
+from .publish import (
+    Replacement,
+    cast,
+    overlay,
+    require_other_files,
+    scheduler_facts,
+    vae_tensors,
+    write_files,
+    write_outputs,
+)
+from .sidecar_yaml import sidecar_of_settings
+from .vae_file import vae_rules_in
+
+FORMATS = ("ckpt", "safetensors", "diffusers")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How a model is to be converted. `dtype`: "source", "fp32", "fp16", "bf16". `vae`: another VAE file to be put in.
+
+    `prune` leaves averaged weights (`model_ema.*`) out. `prediction_type`: "auto", "epsilon", "v_prediction".
+    """
+
+    dtype: str = "source"
+    vae: Path | None = None
+    prune: bool = False
+    prediction_type: str = "auto"
+    overwrite: bool = False
+
+
+def convert(
+    source: Path, destination: Path, form: str = "", wishes: Wishes | None = None, progress: Progress = SILENT
+) -> Path:
+    """Write the model `source`, a file or a folder, as `destination`; returns where it went.
+
+    `form` is one of FORMATS; without it the destination's ending tells, and one that tells nothing means a folder.
+    Raises the errors of `load_checkpoint`, StorageError, Cancelled; nothing half-written is left.
+    """
+    wishes = wishes or Wishes()
+    form = form or (destination.suffix[1:] if destination.suffix in (".ckpt", ".safetensors") else "diffusers")
+    if form != "diffusers" and destination.suffix != f".{form}":
+        destination = destination.with_name(f"{destination.name}.{form}")
+    if source.is_dir() and form == "diffusers":
+        raise NotACheckpoint(f"{source.name} is to be converted", "it is a folder already", "Give a file's name to write to.")
+    require_safe_name(destination.name, "the converted model")
+    _require_free(destination, wishes)
+    if source.is_dir():
+        folder_to_file(source, destination, wishes, progress)
+    elif form == "diffusers":
+        file_to_folder(source, destination, wishes, progress)
+    else:
+        file_to_file(source, destination, wishes, progress)
+    return destination
+
+
+def file_to_file(source: Path, destination: Path, wishes: Wishes, progress: Progress = SILENT) -> None:
+    """Another file format, precision or VAE; every other tensor, and every name that we do not know, stays as it is."""
+    require_other_files(source, destination.parent, destination.stem, destination.suffix[1:])
+    with ExitStack() as stack:
+        file = stack.enter_context(open_checkpoint(source))
+        _, _, parts = recognise(file)
+        replacements = vae_tensors(file, wishes.vae, parts, stack) if wishes.vae is not None else {}
+        outputs = overlay(file, replacements, wishes.dtype, progress, wishes.prune)
+        told = {} if wishes.prediction_type == "auto" else {"prediction_type": wishes.prediction_type}
+        steps = {"global_step": int(file.numbers["global_step"])} if "global_step" in file.numbers else {}
+        progress.start("converting", 0)
+        write_outputs(file, outputs, destination.parent, destination.stem, destination.suffix[1:], told | steps, progress)
+
+
+def file_to_folder(source: Path, destination: Path, wishes: Wishes, progress: Progress = SILENT) -> None:
+    """A folder that `DiffusionPipeline.from_pretrained` loads."""
+    with ExitStack() as stack:
+        file = stack.enter_context(open_checkpoint(source))
+        family, sidecar, parts = recognise(file)
+        kind, zero_snr = prediction_of(file, family, sidecar, None, wishes.prediction_type)
+        modules: dict[str, Any] = {layout.part: built(layout, source.name) for layout in parts}
+        outputs = {layout.part: _part_outputs(file, layout, modules[layout.part], wishes, stack) for layout in parts}
+        model = outline_of(family, modules, kind, zero_snr, source, resolution_of(family, sidecar, kind))
+        model.linear_start = (sidecar.linear_start if sidecar else None) or LINEAR_START
+        model.linear_end = (sidecar.linear_end if sidecar else None) or LINEAR_END
+        model.unet.register_to_config(sample_size=model.resolution // 8)
+        total = sum(output.nbytes for part in outputs.values() for output in part)
+        require_space(destination.absolute().parent, total, "The folder")
+        progress.start("converting", total)
+        count = _Count(progress, total)
+
+        def fill(folder: Path) -> None:
+            for part, module in modules.items():
+                write_part(module, folder, part, outputs[part], count)
+            write_settings(model, folder)
+
+        replace_folder(destination.absolute(), fill)
+
+
+def folder_to_file(source: Path, destination: Path, wishes: Wishes, progress: Progress = SILENT) -> None:
+    """One file of the layout that WebUIs load, from a diffusers folder."""
+    family = family_of(source, read_json(source / "model_index.json"))
+    parts = ("unet", "vae", *(row.part for row in family.text_encoders))
+    settings = {part: settings_of(source, part) for part in parts}
+    facts = scheduler_facts(source)
+    kind = str(facts.get("prediction_type", "epsilon")) if wishes.prediction_type == "auto" else wishes.prediction_type
+    zero_snr = bool(facts.get("zero_terminal_snr", False))
+    with ExitStack() as stack:
+        outputs: list[Output] = []
+        for part in parts:
+            layout = layout_of_config(part, settings[part], family)
+            wanted = shapes_of(built(layout, source.name))
+            if part == "vae" and wishes.vae is not None:
+                outputs += _other_vae(layout, wanted, wishes, stack)
+            else:
+                outputs += _ldm_outputs(source, layout, wanted, wishes, stack)
+        outputs += _indices(family, settings)
+        side = int(settings["unet"].get("sample_size") or family.resolution // 8) * 8
+        header = fields_of(family, kind, side, settings["unet"].get("in_channels") == 9, {}, {"title": destination.stem})
+        module = built(layout_of_config("unet", settings["unet"], family), source.name)
+        beside = sidecar_of_settings(family, dict(module.config), settings["vae"], kind, zero_snr)  # type: ignore[arg-type]
+        progress.start("converting", 0)
+        write_files([destination], outputs, header, beside, 0, progress)
+
+
+@dataclass
+class _Count:
+    """Bytes written so far, told to whoever watches."""
+
+    progress: Progress
+    total: int
+    done: int = 0
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        self.progress.check()
+        self.progress.report(self.done, self.total)
+
+
+def _part_outputs(
+    file: CheckpointFile, layout: PartLayout, module: Any, wishes: Wishes, stack: ExitStack
+) -> list[Output]:
+    """One network of the file under the names of a folder."""
+    wanted = shapes_of(module)
+    if layout.part == "vae" and wishes.vae is not None:
+        file = stack.enter_context(open_checkpoint(wishes.vae))
+        rules = vae_rules_in(file, wanted)
+    else:
+        rules = resolved(layout.rules, file.shapes, wanted, file.path.name)
+    return [_ours_output(file, rule, place, folder_name(layout.part, ours), wanted[ours], wishes.dtype)
+            for rule in rules for place, ours in enumerate(rule.ours)]
+
+
+def _ours_output(
+    file: CheckpointFile, rule: Rule, place: int, name: str, shape: tuple[int, ...], dtype: str
+) -> Output:
+    have = file.entries[rule.ldm].dtype
+    wanted = have if dtype == "source" else DTYPE_OF[dtype]
+
+    def chunks() -> Iterator[torch.Tensor]:
+        if rule.how in (SAME, CONV):
+            origin = file.chunks(rule.ldm)
+        else:
+            origin = iter([rule.to_ours(file.tensor(rule.ldm))[place].reshape(-1).view(torch.uint8)])
+        for chunk in origin:
+            yield cast(chunk, have, wanted, rule.ldm)
+
+    return Output(name, wanted, shape, chunks)
+
+
+def _ldm_outputs(
+    folder: Path, layout: PartLayout, wanted: Mapping[str, tuple[int, ...]], wishes: Wishes, stack: ExitStack
+) -> list[Output]:
+    """One network of the folder under the names of a file. Raises MissingTensors."""
+    have = stack.enter_context(PartFiles(folder, layout.part))
+    shapes = have.shapes()
+    for ours, shape in wanted.items():
+        # Early VAEs keep their attention's layers as 1x1 convolutions.
+        if tuple(size for size in shapes.get(ours, ()) if size != 1) != tuple(size for size in shape if size != 1):
+            raise MissingTensors(f"{folder.name}/{layout.part} is to be converted", f"{ours} is missing or has another shape",
+                                 "Download or copy the folder again.")
+    rules = [rule for rule in layout.rules if all(ours in wanted for ours in rule.ours)]
+    return [_ldm_output(rule, Replacement(rule, tuple(have.where[ours] for ours in rule.ours)),
+                        rule.ldm_shapes(wanted[rule.ours[0]])[0], wishes.dtype) for rule in rules]
+
+
+def _other_vae(
+    layout: PartLayout, wanted: Mapping[str, tuple[int, ...]], wishes: Wishes, stack: ExitStack
+) -> list[Output]:
+    assert wishes.vae is not None
+    file = stack.enter_context(open_checkpoint(wishes.vae))
+    names = {rule.ours[0]: rule.ldm for rule in vae_rules_in(file, wanted)}
+    return [_ldm_output(rule, Replacement(rule, ((file, names[rule.ours[0]]),)), rule.ldm_shapes(wanted[rule.ours[0]])[0],
+                        wishes.dtype) for rule in layout.rules if rule.ours[0] in wanted]
+
+
+def _ldm_output(rule: Rule, replacement: Replacement, shape: tuple[int, ...], dtype: str) -> Output:
+    wanted = replacement.dtype if dtype == "source" else DTYPE_OF[dtype]
+
+    def chunks() -> Iterator[torch.Tensor]:
+        for chunk in replacement.chunks(shape):
+            yield cast(chunk, replacement.dtype, wanted, rule.ldm)
+
+    return Output(rule.ldm, wanted, shape, chunks)
+
+
+def _indices(family: Family, settings: Mapping[str, Mapping[str, Any]]) -> list[Output]:
+    """`position_ids`, which files of CLIP carry and older programs want."""
+    return [output_of(f"{row.prefix}embeddings.position_ids",
+                      torch.arange(settings[row.part].get("max_position_embeddings", 77)).reshape(1, -1))
+            for row in family.text_encoders if row.layout == "clip"]
+
+
+def _require_free(destination: Path, wishes: Wishes) -> None:
+    """Raise UnsafePath where something would be lost."""
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return
+    is_folder = destination.is_dir()
+    if not wishes.overwrite or (is_folder and not (destination / "model_index.json").is_file()):
+        raise UnsafePath(f"{destination.name} is to be written", "there is something of that name already",
+                         "Choose another name, or add --overwrite." if not wishes.overwrite else "Choose another name.")
