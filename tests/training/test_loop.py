@@ -31,7 +31,7 @@ def stopped_at(step):
 @pytest.mark.parametrize("changes", [
     {}, {"ema_decay": 0.9, "lr_scheduler": "cosine"}, {"gradient_accumulation_steps": 2, "random_flip": True},
     {"mixed_precision": "bf16"}, {"optimizer": "lion"}, {"optimizer": "adafactor", "train_text_encoder": False},
-    {"text_encoder_stop_step": 2, "caption_dropout": 0.5},
+    {"text_encoder_stop_step": 2, "caption_dropout": 0.5}, {"lora_rank": 2, "lora_conv_rank": 2},
 ], ids=str)
 def test_a_run_that_was_cut_ends_like_one_that_was_not(changes, tiny_dataset, config, tmp_path, request):
     config = dataclasses.replace(config, **changes)
@@ -71,11 +71,13 @@ CHANGES = {
     "adam_epsilon": 0.1, "max_grad_norm": 0.01, "mixed_precision": "bf16", "snr_gamma": 1.0, "noise_offset": 0.3,
     "loss_type": "huber", "clip_skip": 2, "ema_decay": 0.9, "seed": 1, "gradient_accumulation_steps": 2, "steps": 3,
     "train_batch_size": 1, "prior_loss_weight": 0.3, "random_flip": True, "caption_dropout": 0.9, "draw_order": "diffusers",
+    "lora_rank": 2, "memory_profile": "low",
 }
 NEEDS = {"lr_warmup_steps": {"lr_scheduler": "constant_with_warmup"}, "huber_c": {"loss_type": "huber"},
+         "lora_alpha": {"lora_rank": 2}, "lora_conv_rank": {"lora_rank": 2},
          "lr_num_cycles": {"lr_scheduler": "cosine_with_restarts"}, "zero_terminal_snr": {"prediction_type": "v_prediction"}}
-VALUES = {"lr_warmup_steps": 3, "huber_c": 1.0, "lr_num_cycles": 3, "zero_terminal_snr": True}
-OUTCOME_ELSEWHERE = {"gradient_checkpointing", "memory_profile", "device"}  # same result, other memory; see their tests
+VALUES = {"lr_warmup_steps": 3, "huber_c": 1.0, "lr_num_cycles": 3, "lora_alpha": 8.0, "lora_conv_rank": 2, "zero_terminal_snr": True}
+OUTCOME_ELSEWHERE = {"gradient_checkpointing", "device"}  # same result, other memory; see their tests
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +106,7 @@ def test_no_training_option_is_left_out():
     groups = {field.name: field.metadata.get("group") for field in dataclasses.fields(TrainConfig)}
     of_training = {name for name, group in groups.items() if group == "train"}
     of_publishing = {"output_name", "publish_format", "publish_dtype", "auto_select"}
-    lora = {name for name in of_training if name.startswith("lora")}
-    assert of_training - of_publishing - lora <= CHANGES.keys() | NEEDS.keys() | OUTCOME_ELSEWHERE
+    assert of_training - of_publishing <= CHANGES.keys() | NEEDS.keys() | OUTCOME_ELSEWHERE
 
 
 def test_checkpointing_changes_memory_but_not_the_result(config, tmp_path, request):

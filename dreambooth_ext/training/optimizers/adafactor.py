@@ -71,7 +71,7 @@ def _row_pieces(gradient: torch.Tensor) -> Iterator[slice]:
 
 
 def _squared(gradient: torch.Tensor, rows: slice) -> torch.Tensor:
-    return gradient[rows].float().square_().add_(EPS_SQUARED_GRADIENT)
+    return gradient[rows].float().square().add_(EPS_SQUARED_GRADIENT)  # not in place: an fp32 gradient is not a copy
 
 
 def _average(gradient: torch.Tensor, state: dict[str, Any], share: float) -> None:

@@ -1,0 +1,92 @@
+"""Every memory profile trains, resumes exactly, and refuses what it cannot do."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dreambooth_ext.errors import Cancelled
+from dreambooth_ext.models.load import load_diffusers
+from dreambooth_ext.progress import Progress
+from dreambooth_ext.run_folder import RunFolder
+from dreambooth_ext.training.loop import train
+from dreambooth_ext.training.memory import PROFILES, faults, plan_for
+
+
+def fresh_model(tiny, former):
+    unet, vae, text_encoder = tiny.modules()
+    return dataclasses.replace(former, unet=unet, vae=vae, text_encoders=(text_encoder,))
+
+
+def fresh_run(path, config):
+    run = RunFolder(path)
+    run.create(config)
+    return run
+
+
+def weights_of(model):
+    return {f"{part}.{name}": tensor.clone() for part, module in model.parts.items() for name, tensor in module.state_dict().items()}
+
+
+def stopped_at(step):
+    progress = Progress()
+    progress.listen(lambda report: progress.cancel() if report.phase == "training" and report.done == step else None)
+    return progress
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_cut_run_ends_like_a_whole_one(profile, tiny, tiny_model, tiny_dataset, config, tmp_path):
+    config = dataclasses.replace(config, memory_profile=profile, ema_decay=0.9, steps=3)
+    whole, cut = (fresh_run(tmp_path / name, config) for name in ("whole", "cut"))
+    train(config, tiny_model, tiny_dataset, whole, Progress())
+    with pytest.raises(Cancelled):
+        train(config, fresh_model(tiny, tiny_model), tiny_dataset, cut, stopped_at(2))
+    train(config, fresh_model(tiny, tiny_model), tiny_dataset, cut, Progress(), resume=True)
+    first, second = (weights_of(load_diffusers(run.diffusers_dir, tiny_model)) for run in (whole, cut))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert [entry["loss"] for entry in whole.metrics()] == [entry["loss"] for entry in cut.metrics()]
+
+
+@pytest.mark.parametrize("profile", ["low", "offload", "balanced"])
+def test_a_profile_learns_what_plain_adamw_learns(profile, tiny, tiny_model, tiny_dataset, config, tmp_path):
+    ends = {}
+    for name in ("none", profile):
+        changed = dataclasses.replace(config, memory_profile=name, steps=12, max_grad_norm=0.0, learning_rate=3e-3)
+        run = fresh_run(tmp_path / name, changed)
+        train(changed, fresh_model(tiny, tiny_model), tiny_dataset, run, Progress())
+        ends[name] = [entry["validation_loss"] for entry in run.metrics() if "validation_loss" in entry]
+    assert ends[profile][-1] == pytest.approx(ends["none"][-1], rel=0.1)
+
+
+def test_ultra_keeps_bf16_weights_and_hardly_any_state(tiny_model, tiny_dataset, config, tmp_path):
+    config = dataclasses.replace(config, memory_profile="ultra", steps=1)
+    run = fresh_run(tmp_path / "run", config)
+    train(config, tiny_model, tiny_dataset, run, Progress())
+    state = torch.load(next(run.checkpoints_dir.glob("step-*/state.pt")), weights_only=True)
+    stored = sum(value.numel() for entry in state["optimizer"]["state"].values() for value in entry.values()
+                 if isinstance(value, torch.Tensor))
+    numbers = sum(parameter.numel() for parameter in tiny_model.unet.parameters())
+    assert {parameter.dtype for parameter in tiny_model.unet.parameters()} == {torch.bfloat16}
+    assert stored < 0.1 * numbers
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"memory_profile": "low", "gradient_accumulation_steps": 2}, "nothing can be accumulated"),
+    ({"memory_profile": "ultra", "optimizer": "lion"}, "brings its own"),
+    ({"memory_profile": "offload", "lora_rank": 4}, "next to none"),
+    ({"optimizer": "prodigy", "learning_rate": 1e-5}, "finds the rate itself"),
+    ({"mixed_precision": "fp16"}, "needs an NVIDIA or AMD GPU"),
+    ({"device": "cuda"}, "sees no GPU"), ({"device": "dml"}, "is not one of"),
+])
+def test_what_cannot_be_combined_is_told_beforehand(changes, told, config):
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    found = faults(dataclasses.replace(config, **changes))
+    assert any(told in fault for fault in found), found
+
+
+def test_each_profile_says_what_is_in_effect(config):
+    for name in PROFILES:
+        plan = plan_for(dataclasses.replace(config, memory_profile=name))
+        assert name in plan.sentence and plan.use
+        assert ("during the backward pass" in plan.sentence) == plan.fused_backward

@@ -1,0 +1,199 @@
+"""Each optimizer against its reference: torch's, transformers', or the paper's lines written out."""
+
+import math
+
+import pytest
+import torch
+
+from dreambooth_ext.training.optimizers.adafactor import Adafactor
+from dreambooth_ext.training.optimizers.adamw import AdamW
+from dreambooth_ext.training.optimizers.fused import FusedBackward
+from dreambooth_ext.training.optimizers.lion import Lion
+from dreambooth_ext.training.optimizers.offloaded import OffloadedAdamW
+from dreambooth_ext.training.optimizers.prodigy import D0, Prodigy
+from dreambooth_ext.training.optimizers.quantized import (
+    dequantize_positive,
+    dequantize_signed,
+    quantize_positive,
+    quantize_signed,
+)
+from dreambooth_ext.training.optimizers.rounding import round_stochastically
+
+BETAS, EPS, DECAY = (0.9, 0.99), 1e-8, 0.02
+
+
+class Problem:
+    """A noisy quadratic: weights drawn to a target, with the same noise for whoever solves it."""
+
+    def __init__(self, shape=(48, 130), dtype=torch.float32):
+        draws = torch.Generator().manual_seed(1)
+        self.target = torch.randn(shape, generator=draws)
+        self.weight = torch.nn.Parameter(torch.randn(shape, generator=draws).to(dtype))
+        self._noise = torch.Generator().manual_seed(2)
+
+    def backward(self):
+        noise = 0.3 * torch.randn(self.target.shape, generator=self._noise)
+        ((self.weight.float() - self.target - noise) ** 2).sum().mul(0.5).backward()
+
+    def solve(self, optimizer, steps):
+        for _ in range(steps):
+            self.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return self.weight.detach().float()
+
+    def distance(self):
+        return float((self.weight.detach().float() - self.target).square().mean().sqrt())
+
+
+def groups(problem):
+    return [{"params": [problem.weight], "name": "unet", "lr": 0.01}]
+
+
+def adamw(problem, **more):
+    return AdamW(groups(problem), 0.01, BETAS, EPS, DECAY, **more)
+
+
+def test_adamw_is_torchs():
+    ours, theirs = Problem(), Problem()
+    reference = torch.optim.AdamW([theirs.weight], lr=0.01, betas=BETAS, eps=EPS, weight_decay=DECAY, foreach=False)
+    torch.testing.assert_close(ours.solve(adamw(ours), 50), theirs.solve(reference, 50), rtol=1e-5, atol=1e-6)
+
+
+def test_offloaded_adamw_is_torchs_on_fp32_weights():
+    ours, theirs = Problem(), Problem()
+    reference = torch.optim.AdamW([theirs.weight], lr=0.01, betas=BETAS, eps=EPS, weight_decay=DECAY, foreach=False)
+    optimizer = OffloadedAdamW(groups(ours), 0.01, BETAS, EPS, DECAY)
+    torch.testing.assert_close(ours.solve(optimizer, 50), theirs.solve(reference, 50), rtol=1e-5, atol=1e-6)
+
+
+def test_offloaded_adamw_keeps_what_bf16_would_lose():
+    problem = Problem(dtype=torch.float32)
+    optimizer = OffloadedAdamW([{"params": [problem.weight], "name": "unet", "lr": 1e-5}], 1e-5, BETAS, EPS, 0.0)
+    before = problem.weight.detach().clone()
+    problem.weight.data = problem.weight.data.to(torch.bfloat16)
+    for _ in range(30):
+        problem.weight.grad = torch.ones_like(problem.weight)
+        optimizer.step()
+    master = optimizer.state[problem.weight]["master"].view_as(before)
+    torch.testing.assert_close(master, before - 30 * 1e-5, atol=2e-6, rtol=0)
+
+
+def test_adamw_with_8_bit_state_ends_where_32_bits_end():
+    few, many = Problem(), Problem()
+    gap = few.solve(adamw(few, bits=8), 2000) - many.solve(adamw(many), 2000)
+    start = Problem().distance()
+    assert gap.square().mean().sqrt() < 0.02 * start
+    assert few.distance() < 1.1 * many.distance() + 0.01
+
+
+def test_8_bit_state_takes_two_bytes_a_number():
+    problem = Problem((1024, 1024))
+    optimizer = adamw(problem, bits=8)
+    problem.solve(optimizer, 1)
+    stored = sum(value.numel() * value.element_size() for value in optimizer.state[problem.weight].values()
+                 if isinstance(value, torch.Tensor))
+    assert stored <= 2.05 * 1024**2
+
+
+def test_adafactor_is_transformers_on_a_matrix():
+    reference = pytest.importorskip("transformers").Adafactor
+    ours, theirs = Problem(), Problem()
+    optimizer = reference([theirs.weight], lr=0.01, scale_parameter=False, relative_step=False, weight_decay=0.0)
+    mine = Adafactor(groups(ours), 0.01, 0.0)
+    torch.testing.assert_close(ours.solve(mine, 30), theirs.solve(optimizer, 30), rtol=1e-4, atol=1e-5)
+
+
+def test_adafactor_keeps_next_to_nothing_for_a_convolution():
+    weight = torch.nn.Parameter(torch.randn(64, 64, 3, 3))
+    optimizer = Adafactor([{"params": [weight], "name": "unet", "lr": 0.01}], 0.01, 0.0)
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    stored = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
+    assert sum(value.numel() for value in stored) == 64 + 64 * 9
+
+
+def test_lion_is_the_papers():
+    ours, theirs = Problem(), Problem()
+    moved = ours.solve(Lion(groups(ours), 0.01, BETAS, DECAY), 25)
+    momentum, weight = torch.zeros_like(theirs.target), theirs.weight
+    for _ in range(25):
+        theirs.backward()
+        gradient, weight.grad = weight.grad, None
+        step = (BETAS[0] * momentum + (1 - BETAS[0]) * gradient).sign()
+        weight.data = weight.data - 0.01 * (step + DECAY * weight.data)
+        momentum = BETAS[1] * momentum + (1 - BETAS[1]) * gradient
+    torch.testing.assert_close(moved, weight.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_prodigy_is_the_papers():
+    ours, theirs = Problem(), Problem()
+    optimizer = Prodigy([{"params": [ours.weight], "name": "unet", "lr": 1.0}], 1.0, BETAS, EPS, 0.0)
+    moved = ours.solve(optimizer, 40)
+    weight = theirs.weight.detach().double().clone()
+    start, d, r = weight.clone(), D0, 0.0
+    m, v, s = (torch.zeros_like(weight) for _ in range(3))
+    root = math.sqrt(BETAS[1])
+    for _ in range(40):
+        theirs.weight.data = weight.float()
+        theirs.backward()
+        g, theirs.weight.grad = theirs.weight.grad.double(), None
+        m = BETAS[0] * m + (1 - BETAS[0]) * d * g
+        v = BETAS[1] * v + (1 - BETAS[1]) * d**2 * g**2
+        # Sums weighted by d / d0 as in the authors' implementation; the ratio does not depend on it.
+        r = root * r + d / D0 * d * float((g * (start - weight)).sum())
+        s = root * s + d / D0 * d * g
+        weight = (weight - d * m / (v.sqrt() + d * EPS)).float().double()  # stored as the weights are
+        d = max(d, r / float(s.abs().sum()))
+    assert optimizer.param_groups[0]["distance"].item() > 100 * D0
+    torch.testing.assert_close(moved.double(), weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [
+    lambda problem: adamw(problem), lambda problem: adamw(problem, bits=8),
+    lambda problem: Lion(groups(problem), 0.01, BETAS, DECAY), lambda problem: Adafactor(groups(problem), 0.01, DECAY),
+], ids=["adamw", "adamw_8bit", "lion", "adafactor"])
+def test_bf16_weights_reach_the_target_like_fp32_ones(make):
+    narrow, wide = Problem(dtype=torch.bfloat16), Problem()
+    narrow.solve(make(narrow), 600)
+    wide.solve(make(wide), 600)
+    assert narrow.distance() < wide.distance() + 0.05
+
+
+def test_stochastic_rounding_has_no_bias():
+    value = torch.full((1_000_000,), 1.0 + 1 / 1000)
+    rounded = round_stochastically(value, torch.Generator().manual_seed(0)).float()
+    step = 2.0**-7
+    assert set(rounded.unique().tolist()) == {1.0, 1.0 + step}
+    error = abs(float(rounded.double().mean()) - 1.001)
+    assert error < 5 * step * math.sqrt(0.128 * 0.872 / 1e6)  # five standard deviations
+
+
+@pytest.mark.parametrize("values", [torch.randn(1000), torch.randn(1000) * 1e-6, torch.zeros(300), torch.logspace(-8, 2, 700)])
+def test_a_quantized_number_is_near_unless_it_is_tiny_in_its_block(values):
+    codes, scales = quantize_signed(values, torch.Generator().manual_seed(0))
+    back = dequantize_signed(codes, scales, len(values))
+    block = scales.repeat_interleave(256)[: len(values)]
+    assert bool(((back - values).abs() <= 0.095 * values.abs() + 2e-5 * block).all())
+    codes, scales = quantize_positive(values.abs(), torch.Generator().manual_seed(0))
+    back = dequantize_positive(codes, scales, len(values))
+    assert bool(((back - values.abs()).abs() <= 0.05 * values.abs() + 2e-5 * block).all())
+    assert bool((back[values != 0] > 0).all())
+
+
+def test_the_fused_step_is_the_same_step_and_leaves_no_gradient():
+    fused, plain = Problem(), Problem()
+    hooks = FusedBackward(adamw(fused), 0.0)
+    optimizer = adamw(plain)
+    for _ in range(10):
+        fused.backward()
+        assert fused.weight.grad is None
+        plain.backward()
+        norm = plain.weight.grad.norm()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(hooks.finish(), norm)
+    assert torch.equal(fused.weight, plain.weight)
+    hooks.remove()
+    fused.backward()
+    assert fused.weight.grad is not None
