@@ -10,6 +10,8 @@ VENV ?= .venv
 else
 VENV ?= .venv-$(SET)
 endif
+# Test processes side by side.
+JOBS ?= 2
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .PHONY: demo test test-host soak check setup ui clean
@@ -21,7 +23,7 @@ ui: setup
 	$(RUN) -m dreambooth_ext ui
 
 test: setup check
-	$(RUN) -m pytest $(PYTEST_FLAGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
 
 check: setup
 	$(VENV)/bin/ruff check .

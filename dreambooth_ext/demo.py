@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TOKEN = "rxz"
-PICTURES = 6
+PICTURES = 8
 PROMPTS = 40
 CLASS_PROMPTS = 40
 SEED_OF_EVALUATION = 1000
@@ -31,7 +31,7 @@ SHEET_COLUMNS = 8
 GUIDANCE_SCALE = 3.0  # so small a base burns out at the usual 7
 # What suits so small a base, found by trying; a full-size model takes the defaults of config.py.
 SETTINGS: dict[str, Any] = {
-    "steps": 300, "train_batch_size": 4, "learning_rate": 2e-4, "text_encoder_learning_rate": 2e-4,
+    "steps": 350, "train_batch_size": 4, "learning_rate": 5e-4, "text_encoder_learning_rate": 5e-4,
     "num_class_images": 160, "prior_loss_weight": 1.0, "publish_format": "both", "snapshot_every": 100,
     "lr_scheduler": "cosine", "lr_warmup_steps": 10, "class_guidance_scale": GUIDANCE_SCALE,
     "preview_guidance_scale": GUIDANCE_SCALE,
@@ -98,7 +98,7 @@ def run_demo(out: Path, progress: Progress, *, seed: int = 0, compare: bool = Tr
 def demo_config(out: Path, seed: int = 0) -> TrainConfig:
     """The demo's settings: those of any run, with the playground's base and subject."""
     concept = Concept(instance_dir=str(out / "pictures"), token=TOKEN, class_noun=subject.CLASS_NOUN,
-                      instance_prompt=subject.instance_prompt(TOKEN), class_prompt=subject.class_prompts(),
+                      instance_prompt=subject.instance_prompt(TOKEN), class_prompt=subject.class_prompt(),
                       num_class_images=SETTINGS["num_class_images"])
     settings = {name: value for name, value in SETTINGS.items() if name != "num_class_images"}
     return TrainConfig(base=str(playground_base_path()), output_name="rxz_square", models_dir=str(out / "models"),
@@ -106,7 +106,7 @@ def demo_config(out: Path, seed: int = 0) -> TrainConfig:
 
 
 def draw_pictures(folder: Path) -> None:
-    """The subject on different backgrounds, with a caption each, as a person would take and describe photographs."""
+    """The subject on different backgrounds, as a person would take photographs."""
     subject.draw_pictures(folder, PICTURES)
 
 

@@ -27,9 +27,8 @@ def instance_prompt(token: str) -> str:
     return f"a {token} {CLASS_NOUN}"
 
 
-def class_prompts() -> str:
-    """The class alone and on each background, separated by |: what the base binds to a background is kept as well."""
-    return " | ".join([f"a {CLASS_NOUN}", *(world.caption_of(CLASS_NOUN, background=name) for name in world.BACKGROUNDS)])
+def class_prompt() -> str:
+    return f"a {CLASS_NOUN}"
 
 
 def unseen_prompts(token: str, count: int = 40) -> list[tuple[str, str]]:
