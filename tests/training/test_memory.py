@@ -25,7 +25,8 @@ def fresh_run(path, config):
 
 
 def weights_of(model):
-    return {f"{part}.{name}": tensor.clone() for part, module in model.parts.items() for name, tensor in module.state_dict().items()}
+    return {f"{part}.{name}": tensor.clone() for part, module in model.parts.items()
+            for name, tensor in module.state_dict().items()}
 
 
 def stopped_at(step):
