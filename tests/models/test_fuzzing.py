@@ -221,7 +221,8 @@ class Harmful:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("call, arguments", [(eval, ("open('{}', 'w')",)), (open, ("{}", "w")), (getattr, (str, "format")),
-                                             (print, ("{}",)), (torch.load, ("{}",))], ids=["eval", "open", "getattr", "print", "torch.load"])
+                                             (print, ("{}",)), (torch.load, ("{}",))],
+                         ids=["eval", "open", "getattr", "print", "torch.load"])
 def test_code_in_a_ckpt_is_named_and_never_run(tmp_path, call, arguments, protocol):
     target = tmp_path / "executed"
     harmful = Harmful(call, tuple(text.format(target) if isinstance(text, str) else text for text in arguments))
