@@ -16,6 +16,7 @@ from ..dataset.manifest import TrainingImage, TrainingSet
 from ..models.noise import TIMESTEPS
 from ..models.vae import Posterior, encode_pictures
 from ..progress import Progress
+from .inpainting import VARIANTS, masked_inputs
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Pictures:
     noise: torch.Tensor
     timesteps: torch.Tensor  # (B,)
     prompts: tuple[str, ...]
+    masked: torch.Tensor | None = None  # (B, 5, h, w): mask and latents of the rest, for inpainting models alone
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -36,11 +38,13 @@ class Pictures:
         return self.latents.shape[-2] * 8, self.latents.shape[-1] * 8
 
     def followed_by(self, other: Pictures) -> Pictures:
+        masked = None if self.masked is None or other.masked is None else torch.cat([self.masked, other.masked])
         return Pictures(torch.cat([self.latents, other.latents]), torch.cat([self.noise, other.noise]),
-                        torch.cat([self.timesteps, other.timesteps]), self.prompts + other.prompts)
+                        torch.cat([self.timesteps, other.timesteps]), self.prompts + other.prompts, masked)
 
     def rows(self, rows: slice) -> Pictures:
-        return Pictures(self.latents[rows], self.noise[rows], self.timesteps[rows], self.prompts[rows])
+        return Pictures(self.latents[rows], self.noise[rows], self.timesteps[rows], self.prompts[rows],
+                        None if self.masked is None else self.masked[rows])
 
 
 @dataclass(frozen=True)
@@ -75,22 +79,39 @@ def pixels_of(path: Path, mirrored: bool = False) -> torch.Tensor:
 
 
 class LatentCache:
-    """Latents of all pictures, keyed by the hash of their content and whether they are mirrored; fp32, in RAM."""
+    """Latents of all pictures, keyed by the hash of their content and whether they are mirrored; fp32, in RAM.
 
-    def __init__(self, vae: Any, images: Sequence[TrainingImage], mirrored: bool, progress: Progress) -> None:
+    For inpainting models also what each is shown beside its latents (inpainting.py).
+    """
+
+    def __init__(self, vae: Any, images: Sequence[TrainingImage], mirrored: bool, progress: Progress, *,
+                 inpainting: bool = False) -> None:
         self._latents: dict[tuple[str, bool], Posterior] = {}
+        self._masked: dict[tuple[str, bool], torch.Tensor] = {}
         flips = (False, True) if mirrored else (False,)
         wanted = {(image.sha256, flip): image.path for image in images for flip in flips}
         progress.start("encoding pictures", len(wanted))
         with torch.no_grad():
             for number, ((sha256, flip), path) in enumerate(wanted.items(), start=1):
                 progress.check()
-                mean, std = encode_pictures(vae, pixels_of(path, flip)[None])
+                pixels = pixels_of(path, flip)
+                mean, std = encode_pictures(vae, pixels[None])
                 self._latents[sha256, flip] = Posterior(mean[0].float().cpu(), std[0].float().cpu())
+                if inpainting:
+                    self._masked[sha256, flip] = masked_inputs(vae, pixels, generator_for(4, int(sha256[:8], 16)))
                 progress.report(number, len(wanted))
 
     def __getitem__(self, key: tuple[str, bool]) -> Posterior:
         return self._latents[key]
+
+    def masked(self, keys: Sequence[tuple[str, bool]], draws: torch.Generator | None = None) -> torch.Tensor | None:
+        """(B, 5, h, w) for inpainting models: one of each picture's masks, or all of it masked; None for others."""
+        if not self._masked:
+            return None
+        if draws is None:
+            return torch.stack([self._masked[key][0] for key in keys])
+        chosen = torch.randint(0, VARIANTS, (len(keys),), generator=draws).tolist()
+        return torch.stack([self._masked[key][variant] for key, variant in zip(keys, chosen, strict=True)])
 
 
 def fixed_pictures(images: Sequence[TrainingImage], cache: LatentCache) -> Pictures:
@@ -99,7 +120,8 @@ def fixed_pictures(images: Sequence[TrainingImage], cache: LatentCache) -> Pictu
     latents = torch.stack([cache[image.sha256, False].mean for image in same_size])
     timesteps = ((torch.arange(len(same_size)) + 0.5) * (TIMESTEPS / len(same_size))).long()
     noise = torch.randn(latents.shape, generator=generator_for(0, 3))
-    return Pictures(latents, noise, timesteps, tuple(image.prompt for image in same_size))
+    masked = cache.masked([(image.sha256, False) for image in same_size])
+    return Pictures(latents, noise, timesteps, tuple(image.prompt for image in same_size), masked)
 
 
 def generator_for(*numbers: int) -> torch.Generator:
@@ -139,12 +161,12 @@ class NativeBatches:
     def _drawn(self, images: list[TrainingImage], draws: torch.Generator) -> Pictures:
         mirrored = torch.rand(len(images), generator=draws) < 0.5
         dropped = torch.rand(len(images), generator=draws) < self._config.caption_dropout
-        latents = torch.stack([self._cache[image.sha256, bool(flip) and self._config.random_flip].sample(draws)
-                               for image, flip in zip(images, mirrored, strict=True)])
+        keys = [(image.sha256, bool(flip) and self._config.random_flip) for image, flip in zip(images, mirrored, strict=True)]
+        latents = torch.stack([self._cache[key].sample(draws) for key in keys])
         noise = noise_like(latents, self._config.noise_offset, draws)
         timesteps = torch.randint(0, TIMESTEPS, (len(images),), generator=draws)
         prompts = tuple("" if drop else image.prompt for image, drop in zip(images, dropped, strict=True))
-        return Pictures(latents, noise, timesteps, prompts)
+        return Pictures(latents, noise, timesteps, prompts, self._cache.masked(keys, draws))
 
     def _prior(self, number: int, count: int) -> list[TrainingImage]:
         first = number * self._size

@@ -12,7 +12,7 @@ import torch
 
 from ..config import TrainConfig
 from ..dataset.manifest import TrainingSet
-from ..errors import Cancelled, Diverged, ResumeError
+from ..errors import Cancelled, ConfigError, Diverged, ResumeError
 from ..files import replace_folder
 from ..models.load import StableDiffusion
 from ..progress import Progress
@@ -42,6 +42,8 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
           resume: bool = False) -> TrainResult:
     """Train to `config.steps` and write run.diffusers_dir. Raises Cancelled after a snapshot, Diverged, StorageError."""
     kept = checkpoint.snapshots(run.checkpoints_dir) if resume else []
+    if model.inpainting and config.draw_order == "diffusers":
+        raise ConfigError(["--draw-order: diffusers' script trains no inpainting models"], "Leave it at native.")
     plan = _plan(config, model, checkpoint.profile_of(kept[-1][1]) if kept else None)
     progress.log(plan.sentence)
     with torch.inference_mode(False), torch.enable_grad(), accelerator_for(config, plan.autocast) as accelerator:
@@ -50,7 +52,8 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
             # Zero terminal SNR changes what the model is, for previews and whoever loads it, as well as its training.
             model = replace(model, zero_terminal_snr=model.zero_terminal_snr or config.zero_terminal_snr)
             with on_device(model.vae, accelerator.device):
-                cache = LatentCache(model.vae, [*dataset.instance, *dataset.prior], config.random_flip, progress)
+                cache = LatentCache(model.vae, [*dataset.instance, *dataset.prior], config.random_flip, progress,
+                                    inpainting=model.inpainting)
             session = Session(config, plan, model, accelerator)
             loop = _Loop(session, dataset, cache, run, progress)
             losses = loop.run(resume)

@@ -52,6 +52,8 @@ class Objective:
                                      (pictures.latents, pictures.noise, pictures.timesteps))
         noisy = self._schedule.add_noise(latents, noise, timesteps)
         target = noise if self._kind == "epsilon" else self._schedule.velocity(latents, noise, timesteps)
+        if pictures.masked is not None:
+            noisy = torch.cat([noisy, _moved(pictures.masked, session.device)], dim=1)
         conditioning = session.prompts.encode(pictures.prompts, pictures.size).to(dtype=session.input_dtype)
         prediction = predict(session.prepared["unet"], noisy.to(session.input_dtype), timesteps, conditioning)
         return prediction, target, timesteps
