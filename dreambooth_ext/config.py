@@ -106,6 +106,7 @@ class TrainConfig:
 
     snapshot_every: int = option(0, "Snapshot every", "Steps between snapshots; 0: one in the middle and one at the end.", unit="steps", minimum=0, group="watch")
     keep_snapshots: int = option(5, "Keep snapshots", "Older ones are deleted once a newer one is safe; 0 keeps all.", minimum=0, maximum=1000, group="watch")
+    storage_wait_min: float = option(60.0, "Wait for room", "How long a run waits for a disk that is full or gone before it stops; 0: not at all.", unit="min", minimum=0, maximum=10_000, group="watch")
     preview_every: int = option(0, "Preview every", "Steps between previews; 0: with the snapshots.", unit="steps", minimum=0, group="watch")
     preview_prompts: tuple[str, ...] = option((), "Preview prompts", "Empty: the instance prompt and the class prompt.", group="watch")
     preview_seed: int = option(1, "Preview seed", "The same for every preview, so that they compare.", minimum=0, maximum=2**32 - 1, group="watch")

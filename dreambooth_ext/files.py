@@ -31,7 +31,7 @@ def write_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
@@ -62,6 +62,15 @@ def replace(source: Path, destination: Path) -> None:
     sync_folder(destination.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it so that a power cut takes none of them away again."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """fsync a directory where the platform has that (Windows has not)."""
     if sys.platform == "win32":
@@ -79,7 +88,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     A folder of that name is moved aside first and removed last, so that one of the two is always whole.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=folder.parent))
     except OSError as error:
         raise storage_error(folder, error) from error

@@ -16,8 +16,10 @@ from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
 from .errors import Cancelled, ConfigError, DreamboothError, OutOfMemory, ResumeError
 from .files import require_space
 from .host import Host
+from .patience import patiently
 from .progress import Progress
 from .run_folder import RunFolder
+from .watchdog import watched
 
 LORA_FILE = "lora.safetensors"  # as training/lora.py names it
 
@@ -180,20 +182,21 @@ def inputs_of(config: TrainConfig) -> dict[str, str]:
 
 def _corridor(checked: Checked, run: RunFolder, host: Host, progress: Progress, *, resume: bool) -> Finished:
     config, started = checked.config, time.perf_counter()
-    with _told_in_the_run_folder(run, progress), host.job(run.path.name, progress):
+    wait_min = config.storage_wait_min
+    with _told_in_the_run_folder(run, progress), watched(progress), host.job(run.path.name, progress):
         _enter(run, "preparing", steps=config.steps or 0)
-        instance = prepare(config, run, checked.resolution, progress)
+        instance = patiently(lambda: prepare(config, run, checked.resolution, progress), progress, wait_min)
         prior: list[TrainingImage] = []
         if config.with_prior_preservation:
             _enter(run, "class images")
-            prior = class_images(checked, run.inputs()["base"], host, progress)
+            prior = patiently(lambda: class_images(checked, run.inputs()["base"], host, progress), progress, wait_min)
         dataset = TrainingSet(tuple(instance), tuple(prior))
         dataset.write(run.dataset_dir / "manifest.json")
         _enter(run, "training")
         with host.free_gpu():
             steps = _train_model(config, dataset, run, progress, resume)
         _enter(run, "publishing", step=steps)
-        paths = publish(run, progress, config=config)
+        paths = patiently(lambda: publish(run, progress, config=config), progress, wait_min)
         if config.auto_select:
             host.select(paths[0])
         published = tuple(str(path) for path in paths)

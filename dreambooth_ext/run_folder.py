@@ -17,14 +17,14 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .config import TrainConfig
 from .errors import ResumeError, RunBusy
-from .files import require_safe_name, write_json
+from .files import make_folder, require_safe_name, storage_error, sync_folder, write_json
 
 STATES = ("new", "preparing", "class images", "training", "publishing", "finished", "interrupted", "failed")
 
@@ -63,7 +63,7 @@ class RunFolder:
         return (self.path / "config.json").is_file()
 
     def create(self, config: TrainConfig) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         write_json(self.path / "config.json", config.to_dict())
         self.write_state(RunState(started_s=time.time()))
 
@@ -96,9 +96,29 @@ class RunFolder:
         write_json(self.path / "inputs.json", hashes)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Append one line. A line cut off by a crash is dropped by `metrics`."""
-        with self.metrics_path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        """Append one line. A line cut off by a crash is dropped by `metrics`. Raises StorageError."""
+        text = json.dumps(line) + "\n"
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as stream:
+                before = stream.tell()
+                try:
+                    stream.write(text)
+                    stream.flush()
+                except OSError:
+                    stream.truncate(before)  # no half line, for this one is written again
+                    raise
+        except OSError as error:
+            raise storage_error(self.metrics_path, error) from error
+
+    def sync_metrics(self) -> None:
+        """What was appended so far survives a power cut from now on. Raises StorageError."""
+        try:
+            if self.metrics_path.exists():
+                with self.metrics_path.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+                sync_folder(self.path)
+        except OSError as error:
+            raise storage_error(self.metrics_path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole lines, one for each step: the last one written counts."""
@@ -124,13 +144,13 @@ class RunFolder:
             stream.writelines(json.dumps(entry) + "\n" for entry in kept)
 
     def log(self, text: str) -> None:
-        with self.log_path.open("a", encoding="utf-8") as stream:
+        with suppress(OSError), self.log_path.open("a", encoding="utf-8") as stream:  # no run ends for want of its log
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; the operating system frees it when the process dies. Raises RunBusy."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with (self.path / ".lock").open("a+b") as stream:
             try:
                 _lock(stream.fileno())

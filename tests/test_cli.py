@@ -227,12 +227,36 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(arguments, tmp_path
         real(handle)
 
     monkeypatch.setattr(files.os, "fsync", full)
-    assert run(["train", *flat(arguments)]) == FAILED
+    assert run(["train", *flat(arguments), "--storage-wait-min", "0"]) == FAILED
     error = capsys.readouterr().err
     assert "disk is full" in error and "resume rxz_dog" in error
     assert not list((tmp_path / "models").glob("rxz_dog*"))
     monkeypatch.undo()
     assert run(["resume", "rxz_dog", "--runs-dir", str(tmp_path / "runs")]) == DONE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the file behind a handle is found through /proc")
+@pytest.mark.parametrize("part", ["snapshot", "model", "prepared picture"])
+def test_a_run_waits_for_room_and_goes_on(part, arguments, tmp_path, capsys, monkeypatch):
+    from dreambooth_ext import files, patience
+
+    real, refused = os.fsync, []
+    where = {"snapshot": "/checkpoints/.", "model": "/models/", "prepared picture": "/dataset/"}[part]
+
+    def full_at_first(handle):
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if where in name and os.path.isfile(name) and len(refused) < 3:
+            refused.append(name)
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(files.os, "fsync", full_at_first)
+    monkeypatch.setattr(patience, "LOOK_AGAIN_S", 0.05)
+    assert run(["train", *flat(arguments)]) == DONE
+    told = capsys.readouterr().err
+    assert len(refused) == 3 and "Paused" in told and "disk is full" in told and "The run goes on." in told
+    assert (tmp_path / "models" / "rxz_dog.ckpt").is_file()
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("change", ["picture", "base"])

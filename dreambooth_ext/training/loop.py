@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..dataset.manifest import TrainingSet
 from ..errors import Cancelled, ConfigError, Diverged, ResumeError
 from ..files import replace_folder
 from ..models.load import StableDiffusion
+from ..patience import patiently
 from ..progress import Progress
 from ..run_folder import RunFolder
 from . import checkpoint
@@ -132,7 +134,7 @@ class _Loop:
         """The finished model as a folder that diffusers loads."""
         self._snapshot(self._steps)
         if self._writes:
-            replace_folder(self._run.diffusers_dir, self._session.save_result)
+            self._patiently(lambda: replace_folder(self._run.diffusers_dir, self._session.save_result))
         self._session.accelerator.wait_for_everyone()
 
     def _step(self, step: int) -> None:
@@ -165,7 +167,8 @@ class _Loop:
             self._require_sane(step, figures["loss"])
             self._losses.append(figures["loss"])
             if self._writes:
-                self._run.append_metrics({"step": step, **figures, **pending.more, **self._session.scaler_figures()})
+                line = {"step": step, **figures, **pending.more, **self._session.scaler_figures()}
+                self._patiently(lambda line=line: self._run.append_metrics(line))  # type: ignore[misc]
             steps_per_s = (step - self._first) / (time.perf_counter() - self._started)
             self._progress.report(step, self._steps, loss=figures["loss"], steps_per_s=steps_per_s,
                                   seconds_left=(self._steps - step) / steps_per_s,
@@ -203,16 +206,22 @@ class _Loop:
         session = self._session
         session.require_finite(step)
         if self._writes:
-            checkpoint.write(self._run.checkpoints_dir, step, session.save_model, session.trained_weights(),
-                             session.state_dict(step), self._config.keep_snapshots)
+            self._patiently(self._run.sync_metrics)
+            self._patiently(lambda: checkpoint.write(
+                self._run.checkpoints_dir, step, session.save_model, session.trained_weights(), session.state_dict(step),
+                self._config.keep_snapshots))
         self._snapshot_step = step
         session.accelerator.wait_for_everyone()
 
     def _preview(self, step: int) -> None:
         if self._config.preview_steps and self._writes:
             with self._session.published_weights():
-                write_previews(self._session.model, self._config, self._run.previews_dir, step, self._progress,
-                               vae_alone=self._session.plan.vae_alone)
+                self._patiently(lambda: write_previews(
+                    self._session.model, self._config, self._run.previews_dir, step, self._progress,
+                    vae_alone=self._session.plan.vae_alone))
+
+    def _patiently(self, write: Callable[[], Any]) -> None:
+        patiently(write, self._progress, self._config.storage_wait_min)
 
     def _restore(self) -> int:
         if self._config.draw_order == "diffusers":
