@@ -120,6 +120,29 @@ def write_json(path: Path, value: Any) -> None:
         stream.write("\n")
 
 
+def append_line(path: Path, line: str, *, durable: bool = False) -> None:
+    """Append one line whole or not at all; a line that a crash cut off stays alone. Raises StorageError."""
+    try:
+        make_folder(path.parent)
+        with path.open("ab+") as stream:
+            before = stream.seek(0, os.SEEK_END)
+            if before:
+                stream.seek(before - 1)
+                line = line if stream.read(1) == b"\n" else "\n" + line
+            try:
+                stream.write(f"{line}\n".encode())
+                stream.flush()
+                if durable:
+                    os.fsync(stream.fileno())
+            except OSError:
+                stream.truncate(before)
+                raise
+        if durable and not before:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
 def storage_error(path: Path, error: OSError) -> StorageError:
     """Our own error for what the operating system said about `path`."""
     asked = f"{path.name} is to be written to {path.parent}"
@@ -146,7 +169,7 @@ def require_space(folder: Path, bytes_needed: int, what: str) -> None:
 def require_writable(folder: Path) -> None:
     """Create `folder` if need be and prove that a file can be written there. Raises NotWritable, StorageError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

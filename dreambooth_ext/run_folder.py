@@ -24,7 +24,7 @@ from typing import Any
 
 from .config import TrainConfig
 from .errors import ResumeError, RunBusy
-from .files import make_folder, require_safe_name, storage_error, sync_folder, write_json
+from .files import append_line, make_folder, require_safe_name, storage_error, sync_folder, write_json
 
 STATES = ("new", "preparing", "class images", "training", "publishing", "finished", "interrupted", "failed")
 
@@ -97,18 +97,7 @@ class RunFolder:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Append one line. A line cut off by a crash is dropped by `metrics`. Raises StorageError."""
-        text = json.dumps(line) + "\n"
-        try:
-            with self.metrics_path.open("a", encoding="utf-8") as stream:
-                before = stream.tell()
-                try:
-                    stream.write(text)
-                    stream.flush()
-                except OSError:
-                    stream.truncate(before)  # no half line, for this one is written again
-                    raise
-        except OSError as error:
-            raise storage_error(self.metrics_path, error) from error
+        append_line(self.metrics_path, json.dumps(line))
 
     def sync_metrics(self) -> None:
         """What was appended so far survives a power cut from now on. Raises StorageError."""

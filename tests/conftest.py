@@ -10,6 +10,7 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(os.path.dirna
 from pathlib import Path
 
 import pytest
+from campaign import inputs, undisturbed  # noqa: F401  fixtures
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -155,10 +155,10 @@ def test_snapshots_that_hold_a_model_can_be_published(service, values):
     run = RunFolder.for_config(service.settings(values))
     run.create(service.settings(values))
     for name in ("step-000010", "step-000020"):
-        (run.checkpoints_dir / name / "diffusers").mkdir(parents=True)
-    (run.checkpoints_dir / "step-000020" / "diffusers" / "model_index.json").write_text("{}")
+        (run.checkpoints_dir / name).mkdir(parents=True)
+    (run.checkpoints_dir / "step-000020" / "unet").mkdir()
     assert service.snapshots(run) == ["step-000020"]
-    assert service.snapshot_folder(run, "step-000020").name == "diffusers"
+    assert service.snapshot_folder(run, "step-000020").name == "step-000020"
     for name in ("step-000010", "step-000099"):
         with pytest.raises(ResumeError):
             service.snapshot_folder(run, name)

@@ -7,6 +7,7 @@ missing is rendered; a picture of other origin is told, and used only on purpose
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import CLASS_IMAGES_AT_MOST, CLASS_IMAGES_PER_PICTURE, Concept
 from ..errors import HostError, PictureError
-from ..files import write_atomically
+from ..files import append_line, write_atomically
 from ..host import Txt2Img
 from ..progress import Progress
 from .manifest import TrainingImage, sha256_of
@@ -136,7 +137,8 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
            batch: int = 8) -> list[TrainingImage]:
     """Render what the plan says is missing, and return all class images, in a stable order.
 
-    Each picture is written and recorded before the next one is asked for: stopped anywhere, nothing is rendered twice.
+    Each picture is recorded and written before the next one is kept: stopped anywhere, no picture is lost, and those
+    that are rendered afterwards are the same as if nothing had happened.
     """
     images: list[TrainingImage] = []
     done = 0
@@ -159,31 +161,57 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
 def _render(plan: PromptPlan, lacking: int, seed: int, base: Path, txt2img: Txt2ImgOf, provenance: Mapping[str, str],
             progress: Progress, batch: int) -> Iterator[Path]:
     request = plan.request
-    used = {row["seed"] for row in _rows(plan.folder) if row.get("request") == vars(request)}
-    seeds = _unused_seeds(seed, used, lacking)
-    for start in range(0, lacking, batch):
-        chunk = tuple(seeds[start : start + batch])
+    missing = _unused_seeds(seed, _used_seeds(plan), lacking)
+    for chunk in _batches(seed, missing, batch):
         wish = Txt2Img(request.prompt, chunk, request.negative_prompt, request.steps, request.guidance_scale,
                        request.width, request.height, request.sampler)
         count = 0
         for image_seed, image in zip(chunk, txt2img(base, wish, progress), strict=False):
             count += 1
-            yield _keep(image, image_seed, plan, provenance)
+            if image_seed in missing:
+                yield _keep(image, image_seed, plan, provenance)
         progress.check()
         if count < len(chunk):
             raise HostError(f"{len(chunk)} class images are to be rendered", f"the host returned only {count}",
                             "Look into the host's log; those that came are kept.")
 
 
+def _batches(first: int, missing: list[int], size: int) -> Iterator[tuple[int, ...]]:
+    """Seeds to render together, up to `size`: for each missing one those that it would have been rendered with at first.
+
+    A picture's last bit depends on the batch that it is rendered in, so a batch that was cut is rendered whole again.
+    """
+    groups: dict[int, int] = {}  # the last missing seed of each batch, counted from `first`
+    for seed in missing:
+        place = (seed - first) % 2**32
+        groups[place // size] = max(place, groups.get(place // size, 0))
+    for group, last in groups.items():
+        yield tuple((first + place) % 2**32 for place in range(group * size, last + 1))
+
+
 def _keep(image: Image, seed: int, plan: PromptPlan, provenance: Mapping[str, str]) -> Path:
+    """Record the picture, then write it, both durably: one that is there is never of unknown origin."""
     key = hashlib.sha256(json.dumps(vars(plan.request), sort_keys=True).encode()).hexdigest()[:8]
     path = plan.folder / f"{key}-{seed:010d}.png"
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    sha256 = hashlib.sha256(data.getbuffer()).hexdigest()
+    row = {"file": path.name, "sha256": sha256, "seed": seed, "request": vars(plan.request), "host": dict(provenance)}
+    append_line(plan.folder / MANIFEST, json.dumps(row), durable=True)
     with write_atomically(path) as stream:
-        image.save(stream, "PNG")
-    row = {"file": path.name, "sha256": sha256_of(path), "seed": seed, "request": vars(plan.request), "host": dict(provenance)}
-    with (plan.folder / MANIFEST).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+        stream.write(data.getbuffer())
     return path
+
+
+def _used_seeds(plan: PromptPlan) -> set[int]:
+    """Seeds that were rendered before, those of pictures that somebody struck out among them.
+
+    The last picture recorded may be missing because of a crash: its seed is free.
+    """
+    rows = _rows(plan.folder)
+    if rows and not (plan.folder / rows[-1]["file"]).is_file():
+        rows.pop()
+    return {row["seed"] for row in rows if row.get("request") == vars(plan.request)}
 
 
 def _unused_seeds(seed: int, used: set[int], count: int) -> list[int]:

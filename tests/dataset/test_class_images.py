@@ -48,13 +48,14 @@ def test_how_many(given, pictures, consumed, count):
     assert class_image_count(given, pictures, consumed)[0] == count
 
 
-def test_only_the_missing_are_rendered_and_no_seed_twice(planned):
+def test_only_what_is_missing_is_rendered_in_whole_batches(planned):
     renderer = Renderer()
     images = ensure(planned(), Path("b"), renderer, {}, Progress(), batch=4)
     assert len(images) == 10 and renderer.seeds == list(range(3, 13))
     more = Renderer()
-    grown = ensure(planned(dataclasses.replace(CONCEPT, num_class_images=13)), Path("b"), more, {}, Progress())
-    assert more.seeds == [13, 14, 15] and len({image.sha256 for image in grown}) == 13
+    grown = ensure(planned(dataclasses.replace(CONCEPT, num_class_images=13)), Path("b"), more, {}, Progress(), batch=4)
+    assert more.seeds == [11, 12, 13, 14, 15] and len({image.sha256 for image in grown}) == 13
+    assert grown[:10] == images
     assert planned().missing == 0 and "0 to render" in planned().sentence
 
 
@@ -65,6 +66,43 @@ def test_stopped_at_any_picture_nothing_is_rendered_twice(planned, after):
         ensure(planned(), Path("b"), first, {}, Progress(), batch=1)
     ensure(planned(), Path("b"), second, {}, Progress(), batch=1)
     assert first.seeds + second.seeds == list(range(3, 13))
+
+
+class InBatches(Renderer):
+    """A real one: a picture's last bit depends on the batch that it is rendered in."""
+
+    def __call__(self, base, request, progress):
+        mark = (request.seeds[0] * 31 + len(request.seeds)) % 256
+        for seed, _ in zip(request.seeds, super().__call__(base, request, progress), strict=False):
+            yield Image.new("RGB", (request.width, request.height), (seed % 256, mark, 0))
+
+
+@pytest.mark.parametrize("after", range(1, 11))
+def test_a_batch_that_was_cut_gives_the_same_pictures_afterwards(planned, tmp_path, after):
+    whole = ensure(planned(library=tmp_path / "whole"), Path("b"), InBatches(), {}, Progress(), batch=4)
+    cut = InBatches(break_after=after)
+    try:
+        ensure(planned(), Path("b"), cut, {}, Progress(), batch=4)
+    except HostError:
+        assert planned().found == after
+    after_all = ensure(planned(), Path("b"), InBatches(), {}, Progress(), batch=4)
+    assert [image.sha256 for image in after_all] == [image.sha256 for image in whole]
+
+
+def test_a_picture_recorded_but_not_written_is_rendered_with_its_own_seed(planned):
+    images = ensure(planned(), Path("b"), Renderer(), {}, Progress())
+    images[-1].path.unlink()
+    renderer = Renderer()
+    ensure(planned(), Path("b"), renderer, {}, Progress(), batch=1)
+    assert renderer.seeds == [12]
+
+
+def test_a_picture_that_was_struck_out_is_not_rendered_again(planned):
+    images = ensure(planned(), Path("b"), Renderer(), {}, Progress())
+    images[2].path.unlink()
+    renderer = Renderer()
+    more = ensure(planned(), Path("b"), renderer, {}, Progress(), batch=1)
+    assert renderer.seeds == [13] and len(more) == 10
 
 
 @pytest.mark.parametrize("change", [{"base": "bbb"}, {"class_steps": 20}, {"guidance_scale": 5.0}, {"resolution": 128}])

@@ -1,0 +1,102 @@
+"""The power is cut at any moment, and what was not synced is gone: promised snapshots stay, and the run ends as ever."""
+
+import json
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from campaign import REPOSITORY, call, next_call, require_end, training
+from power_loss import CUT, lose
+from safetensors.torch import load_file
+
+from dreambooth_ext.training.checkpoint import snapshots
+
+ROUNDS_SHORT, ROUNDS_SOAK, ROUNDS_LONG = 3, 40, 200
+PROGRAM = (str(REPOSITORY / "tests" / "power_loss.py"),)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the file behind a handle is found through /proc")
+
+
+def cut_at(moment: int, seed: int, folder: Path, arguments: list[str]) -> dict:
+    """Run until the power is cut at that moment (or to the end); the journal."""
+    journal = Path(tempfile.mkdtemp(dir=folder.parent)) / "journal.json"
+    process = call(folder, str(journal), str(moment), str(seed), str(folder), "--", *arguments, program=PROGRAM)
+    _, told = process.communicate(timeout=600)
+    assert process.returncode in (0, CUT), told
+    return {"path": journal, "was_cut": process.returncode == CUT}
+
+
+def campaign(rounds: int, tmp_path: Path, inputs, undisturbed) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    moments = json.loads(cut_at(0, 0, whole, training(inputs))["path"].read_text())["moments"]
+    require_end(whole, undisturbed[0], "nobody cut this one")
+    cuts = 0
+    for seed in range(rounds):
+        draws, folder = random.Random(seed), tmp_path / str(seed)
+        folder.mkdir()
+        for _ in range(draws.choice((1, 2))):
+            journal = cut_at(draws.randint(1, moments), seed, folder, next_call(folder, inputs))
+            if not journal["was_cut"]:
+                break
+            cuts += 1
+            promised = lose(journal["path"], seed)
+            kept = [path.name for _, path in snapshots(folder / "runs" / "broken" / "checkpoints")]
+            assert set(promised) <= set(kept), f"seed {seed}: promised {promised}, kept {kept}"
+            published = folder / "models" / "broken.safetensors"
+            if published.exists():
+                load_file(published)
+        if not (folder / "models" / "broken.safetensors").exists() or journal["was_cut"]:
+            process = call(folder, *next_call(folder, inputs))
+            _, told = process.communicate(timeout=600)
+            assert process.returncode == 0 or "it is finished" in told, f"seed {seed}: {told}"
+        require_end(folder, undisturbed[0], f"seed {seed}")
+    print(f"\npower loss: tried {cuts} cuts at {moments} moments in {rounds} runs, survived {rounds}, lost 0 "
+          f"(seeds 0 to {rounds - 1})")
+    assert cuts >= rounds // 2
+
+
+def test_the_power_is_cut_at_random_moments(tmp_path, inputs, undisturbed):
+    campaign(ROUNDS_SHORT, tmp_path, inputs, undisturbed)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
+def test_the_power_is_cut_many_times(tmp_path, inputs, undisturbed):
+    campaign(ROUNDS_LONG if os.environ.get("SOAK") == "long" else ROUNDS_SOAK, tmp_path, inputs, undisturbed)
+
+
+def test_the_simulated_disk_does_lose_what_was_not_synced(tmp_path):
+    """Else the campaign would prove nothing: a careless writer loses its file, a careful one does not."""
+    lost = {"careless": 0, "careful": 0}
+    script = tmp_path / "writer.py"
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(REPOSITORY / "tests")!r})
+sys.path.insert(0, {str(REPOSITORY)!r})
+from pathlib import Path
+from power_loss import Disk
+root, journal, kind = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+disk = Disk(root, journal, 0, 0)
+if kind == "careless":
+    (root / "t").write_bytes(b"x" * 100_000)
+    os.replace(root / "t", root / "f")
+else:
+    from dreambooth_ext.files import write_atomically
+    with write_atomically(root / "f") as stream:
+        stream.write(b"x" * 100_000)
+disk.cut()
+""")
+    for kind in lost:
+        for seed in range(12):
+            folder = tmp_path / f"{kind}{seed}" / "root"
+            folder.mkdir(parents=True)
+            journal = folder.parent / "journal.json"
+            process = call(folder, str(folder), str(journal), kind, program=(str(script),))
+            process.communicate(timeout=60)
+            lose(journal, seed)
+            path = folder / "f"
+            lost[kind] += not (path.exists() and path.read_bytes() == b"x" * 100_000)
+    assert lost["careful"] == 0 and lost["careless"] >= 4
