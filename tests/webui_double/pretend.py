@@ -65,7 +65,7 @@ def _steps(run, progress, seconds_a_step, first, steps):
             for number in range(2):
                 path = run.previews_dir / f"step-{step:06d}-{number}.png"
                 Image.new("RGB", (64, 64), (step * 10 % 255, 90 * number, 120)).save(path)
-            folder = run.checkpoints_dir / f"step-{step:06d}" / "diffusers"
+            folder = run.checkpoints_dir / f"step-{step:06d}" / "unet"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "model_index.json").write_text("{}")
         progress.report(step, steps, loss=loss, steps_per_s=1 / seconds_a_step,
