@@ -127,6 +127,8 @@ ATTRIBUTES = [
 
 @pytest.mark.parametrize(("module", "name", "attributes"), ATTRIBUTES, ids=[name for _, name, _ in ATTRIBUTES])
 def test_each_attribute_is_there(webui_dir, module, name, attributes):
+    if name == "SdModelData" and is_forge(webui_dir):
+        attributes = ("sd_model", "forge_hash", "forge_loading_parameters")  # hosts/forge.py uses these instead
     node = defined(module_of(webui_dir, module))[name]
     found = {inner.name for inner in ast.walk(node) if isinstance(inner, ast.FunctionDef)}
     found |= {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
@@ -138,14 +140,34 @@ def test_the_settings_that_must_be_set_aside_exist(webui_dir):
     text = (webui_dir / "modules" / "shared_options.py").read_text(encoding="utf-8")
     names = set(re.findall(r"""["'](\w+)["']\s*:\s*(?:shared\.)?OptionInfo\(""", text))
     needed = {"CLIP_stop_at_last_layers", "sd_vae", "token_merging_ratio", "tiling", "face_restoration", "randn_source",
-              "eta_noise_seed_delta", "eta_ddim", "sd_hypernetwork"}
+              "eta_noise_seed_delta", "eta_ddim"}
+    if (webui_dir / "modules" / "hypernetworks").is_dir():
+        needed.add("sd_hypernetwork")
     assert needed <= names
+
+
+def is_forge(webui_dir):
+    return (webui_dir / "backend").is_dir()
+
+
+@pytest.mark.parametrize(("where", "names"), [
+    ("modules_forge/main_entry.py", {"refresh_model_loading_parameters", "checkpoint_change"}),
+    ("backend/memory_management.py", {"unload_all_models", "soft_empty_cache"}),
+    ("ldm_patched/modules/model_management.py", {"unload_all_models", "soft_empty_cache"}),
+])
+def test_what_a_fork_manages_itself(webui_dir, where, names):
+    """hosts/forge.py; hosts/detect.py asks for the same modules."""
+    path = webui_dir / where
+    if not path.is_file() or (where.startswith("modules_forge") and not is_forge(webui_dir)):
+        pytest.skip(f"this host has no {where}")
+    assert names <= set(defined(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def test_the_launch_flags_exist(webui_dir):
     text = "".join(path.read_text(encoding="utf-8") for path in (
         webui_dir / "modules" / "cmd_args.py", *(webui_dir / "extensions-builtin").glob("Lora/preload.py")))
-    for flag in ("--ckpt-dir", "--lora-dir", "--freeze-settings", "--api", "--api-auth", "--nowebui", "--listen", "--share",
+    assert '"--lora-dir"' in text or is_forge(webui_dir)  # Forge keeps LoRA files below its models folder, as hosts/a1111.py assumes
+    for flag in ("--ckpt-dir", "--freeze-settings", "--api", "--api-auth", "--nowebui", "--listen", "--share",
                  "--hide-ui-dir-config", "--enable-insecure-extension-access"):
         assert f'"{flag}"' in text or f"'{flag}'" in text, flag
 
