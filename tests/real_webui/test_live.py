@@ -157,3 +157,25 @@ def test_memory_stays_where_it_was_after_the_first_run(webui, settings):
     print(f"RAM before, GiB: {before:.3f}, and after each run:", [round(value, 3) for value in after])
     assert after[0] - before <= 0.4  # libraries, in a WebUI that has not trained yet
     assert max(after[1:]) <= after[0] * 1.05
+
+
+@pytest.mark.parametrize(("lora", "prompt"), [(0, "rxz disc"), (4, "rxz disc <lora:{name}:1>")], ids=["model", "lora"])
+def test_the_host_renders_what_our_previews_show(webui, webui_dir, settings, lora, prompt):
+    """DDIM, the same prompt, seed, steps, guidance and size; the LoRA through the host's own Lora tab."""
+    from PIL import Image
+
+    name, steps, guidance = settings["output_name"], 20, 5.0
+    job = start(webui, settings, steps=20, lora_rank=lora, learning_rate=2e-4, preview_prompts=["rxz disc"], preview_seed=7,
+                preview_steps=steps, preview_guidance_scale=guidance, preview_every=20)
+    assert webui.wait(job)["state"] == "finished"
+    with Image.open(webui_dir / "dreambooth" / "runs" / name / "previews" / "step-000020-0.png") as preview:
+        ours = preview.convert("RGB")
+    if lora:
+        webui.select(webui.base)
+        webui.post("/sdapi/v1/refresh-loras")
+    theirs = [picture(webui.txt2img(text, steps=steps, cfg_scale=guidance)) for text in (prompt.format(name=name), "rxz disc")]
+    difference = mean_difference(ours, theirs[0])
+    print(f"mean difference between our preview and the host's picture: {difference:.3f} of 255")
+    assert difference <= 2
+    if lora:
+        assert mean_difference(ours, theirs[1]) > 2 * max(difference, 0.5)  # without it the base renders something else
