@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -35,8 +35,8 @@ class _LiveStorages(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0  # a number is asked for, as in transformers' masks; memory does not depend on it
         result = func(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if _is_meta(leaf)}
-        for leaf in tree_leaves(result):
+        given = {leaf.untyped_storage()._cdata for leaf in tree_flatten((args, kwargs))[0] if _is_meta(leaf)}
+        for leaf in tree_flatten(result)[0]:
             if _is_meta(leaf) and leaf.untyped_storage()._cdata not in given:
                 self._add(leaf.untyped_storage())
         return result
