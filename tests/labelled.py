@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from dreambooth_ext.playground import textures, world
 
@@ -128,12 +128,13 @@ def letterboxed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def signed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """With a line of writing at any place, more or less transparent."""
+    """With a line of writing at any place, more or less transparent; black or white, whichever can be read there."""
     text = ("(c) Jane Doe 2021", "www.example.com", "SAMPLE PREVIEW", "PhotoStock 48213", "@some_artist")[rng.integers(5)]
     height = int(image.height * rng.uniform(0.05, 0.1))
     mask = _writing(text, height, int(image.width * 0.92))
     at = (int(rng.integers(4, image.width - mask.width - 3)), int(rng.integers(4, image.height - mask.height - 3)))
-    level = 255 if rng.random() < 0.7 else 0
+    below = np.asarray(image.convert("L").crop((*at, at[0] + mask.width, at[1] + mask.height)), np.float32)
+    level = 255 if below.mean() < 127 else 0
     opacity = float(rng.uniform(0.55, 1.0))
     written = image.copy()
     written.paste((level, level, level), at, mask.point(lambda value: int(value * opacity)))
@@ -199,9 +200,7 @@ def twin(image: Image.Image, rng: np.random.Generator, way: str) -> Image.Image:
         image.save(buffer, "JPEG", quality=int(rng.integers(25, 60)))
         return Image.open(buffer).convert("RGB")
     room = image.width / 9  # so that it is an eighth of what is left
-    moved = ImageChops.offset(image, *(int(room * rng.choice([-1, 1]) * rng.uniform(0.3, 1)) for _ in range(2)))
     edge = int(room)
-    del moved
     left, top = (int(rng.integers(0, edge + 1)) for _ in range(2))
     return image.crop((left, top, left + image.width - edge, top + image.height - edge))
 
