@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from campaign import inputs, undisturbed  # noqa: F401  fixtures
+from scoreboard import score  # noqa: F401
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -22,3 +23,13 @@ def photos() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real photographs are not at {folder}")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter):
+    from scoreboard import rows_of, table
+
+    rows = rows_of(report for reports in terminalreporter.stats.values() for report in reports)
+    if rows:
+        terminalreporter.section("campaigns: what was broken on purpose, and what was lost")
+        for line in table(rows):
+            terminalreporter.write_line(line)

@@ -37,27 +37,29 @@ def disturbed(folder: Path, inputs, moments: list[float]) -> int:
     return killed
 
 
-def campaign(rounds: int, tmp_path: Path, inputs, undisturbed) -> None:
+def campaign(rounds: int, tmp_path: Path, inputs, undisturbed, score) -> None:
     expected, whole_s = undisturbed
     before = {path: sha256_of(path) for path in [inputs[0], *inputs[1].iterdir()]}
     kills = 0
+    score.start("killed", f"seeds 0 to {rounds - 1}")
     for seed in range(rounds):
         draws = random.Random(seed)
         folder = tmp_path / str(seed)
         folder.mkdir()
         moments = [draws.uniform(0.3, 1.0) * whole_s for _ in range(draws.choice((1, 2)))]
-        kills += disturbed(folder, inputs, moments)
-        require_end(folder, expected, f"seed {seed}")
+        with score.trial():
+            kills += disturbed(folder, inputs, moments)
+            require_end(folder, expected, f"seed {seed}")
+        score.how = f"{kills} kills, seeds 0 to {seed}"
     assert {path: sha256_of(path) for path in before} == before
-    print(f"\nkilled: tried {kills} kills in {rounds} runs, survived {rounds}, lost 0 (seeds 0 to {rounds - 1})")
     assert kills >= rounds // 2
 
 
-def test_killed_at_random_moments(tmp_path, inputs, undisturbed):
-    campaign(ROUNDS_SHORT, tmp_path, inputs, undisturbed)
+def test_killed_at_random_moments(tmp_path, inputs, undisturbed, score):
+    campaign(ROUNDS_SHORT, tmp_path, inputs, undisturbed, score)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(6 * 3600)
-def test_killed_many_times(tmp_path, inputs, undisturbed):
-    campaign(ROUNDS_LONG if os.environ.get("SOAK") == "long" else ROUNDS_SOAK, tmp_path, inputs, undisturbed)
+def test_killed_many_times(tmp_path, inputs, undisturbed, score):
+    campaign(ROUNDS_LONG if os.environ.get("SOAK") == "long" else ROUNDS_SOAK, tmp_path, inputs, undisturbed, score)

@@ -28,44 +28,52 @@ def cut_at(moment: int, seed: int, folder: Path, arguments: list[str]) -> dict:
     return {"path": journal, "was_cut": process.returncode == CUT}
 
 
-def campaign(rounds: int, tmp_path: Path, inputs, undisturbed) -> None:
+def disturbed(folder: Path, inputs, seed: int, moments: int) -> int:
+    """Cut the power once or twice at random moments, then let the run end. Returns how often it was cut."""
+    draws, cuts = random.Random(seed), 0
+    for _ in range(draws.choice((1, 2))):
+        journal = cut_at(draws.randint(1, moments), seed, folder, next_call(folder, inputs))
+        if not journal["was_cut"]:
+            break
+        cuts += 1
+        promised = lose(journal["path"], seed)
+        kept = [path.name for _, path in snapshots(folder / "runs" / "broken" / "checkpoints")]
+        assert set(promised) <= set(kept), f"seed {seed}: promised {promised}, kept {kept}"
+        published = folder / "models" / "broken.safetensors"
+        if published.exists():
+            load_file(published)
+    if not (folder / "models" / "broken.safetensors").exists() or journal["was_cut"]:
+        process = call(folder, *next_call(folder, inputs))
+        _, told = process.communicate(timeout=600)
+        assert process.returncode == 0 or "it is finished" in told, f"seed {seed}: {told}"
+    return cuts
+
+
+def campaign(rounds: int, tmp_path: Path, inputs, undisturbed, score) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     moments = json.loads(cut_at(0, 0, whole, training(inputs))["path"].read_text())["moments"]
     require_end(whole, undisturbed[0], "nobody cut this one")
     cuts = 0
+    score.start("power loss", f"seeds 0 to {rounds - 1}")
     for seed in range(rounds):
-        draws, folder = random.Random(seed), tmp_path / str(seed)
+        folder = tmp_path / str(seed)
         folder.mkdir()
-        for _ in range(draws.choice((1, 2))):
-            journal = cut_at(draws.randint(1, moments), seed, folder, next_call(folder, inputs))
-            if not journal["was_cut"]:
-                break
-            cuts += 1
-            promised = lose(journal["path"], seed)
-            kept = [path.name for _, path in snapshots(folder / "runs" / "broken" / "checkpoints")]
-            assert set(promised) <= set(kept), f"seed {seed}: promised {promised}, kept {kept}"
-            published = folder / "models" / "broken.safetensors"
-            if published.exists():
-                load_file(published)
-        if not (folder / "models" / "broken.safetensors").exists() or journal["was_cut"]:
-            process = call(folder, *next_call(folder, inputs))
-            _, told = process.communicate(timeout=600)
-            assert process.returncode == 0 or "it is finished" in told, f"seed {seed}: {told}"
-        require_end(folder, undisturbed[0], f"seed {seed}")
-    print(f"\npower loss: tried {cuts} cuts at {moments} moments in {rounds} runs, survived {rounds}, lost 0 "
-          f"(seeds 0 to {rounds - 1})")
+        with score.trial():
+            cuts += disturbed(folder, inputs, seed, moments)
+            require_end(folder, undisturbed[0], f"seed {seed}")
+        score.how = f"{cuts} cuts at {moments} moments, seeds 0 to {seed}"
     assert cuts >= rounds // 2
 
 
-def test_the_power_is_cut_at_random_moments(tmp_path, inputs, undisturbed):
-    campaign(ROUNDS_SHORT, tmp_path, inputs, undisturbed)
+def test_the_power_is_cut_at_random_moments(tmp_path, inputs, undisturbed, score):
+    campaign(ROUNDS_SHORT, tmp_path, inputs, undisturbed, score)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(6 * 3600)
-def test_the_power_is_cut_many_times(tmp_path, inputs, undisturbed):
-    campaign(ROUNDS_LONG if os.environ.get("SOAK") == "long" else ROUNDS_SOAK, tmp_path, inputs, undisturbed)
+def test_the_power_is_cut_many_times(tmp_path, inputs, undisturbed, score):
+    campaign(ROUNDS_LONG if os.environ.get("SOAK") == "long" else ROUNDS_SOAK, tmp_path, inputs, undisturbed, score)
 
 
 def test_the_simulated_disk_does_lose_what_was_not_synced(tmp_path):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +14,7 @@ from ..errors import HostError
 from ..files import write_json
 from ..host import Checkpoint, Txt2Img
 from ..progress import Progress
+from .ram import give_back_ram
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,12 +65,19 @@ class StandaloneHost:
 
     @contextmanager
     def job(self, job_id: str, progress: Progress) -> Iterator[None]:
-        yield
+        try:
+            yield
+        finally:
+            self._release()
 
     @contextmanager
     def free_gpu(self) -> Iterator[None]:
         self._release()
-        yield
+        try:
+            yield
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # what failed still holds its model
+            raise
 
     def upscalers(self) -> list[str]:
         return []
@@ -97,7 +105,7 @@ class StandaloneHost:
 
     def _release(self) -> None:
         self._model = self._model_key = None
-        gc.collect()
+        give_back_ram()
         import torch
 
         if torch.cuda.is_available():

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from typing import Any
 
 from ..files import gib
+from .ram import give_back_ram
 
 
 def sweep() -> None:
     """Return what nobody holds any more to the device and to the operating system."""
-    gc.collect()
+    give_back_ram()
     from modules import devices
 
     devices.torch_gc()
-    if sys.platform.startswith("linux"):
-        import ctypes
-
-        # glibc keeps freed memory for itself otherwise: the process stays as large as it ever was.
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def device_free() -> tuple[int, int] | None:

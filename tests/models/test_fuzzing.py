@@ -127,27 +127,35 @@ def peak_of(path):
     return peak
 
 
-def campaign(folder, count, seed):
+def outcome_of(path, which):
+    """"read", or the name of our own error."""
+    started = time.monotonic()
+    try:
+        read_everything(path)
+        outcome = "read"
+    except CheckpointError as error:
+        outcome = type(error).__name__
+        assert str(error).strip() and "\n\n" not in str(error)
+    assert time.monotonic() - started < SECONDS_AT_MOST, which
+    return outcome
+
+
+def campaign(folder, count, seed, score):
     """{(suffix, outcome): how often}. Fails on anything but our own errors, on execution, on a hang and on much memory."""
     dice = random.Random(seed)
     resident = peak_resident_bytes()
     kinds = seeds()
     outcomes = {}
+    score.start("fuzzing", f"files read, seed {seed}")
     for number in range(count):
         suffix, content = kinds[number % len(kinds)]
         path = folder / f"f.{suffix}"
         path.write_bytes(mutated(content, suffix, dice))
-        started = time.monotonic()
-        try:
-            read_everything(path)
-            outcome = "read"
-        except CheckpointError as error:
-            outcome = type(error).__name__
-            assert str(error).strip() and "\n\n" not in str(error)
-        assert time.monotonic() - started < SECONDS_AT_MOST, (seed, number, suffix)
+        with score.trial():
+            outcome = outcome_of(path, (seed, number, suffix))
+            if number % 25 == 0:
+                assert peak_of(path) < MEMORY_BESIDE_THE_FILE + 2 * path.stat().st_size, (seed, number, suffix)
         outcomes[suffix, outcome] = outcomes.get((suffix, outcome), 0) + 1
-        if number % 25 == 0:
-            assert peak_of(path) < MEMORY_BESIDE_THE_FILE + 2 * path.stat().st_size, (seed, number, suffix)
     assert peak_resident_bytes() - resident < MEMORY_BESIDE_THE_FILE  # the files themselves have some KiB
     return outcomes
 
@@ -190,15 +198,15 @@ def no_execution(tmp_path):
     assert not [heard for heard in _listening["heard"] if heard[0] != "compile" or "<string>" in heard[1]]
 
 
-def test_mutations_are_refused_or_harmless(tmp_path, no_execution):
-    outcomes = campaign(tmp_path, 300, seed=1)
+def test_mutations_are_refused_or_harmless(tmp_path, no_execution, score):
+    outcomes = campaign(tmp_path, 300, 1, score)
     assert sum(outcomes.values()) == 300
     assert {outcome for suffix, outcome in outcomes} >= {"read", "NotACheckpoint", "UnsafeCheckpoint"}
 
 
 @pytest.mark.soak
-def test_ten_thousand_mutations(tmp_path, no_execution):
-    print(campaign(tmp_path, 10_000, seed=2))
+def test_ten_thousand_mutations(tmp_path, no_execution, score):
+    print(campaign(tmp_path, 10_000, 2, score))
 
 
 @pytest.mark.parametrize("suffix, content", seeds()[:3], ids=["safetensors", "ckpt", "torch"])

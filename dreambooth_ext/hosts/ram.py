@@ -1,0 +1,16 @@
+"""Returning the process's freed memory to the operating system."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+
+
+def give_back_ram() -> None:
+    """glibc keeps freed memory for itself otherwise: the process stays as large as it ever was, and grows with each job."""
+    gc.collect()  # and what stood in a circle lets go of its place on the device
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

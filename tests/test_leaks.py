@@ -1,0 +1,141 @@
+"""Many short jobs in one process, of every outcome: memory, file handles, threads and the GPU's memory stay as they are."""
+
+import gc
+import os
+import statistics
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreambooth_ext.hosts.standalone import StandaloneHost
+from dreambooth_ext.jobs import Jobs
+from dreambooth_ext.models.family import SD1
+from dreambooth_ext.models.specimen import Size, specimen
+from dreambooth_ext.service import Service
+
+JOBS_SHORT, JOBS_SOAK = 12, 200
+MODEL_MIB = 6  # that each job loads
+A_PICTURE_MIB = 0.05  # a few pictures of 64 px, or a log of a thousand lines
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="handles and memory are counted through /proc")
+# Settings of their own, the phase in which the job is stopped, and the state that it must end in.
+KINDS = {
+    "finished": ({}, "", "finished"),
+    "stopped": ({"steps": 50}, "training", "cancelled"),
+    "diverged": ({"learning_rate": 10.0, "max_grad_norm": 0.0, "steps": 50}, "", "failed"),
+    "stopped early": ({"class_noun": "cat"}, "class images", "cancelled"),
+    "LoRA": ({"lora_rank": 2}, "", "finished"),
+}
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What the process holds. Memory in MiB."""
+
+    resident: float
+    gpu: float
+    handles: tuple[str, ...]
+    threads: tuple[str, ...]
+
+    @classmethod
+    def now(cls) -> "Holdings":
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        handles = []
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                handles.append(os.readlink(f"/proc/self/fd/{name}"))
+            except OSError:  # the handle of the listing itself
+                continue
+        gpu = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+        return cls(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, gpu / 2**20, tuple(sorted(handles)),
+                   tuple(sorted(thread.name for thread in threading.enumerate())))
+
+
+@pytest.fixture
+def service(tmp_path):
+    for name in ("models", "runs"):
+        (tmp_path / name).mkdir()
+    smallest = Size((32, 32, 32, 32), (1, 1, 1, 0), 1, (32,), (2,), (32, 32, 32, 32))
+    specimen(SD1, size=smallest).write(tmp_path / "models" / "base.safetensors", torch.float16)
+    gc.freeze()  # what the libraries made: else most of the time would go into walking over it
+    yield Service(StandaloneHost(tmp_path / "models", tmp_path / "runs"), jobs=Jobs())
+    gc.unfreeze()
+
+
+def one_job(service: Service, pictures: Path, kind: str, number: int) -> None:
+    changes, stopped_in, end = KINDS[kind]
+    job = service.start({
+        "base": "base.safetensors", "instance_dir": str(pictures), "token": "rxz", "class_noun": "dog",
+        "output_name": f"job-{number}", "steps": 1, "resolution": 64, "num_class_images": 1, "class_steps": 1,
+        "preview_steps": 1, "publish_format": "safetensors", **changes})
+    job.progress.listen(lambda report: job.progress.cancel() if stopped_in and report.phase == stopped_in else None)
+    assert job.done.wait(300) and job.state == end, (kind, job.state, job.message)
+    service.delete(f"job-{number}")
+    for path in service.host.models_dir.rglob("job-*"):
+        path.unlink()
+
+
+def campaign(count: int, service: Service, pictures: Path, score) -> list[Holdings]:
+    """What the process held after each job."""
+    kinds = list(KINDS)
+    score.start("leaks", f"{count} jobs in one process, {len(kinds)} outcomes in turn")
+    seen: list[Holdings] = []
+    for number in range(count):
+        with score.trial():
+            one_job(service, pictures, kinds[number % len(kinds)], number)
+        gc.collect()
+        seen.append(Holdings.now())
+        print(f"{number:4d} {kinds[number % len(kinds)]:<14} {seen[-1].resident:8.1f} MiB {seen[-1].gpu:6.1f} MiB "
+              f"{len(seen[-1].handles)} handles {len(seen[-1].threads)} threads", file=sys.stderr, flush=True)
+    return seen
+
+
+def require_flat(seen: list[Holdings], tolerance_mib: float) -> None:
+    """The last jobs, against the first that came after the warm-up: one of each kind."""
+    kinds = len(KINDS)
+    early, late = seen[kinds : 2 * kinds], seen[-kinds:]
+    assert late[-1].handles == early[-1].handles
+    assert late[-1].threads == early[-1].threads
+    growth = statistics.median(after.resident - before.resident for before, after in zip(early, late, strict=True))
+    print(f"resident memory: {early[-1].resident:.1f} MiB after {2 * kinds} jobs, {late[-1].resident:.1f} MiB after {len(seen)}")
+    assert growth < tolerance_mib, [round(held.resident, 1) for held in seen]
+    if torch.cuda.is_available():
+        assert late[-1].gpu <= early[-1].gpu
+    else:
+        print("the GPU's memory is not measured: torch sees no GPU here")
+
+
+def test_a_dozen_jobs_leave_nothing_behind(service, inputs, score):
+    require_flat(campaign(JOBS_SHORT, service, inputs[1], score), MODEL_MIB / 2)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_two_hundred_jobs_leave_nothing_behind(service, inputs, score):
+    require_flat(campaign(JOBS_SOAK, service, inputs[1], score), JOBS_SOAK * A_PICTURE_MIB)
+
+
+@pytest.mark.parametrize("leak", ["handle", "thread", "memory"])
+def test_a_leak_would_be_seen(leak, tmp_path):
+    """Else the campaign would prove nothing: each of these is what a careless job would leave."""
+    kept, over, kinds = [], threading.Event(), len(KINDS)
+    seen = [Holdings.now() for _ in range(2 * kinds)]
+    for number in range(kinds):
+        if leak == "handle":
+            kept.append((tmp_path / str(number)).open("w"))
+        elif leak == "thread":
+            kept.append(threading.Thread(target=over.wait, args=(60,), name=f"left {number}", daemon=True))
+            kept[-1].start()
+        else:
+            kept.append(torch.ones(MODEL_MIB * 2**18))
+        seen.append(Holdings.now())
+    try:
+        with pytest.raises(AssertionError):
+            require_flat(seen, MODEL_MIB / 2)
+    finally:
+        over.set()
+        for thing in kept:
+            thing.close() if leak == "handle" else thing.join() if leak == "thread" else None
