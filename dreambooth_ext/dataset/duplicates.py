@@ -1,0 +1,127 @@
+"""Pictures that are there twice: byte for byte, or again as shifted, mirrored, compressed anew or resized.
+
+Near duplicates are found by normalised cross-correlation (Lewis 1995) of small colour thumbnails: the middle of one is laid
+over the other at every shift, which for many pictures at once is a product of matrices. A thumbnail of 7 KB is all that is
+kept of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ..progress import SILENT, Progress
+
+ALIKE_FROM = 0.95  # correlation at the finer size
+FINE = 48  # side of a thumbnail
+_COARSE = 24
+_MARGIN = 3  # of _COARSE: shifts of up to an eighth of the side
+_CANDIDATE_FROM = 0.75  # correlation at the coarse size, at which a shift may fall between two places
+SHIFTED_UP_TO = 1500  # pictures; of more, pairs are compared in place and mirrored only
+_ROWS_AT_ONCE = 256
+_PLAIN_BELOW = 2.0  # levels; a picture of one colour is like every other one
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures by their index, the first one smaller, and how alike they are, 0 to 1."""
+
+    first: int
+    second: int
+    likeness: float
+    mirrored: bool
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """uint8 (FINE, FINE, 3) of an RGB picture of any size and shape."""
+    return np.asarray(image.convert("RGB").resize((FINE, FINE), Image.Resampling.BOX, reducing_gap=3.0))
+
+
+def near_duplicates(thumbnails: Sequence[np.ndarray], progress: Progress = SILENT) -> tuple[list[Pair], str]:
+    """All pairs that are alike, and in a sentence what was compared.
+
+    Of more than SHIFTED_UP_TO pictures, shifts are not tried: the work grows with the square of their number.
+    """
+    count = len(thumbnails)
+    if count < 2:
+        return [], "There is nothing to compare."
+    margin = _MARGIN if count <= SHIFTED_UP_TO else 0
+    pairs = {}
+    for mirrored in (False, True):
+        for first, second in _candidates(thumbnails, margin, mirrored, progress):
+            other = thumbnails[second][:, ::-1] if mirrored else thumbnails[second]
+            likeness = _aligned(thumbnails[first], other, 2 * margin)
+            former = pairs.get((first, second))
+            if likeness >= ALIKE_FROM and (former is None or likeness > former.likeness):
+                pairs[first, second] = Pair(first, second, likeness, mirrored)
+    how = "as it is, mirrored, and shifted by up to an eighth" if margin else \
+        f"as it is and mirrored; shifts are not tried among more than {SHIFTED_UP_TO}"
+    return [pairs[key] for key in sorted(pairs)], f"Each of {count} pictures was compared with each other one, {how}."
+
+
+def groups(pairs: Sequence[Pair], count: int) -> list[list[int]]:
+    """Pictures that are the same by way of any pairs, each group and the list of them in order."""
+    parent = list(range(count))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for pair in pairs:
+        low, high = sorted((root(pair.first), root(pair.second)))
+        parent[high] = low
+    found: dict[int, list[int]] = {}
+    for index in range(count):
+        found.setdefault(root(index), []).append(index)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _candidates(thumbnails: Sequence[np.ndarray], margin: int, mirrored: bool, progress: Progress) -> list[tuple[int, int]]:
+    """Pairs (first < second) whose coarse thumbnails are alike at some shift, the second one perhaps mirrored."""
+    coarse = np.stack([_halved(values) for values in thumbnails])
+    inner = _COARSE - 2 * margin
+    middle = _normalised(coarse[:, margin : margin + inner, margin : margin + inner])
+    if mirrored:
+        coarse = coarse[:, :, ::-1]
+    found = set()
+    for start in range(0, len(coarse), _ROWS_AT_ONCE):
+        progress.check()
+        rows = coarse[start : start + _ROWS_AT_ONCE]
+        best = np.full((len(middle), len(rows)), -1.0, np.float32)
+        for down in range(2 * margin + 1):
+            for right in range(2 * margin + 1):
+                window = _normalised(rows[:, down : down + inner, right : right + inner])
+                np.maximum(best, middle @ window.T, out=best)
+        for one, other in zip(*np.nonzero(best >= _CANDIDATE_FROM), strict=True):
+            if one != other + start:
+                found.add((min(int(one), int(other) + start), max(int(one), int(other) + start)))
+    return sorted(found)
+
+
+def _halved(values: np.ndarray) -> np.ndarray:
+    return values.reshape(_COARSE, 2, _COARSE, 2, 3).mean(axis=(1, 3), dtype=np.float32)
+
+
+def _normalised(windows: np.ndarray) -> np.ndarray:
+    """Rows of mean 0 and length 1, (n, h * w * 3); zeros for windows of one colour. Channels keep their differences."""
+    flat = windows.reshape(len(windows), -1).astype(np.float32)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.where(length > _PLAIN_BELOW * np.sqrt(flat.shape[1]), flat / np.maximum(length, 1e-6), 0)
+
+
+def _aligned(one: np.ndarray, other: np.ndarray, margin: int) -> float:
+    """The best correlation of the middle of either thumbnail with any place of the other."""
+    inner = FINE - 2 * margin
+    best = 0.0
+    for fixed, moving in ((one, other), (other, one)):
+        middle = _normalised(fixed[None, margin : margin + inner, margin : margin + inner])[0]
+        windows = np.lib.stride_tricks.sliding_window_view(moving, (inner, inner), axis=(0, 1))
+        rows = windows.transpose(0, 1, 3, 4, 2).reshape(-1, inner, inner, 3)
+        best = max(best, float((_normalised(rows) @ middle).max()))
+    return best
