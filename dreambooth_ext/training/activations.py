@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -18,18 +19,21 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
     Attention is counted as the fused kernels do it: no matrix of (tokens, tokens) is ever held.
     """
-    with _fused_attention(), _LiveStorages() as live:
+    with _fused_attention(), _device_module(), _LiveStorages() as live:
         run()
     return live.peak
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Adds up storages as operations make them, and subtracts them as they die."""
+    """Adds up storages as operations make them; those that died are left out before a new peak is believed.
+
+    By torch's own weak references: finalizers of Python's storage objects run too late, and crash, in torch 2.1.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = self._now = 0
-        self._known: dict[int, Any] = {}
+        self._known: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -43,16 +47,14 @@ class _LiveStorages(TorchDispatchMode):
 
     def _add(self, storage: Any) -> None:
         key = storage._cdata
-        if key in self._known:
+        if key in self._known:  # alive: an address is not used again while it is weakly referenced
             return
-        size = storage.nbytes()
-        self._known[key] = weakref.finalize(storage, self._remove, key, size)
-        self._now += size
-        self.peak = max(self.peak, self._now)
-
-    def _remove(self, key: int, size: int) -> None:
-        self._known.pop(key, None)
-        self._now -= size
+        self._known[key] = (StorageWeakRef(storage), storage.nbytes())
+        self._now += storage.nbytes()
+        if self._now > self.peak:
+            self._known = {key: entry for key, entry in self._known.items() if not entry[0].expired()}
+            self._now = sum(size for _, size in self._known.values())
+            self.peak = max(self.peak, self._now)
 
 
 def _is_meta(value: Any) -> bool:
@@ -77,6 +79,19 @@ def _fused_attention() -> Iterator[None]:
         yield
     finally:
         F.scaled_dot_product_attention = own
+
+
+@contextmanager
+def _device_module() -> Iterator[None]:
+    """Gradient checkpointing in torch 2.1 asks for `torch.meta`, which only newer versions do without."""
+    missing = not hasattr(torch, "meta")
+    if missing:
+        torch.meta = SimpleNamespace()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if missing:
+            del torch.meta  # type: ignore[attr-defined]
 
 
 class _Attention(torch.autograd.Function):
