@@ -15,12 +15,14 @@ from PIL import Image
 
 from ..progress import SILENT, Progress
 
-ALIKE_FROM = 0.95  # correlation at the finer size
+ALIKE_FROM = 0.9  # correlation at the finer size
 FINE = 48  # side of a thumbnail
 _COARSE = 24
+_COARSEST = 12  # where there are too many pictures for shifts
 _MARGIN = 3  # of _COARSE: shifts of up to an eighth of the side
+_ENLARGED = 9 / 8  # of the other picture, beside its own size: one of the two may be a part of the other
 _CANDIDATE_FROM = 0.75  # correlation at the coarse size, at which a shift may fall between two places
-SHIFTED_UP_TO = 1500  # pictures; of more, pairs are compared in place and mirrored only
+SHIFTED_UP_TO = 1000  # pictures; of more, pairs are compared in place and mirrored only
 _ROWS_AT_ONCE = 256
 _PLAIN_BELOW = 2.0  # levels; a picture of one colour is like every other one
 
@@ -83,28 +85,34 @@ def groups(pairs: Sequence[Pair], count: int) -> list[list[int]]:
 
 def _candidates(thumbnails: Sequence[np.ndarray], margin: int, mirrored: bool, progress: Progress) -> list[tuple[int, int]]:
     """Pairs (first < second) whose coarse thumbnails are alike at some shift, the second one perhaps mirrored."""
-    coarse = np.stack([_halved(values) for values in thumbnails])
-    inner = _COARSE - 2 * margin
-    middle = _normalised(coarse[:, margin : margin + inner, margin : margin + inner])
-    if mirrored:
-        coarse = coarse[:, :, ::-1]
+    coarse = _COARSE if margin else _COARSEST
+    inner = coarse - 2 * margin
+    middle = _normalised(np.stack([_resized(values, coarse)[margin : margin + inner, margin : margin + inner]
+                                   for values in thumbnails]))
     found = set()
-    for start in range(0, len(coarse), _ROWS_AT_ONCE):
+    for start in range(0, len(thumbnails), _ROWS_AT_ONCE):
         progress.check()
-        rows = coarse[start : start + _ROWS_AT_ONCE]
-        best = np.full((len(middle), len(rows)), -1.0, np.float32)
-        for down in range(2 * margin + 1):
-            for right in range(2 * margin + 1):
-                window = _normalised(rows[:, down : down + inner, right : right + inner])
-                np.maximum(best, middle @ window.T, out=best)
+        part = [values[:, ::-1] if mirrored else values for values in thumbnails[start : start + _ROWS_AT_ONCE]]
+        best = np.full((len(middle), len(part)), -1.0, np.float32)
+        for side in _sides(coarse, margin):
+            rows = np.stack([_resized(values, side) for values in part])
+            for down in range(side - inner + 1):
+                for right in range(side - inner + 1):
+                    window = _normalised(rows[:, down : down + inner, right : right + inner])
+                    np.maximum(best, middle @ window.T, out=best)
         for one, other in zip(*np.nonzero(best >= _CANDIDATE_FROM), strict=True):
             if one != other + start:
                 found.add((min(int(one), int(other) + start), max(int(one), int(other) + start)))
     return sorted(found)
 
 
-def _halved(values: np.ndarray) -> np.ndarray:
-    return values.reshape(_COARSE, 2, _COARSE, 2, 3).mean(axis=(1, 3), dtype=np.float32)
+def _sides(side: int, margin: int) -> tuple[int, ...]:
+    return (side, round(side * _ENLARGED)) if margin else (side,)
+
+
+def _resized(values: np.ndarray, side: int) -> np.ndarray:
+    """float32 (side, side, 3)."""
+    return np.asarray(Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC), np.float32)
 
 
 def _normalised(windows: np.ndarray) -> np.ndarray:
@@ -120,8 +128,9 @@ def _aligned(one: np.ndarray, other: np.ndarray, margin: int) -> float:
     inner = FINE - 2 * margin
     best = 0.0
     for fixed, moving in ((one, other), (other, one)):
-        middle = _normalised(fixed[None, margin : margin + inner, margin : margin + inner])[0]
-        windows = np.lib.stride_tricks.sliding_window_view(moving, (inner, inner), axis=(0, 1))
-        rows = windows.transpose(0, 1, 3, 4, 2).reshape(-1, inner, inner, 3)
-        best = max(best, float((_normalised(rows) @ middle).max()))
+        middle = _normalised(_resized(fixed, FINE)[None, margin : margin + inner, margin : margin + inner])[0]
+        for side in _sides(FINE, margin):
+            windows = np.lib.stride_tricks.sliding_window_view(_resized(moving, side), (inner, inner), axis=(0, 1))
+            rows = windows.transpose(0, 1, 3, 4, 2).reshape(-1, inner, inner, 3)
+            best = max(best, float((_normalised(rows) @ middle).max()))
     return best

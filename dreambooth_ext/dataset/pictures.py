@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ..errors import PictureError
+from .fringe import HALO_AT_MOST, cleaned, halo
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jfif"}
 LARGEST_PIXELS = 200_000_000  # a decompression bomb, or a picture that no one meant to train on
@@ -33,9 +37,31 @@ def list_pictures(folder: Path) -> list[Path]:
     return sorted(found, key=_natural)
 
 
-def require_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder, each of which was opened whole. Raises PictureError naming all that cannot be used."""
-    paths = list_pictures(folder)
+@dataclass(frozen=True)
+class Original:
+    """A picture upright and in eight bits, with the alpha that it has, and what is to be known about its file."""
+
+    image: Image.Image
+    mode: str  # Pillow's, as it is in the file
+    rotated: bool  # by EXIF
+    frames: int
+    profile: bytes  # ICC, empty if none is embedded
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.image.mode in ("RGBA", "LA", "PA") or "transparency" in self.image.info
+
+    def srgb(self, flatten_on: tuple[int, int, int] = FLATTEN_ON) -> Image.Image:
+        """As `open_picture` gives it."""
+        return _to_srgb(_flattened(self.image, flatten_on), self.profile)
+
+
+def require_pictures(folder: Path, leave_out: Collection[str] = ()) -> list[Path]:
+    """The pictures of a folder, each of which was opened whole. Raises PictureError naming all that cannot be used.
+
+    `leave_out` names files that are not wanted.
+    """
+    paths = [path for path in list_pictures(folder) if path.name not in leave_out]
     if not paths:
         raise PictureError(f"Pictures are to be read from {folder}", "it holds no pictures",
                            "Put the pictures there as PNG, JPEG or WebP files.")
@@ -63,7 +89,40 @@ def open_picture(path: Path, *, flatten_on: tuple[int, int, int] = FLATTEN_ON,
 
     With `at_least` (width, height) a JPEG may be decoded at a fraction of its size, never below these.
     """
-    def refuse(why: str, error: Exception | None = None) -> PictureError:
+    with _refusals(path):
+        return _opened(path, at_least).srgb(flatten_on)
+
+
+def open_original(path: Path) -> Original:
+    """A picture at its full size and with its alpha, and the facts about its file. Raises PictureError as `open_picture`."""
+    return _opened(path, None)
+
+
+def _opened(path: Path, at_least: tuple[int, int] | None) -> Original:
+    with _refusals(path), Image.open(path) as image:
+        if image.width * image.height > LARGEST_PIXELS:
+            raise Image.DecompressionBombError
+        mode = image.mode
+        # A photograph with a preview or a depth map (MPO) counts those as frames, too, and is no animation.
+        frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+        if at_least is not None:
+            # EXIF may turn the picture by a quarter, so the larger bound holds for both sides.
+            side = max(at_least)
+            image.draft("RGB", (side, side))
+        image.load()
+        # Read before the picture is turned, which takes the tag away.
+        rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        upright = ImageOps.exif_transpose(image) or image
+        return Original(_eight_bit(upright), mode, rotated, frames, image.info.get("icc_profile") or b"")
+
+
+_ORIENTATION = 0x0112  # EXIF
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file is a PictureError that says it in plain words."""
+    def refuse(why: str) -> PictureError:
         return PictureError(f"{path.name} is to be opened", why, "Remove it, or save it anew.")
 
     try:
@@ -73,7 +132,7 @@ def open_picture(path: Path, *, flatten_on: tuple[int, int, int] = FLATTEN_ON,
             raise refuse("the file is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns below our own limit, and about odd metadata
-            return _decoded(path, flatten_on, at_least)
+            yield
     except UnidentifiedImageError as error:
         raise refuse("it is no picture, or of a kind that cannot be read here") from error
     except Image.DecompressionBombError as error:
@@ -84,19 +143,6 @@ def open_picture(path: Path, *, flatten_on: tuple[int, int, int] = FLATTEN_ON,
         raise refuse("it may not be read") from error
     except (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
         raise refuse("it is damaged or cut off") from error
-
-
-def _decoded(path: Path, flatten_on: tuple[int, int, int], at_least: tuple[int, int] | None) -> Image.Image:
-    with Image.open(path) as image:
-        if image.width * image.height > LARGEST_PIXELS:
-            raise Image.DecompressionBombError
-        if at_least is not None:
-            # EXIF may turn the picture by a quarter, so the larger bound holds for both sides.
-            side = max(at_least)
-            image.draft("RGB", (side, side))
-        image.load()
-        upright = ImageOps.exif_transpose(image) or image
-        return _to_srgb(_flattened(_eight_bit(upright), flatten_on), image.info.get("icc_profile"))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -112,6 +158,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def _flattened(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
+        if halo(rgba) > HALO_AT_MOST:
+            rgba = cleaned(rgba)
         flat = Image.new("RGBA", rgba.size, (*background, 255))
         return Image.alpha_composite(flat, rgba).convert("RGB")
     return image

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
 from ..config import Concept
+from ..errors import PictureError
 from ..files import write_atomically, write_json
 from ..progress import SILENT, Progress
 from .buckets import bucket_for
@@ -24,7 +25,7 @@ from .manifest import TrainingImage, sha256_of
 from .pictures import open_picture, require_pictures
 from .resize import resize
 
-RECIPE = 1  # changes whenever the same input would give other bytes
+RECIPE = 2  # changes whenever the same input would give other bytes
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ class Prepared:
 
 
 def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "smart", progress: Progress = SILENT,
-            overrides: Mapping[str, Box] | None = None) -> list[Prepared]:
-    """Prepare every picture of a folder into `out_dir`. `overrides` gives boxes by file name.
+            overrides: Mapping[str, Box] | None = None, leave_out: Collection[str] = ()) -> list[Prepared]:
+    """Prepare the pictures of a folder into `out_dir`, but those whose names are in `leave_out`.
 
+    `overrides` gives, by file name, the part of the upright picture to crop within; all of it, if it has the right shape.
     Raises PictureError if the folder has no pictures or any of them cannot be used.
     """
-    sources = require_pictures(pictures_dir)
+    sources = require_pictures(pictures_dir, leave_out)
     index_path = out_dir / "prepared.json"
     former = _read_index(index_path)
     index: dict[str, dict] = {}
@@ -82,18 +84,27 @@ def prepare_concept(concept: Concept, index: int, out_dir: Path, *, resolution: 
 
 def _prepare_one(source: Path, out_dir: Path, resolution: int, crop: str, box: Box | None, key: str) -> dict:
     image = open_picture(source, at_least=None if box else (2 * resolution, 2 * resolution))
-    kept = without_letterbox(image)
+    kept = _inside(box, image, source) if box else without_letterbox(image)
     inner = image.crop(kept)
     width, height = bucket_for(inner.width, inner.height, resolution) if crop == "buckets" else (resolution, resolution)
-    if box is None:
-        left, top, right, bottom = crop_box(inner, width, height, "center" if crop == "buckets" else crop)
-        box = (left + kept[0], top + kept[1], right + kept[0], bottom + kept[1])
-    data = _png(resize(image.crop(box), width, height), {"source": source.name, "recipe": key})
+    left, top, right, bottom = crop_box(inner, width, height, "center" if crop == "buckets" else crop)
+    part = (left + kept[0], top + kept[1], right + kept[0], bottom + kept[1])
+    data = _png(resize(image.crop(part), width, height), {"source": source.name, "recipe": key})
     path = out_dir / f"{key[:20]}.png"
     with write_atomically(path) as stream:
         stream.write(data)
     digest = hashlib.sha256(data).hexdigest()
-    return {"file": path.name, "sha256": digest, "width": width, "height": height, "box": list(box)}
+    return {"file": path.name, "sha256": digest, "width": width, "height": height, "box": list(part)}
+
+
+def _inside(box: Box, image: Image.Image, source: Path) -> Box:
+    """The box as far as it lies in the picture. Raises PictureError if that is nothing."""
+    left, top, right, bottom = max(0, box[0]), max(0, box[1]), min(image.width, box[2]), min(image.height, box[3])
+    if right - left < 1 or bottom - top < 1:
+        raise PictureError(f"{source.name} is to be cut to the box {list(box)}",
+                           f"the picture is {image.width} x {image.height} pixels and has nothing there",
+                           "Give left, top, right and bottom in pixels of the upright picture.")
+    return left, top, right, bottom
 
 
 def _png(image: Image.Image, texts: Mapping[str, str]) -> bytes:

@@ -1,0 +1,106 @@
+"""The picture doctor: every picture of a folder looked at, with reasons in plain words. Nothing is written or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import PictureError
+from ..progress import SILENT, Progress
+from . import collection, quality
+from .checks import Subject, verdicts_on
+from .choices import Choice, choice_for
+from .collection import MARKS_AMONG, Trace
+from .duplicates import ALIKE_FROM
+from .manifest import sha256_of
+from .overlay import Mark
+from .pictures import list_pictures, open_original
+from .verdict import Audit, Fix, PictureAudit, SetAudit, Verdict
+
+KINDS = ("subject", "style")
+
+
+def audit(folder: Path, *, kind: str = "subject", resolution: int = 512, choices: Mapping[str, Choice] | None = None,
+          progress: Progress = SILENT) -> Audit:
+    """Look at every picture of `folder` as training at `resolution` px will see it, and at all of them together.
+
+    A picture that cannot be opened is named in the report, and the rest goes on. `choices` are the user's own, which the
+    report shows. Raises PictureError if there is no such folder, or nothing in it that is named like a picture.
+    """
+    paths = list_pictures(folder)
+    if not paths:
+        raise PictureError(f"Pictures are to be looked at in {folder}", "it holds no pictures",
+                           "Put the pictures there as PNG, JPEG or WebP files.")
+    pictures: list[PictureAudit] = []
+    traces: list[Trace] = []
+    unreadable: list[tuple[str, str]] = []
+    for number, path in enumerate(paths, start=1):
+        progress.check()
+        try:
+            picture, trace = _audit_one(path, resolution, len(traces) < MARKS_AMONG)
+            pictures.append(replace(picture, choice=choice_for(picture.name, picture.sha256, choices or {})))
+            traces.append(trace)
+        except PictureError as error:
+            unreadable.append((path.name, error.why))
+        progress.report(number, len(paths), path.name)
+    return _together(Audit(folder.name, kind, resolution, tuple(pictures), tuple(unreadable),
+                           SetAudit(0, {}, {}, {}, (), (), (), "", ())), traces, progress)
+
+
+def _audit_one(path: Path, resolution: int, with_directions: bool) -> tuple[PictureAudit, Trace]:
+    original = open_original(path)
+    try:
+        subject = Subject(original, original.srgb(), resolution)
+        verdicts = verdicts_on(subject)
+        sha256 = sha256_of(path)
+    except (OSError, ValueError, MemoryError) as error:
+        raise PictureError(f"{path.name} is to be looked at", "it is damaged, or larger than the memory there is",
+                           "Remove it, or save it anew.") from error
+    trace = collection.trace(subject.cut, sha256, 1 - quality.blur(subject.luma), resolution=resolution,
+                             with_directions=with_directions)
+    return PictureAudit(path.name, sha256, *subject.image.size, verdicts), trace
+
+
+def _together(found: Audit, traces: Sequence[Trace], progress: Progress) -> Audit:
+    names = [picture.name for picture in found.pictures]
+    same, compared = collection.duplicates(traces, progress)
+    mark = collection.mark_of(traces, same)
+    strange = collection.outliers(traces)
+    extra: dict[int, list[Verdict]] = {}
+    for group in same:
+        for index in group[1:]:
+            extra.setdefault(index, []).append(_copy_of(names[group[0]], traces[group[0]], traces[index]))
+    for index in mark.pictures if mark else ():
+        extra.setdefault(index, []).append(_marked(mark, found.pictures[index], found.resolution))
+    for index in strange if found.kind == "style" else ():
+        extra.setdefault(index, []).append(Verdict("style", 1, 0, "it is made unlike the others, in its light, colours or detail; "
+                                                   "a style is learnt from pictures of one hand", "keep"))
+    pictures = tuple(replace(picture, verdicts=(*picture.verdicts, *extra.get(index, ())))
+                     for index, picture in enumerate(found.pictures))
+    grounds, framings, aspects = collection.counts(traces)
+    copies = sum(len(group) - 1 for group in same)
+    together = SetAudit(len(traces), grounds, framings, aspects, tuple(tuple(names[index] for index in group) for group in same),
+                        tuple(names[index] for index in mark.pictures) if mark else (), tuple(names[index] for index in strange),
+                        compared, collection.guidance(found.kind, traces, copies, len(strange)))
+    return replace(found, pictures=pictures, together=together)
+
+
+def _copy_of(name: str, kept: Trace, other: Trace) -> Verdict:
+    if kept.sha256 == other.sha256:
+        return Verdict("duplicate", 1.0, 1.0, f"it is the same file as {name}", "drop")
+    return Verdict("near duplicate", 1.0, ALIKE_FROM,
+                   f"it is the same picture as {name}, which is larger or sharper: shifted, mirrored, resized or saved again", "drop")
+
+
+def _marked(mark: Mark | None, picture: PictureAudit, resolution: int) -> Verdict:
+    assert mark is not None
+    (left, top, right, bottom), (width, height) = mark.place, (picture.width, picture.height)
+    box = int(left * width), int(top * height), round(right * width), round(bottom * height)
+    whole = (0, 0, width, height)
+    parts = [(0, 0, width, box[1]), (0, box[3], width, height), (0, 0, box[0], height), (box[2], 0, width, height)]
+    part = max(parts, key=lambda each: (each[2] - each[0]) * (each[3] - each[1]))
+    enough = (part[2] - part[0]) * (part[3] - part[1]) >= 0.5 * whole[2] * whole[3]
+    return Verdict("mark", len(mark.pictures), 3, f"{len(mark.pictures)} pictures have the same thing at the same place: a logo, "
+                   "a watermark or a frame, which the model would learn", "fix" if enough else "drop", box,
+                   Fix("crop", part) if enough else None)

@@ -1,0 +1,87 @@
+"""What the user decided about each picture: keep, fix or drop; remembered in a file that the user names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import PictureError
+from ..files import write_json
+from .crop import Box
+from .verdict import ADVICE, Audit
+
+LARGEST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`box` is the part to keep, in pixels of the upright original, for "fix"; `sha256` the content it was chosen for."""
+
+    choice: str
+    sha256: str = ""
+    box: Box | None = None
+
+
+def read_choices(path: Path) -> dict[str, Choice]:
+    """Choices by file name. Raises PictureError if the file cannot be read, naming the entry that is wrong."""
+    def refuse(why: str) -> PictureError:
+        return PictureError(f"The choices in {path.name} are to be read", why,
+                            "Correct it, or delete it and write it anew with `audit DIR --choices FILE`.")
+
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise refuse("it is far too large")
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = values["pictures"].items()
+    except OSError as error:
+        raise refuse(str(error.strerror)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise refuse("it is no list of choices") from error
+    found = {}
+    for name, entry in entries:
+        choice = entry.get("choice") if isinstance(entry, dict) else None
+        if choice not in ADVICE:
+            raise refuse(f"{name!r} is to be one of {', '.join(ADVICE)}, not {choice!r}")
+        box = entry.get("box")
+        if box is not None and not _is_box(box):
+            raise refuse(f"the box of {name!r} is not [left, top, right, bottom] in whole pixels")
+        found[name] = Choice(choice, str(entry.get("sha256", "")), tuple(box) if box else None)
+    return found
+
+
+def _is_box(value: object) -> bool:
+    if not (isinstance(value, list) and len(value) == 4 and all(type(edge) is int for edge in value)):
+        return False
+    left, top, right, bottom = value
+    return 0 <= left < right and 0 <= top < bottom
+
+
+def choice_for(name: str, sha256: str, choices: Mapping[str, Choice]) -> str | None:
+    """The user's choice, unless the picture's content is another one since."""
+    chosen = choices.get(name)
+    return chosen.choice if chosen and chosen.sha256 in ("", sha256) else None
+
+
+def write_choices(path: Path, audit: Audit, former: Mapping[str, Choice]) -> None:
+    """Write what was chosen, and for every other picture what the audit advises, for the user to change.
+
+    Raises StorageError.
+    """
+    pictures = {}
+    for picture in audit.pictures:
+        chosen = former.get(picture.name) if picture.choice else None
+        box = chosen.box if chosen else picture.kept_box
+        entry: dict[str, object] = {"choice": picture.choice or picture.advice, "sha256": picture.sha256}
+        if box:
+            entry["box"] = list(box)
+        entry["why"] = [verdict.reason for verdict in picture.verdicts]
+        pictures[picture.name] = entry
+    write_json(path, {"version": 1, "pictures": pictures})
+
+
+def orders(choices: Mapping[str, Choice]) -> tuple[set[str], dict[str, Box]]:
+    """For `prepare`: the names to leave out, and the parts to crop within."""
+    return ({name for name, chosen in choices.items() if chosen.choice == "drop"},
+            {name: chosen.box for name, chosen in choices.items() if chosen.choice == "fix" and chosen.box})
