@@ -144,8 +144,7 @@ def signed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def _writing(text: str, height: int, widest: int) -> Image.Image:
     """Coverage of a line of text, `height` px from the tallest to the lowest, in the letters that Pillow brings."""
     font = ImageFont.load_default()
-    left, top, right, bottom = font.getmask(text).getbbox() or (0, 0, 1, 1)
-    small = Image.new("L", (right + 8, bottom + 16), 0)
+    small = Image.new("L", (16 * len(text) + 16, 40), 0)
     ImageDraw.Draw(small).text((2, 2), text, fill=255, font=font)
     small = small.crop(small.getbbox())
     width = min(widest, round(small.width * height / small.height))
@@ -188,24 +187,27 @@ def cut_out(image: Image.Image, rng: np.random.Generator, *, fringed: bool) -> I
     return cut
 
 
-def twin(image: Image.Image, rng: np.random.Generator, way: str) -> Image.Image:
-    """The same picture again: shifted by up to 12 % of its side, mirrored, compressed anew, or resized."""
+def twins(image: Image.Image, rng: np.random.Generator, way: str) -> tuple[Image.Image, Image.Image]:
+    """A picture, and it again: shifted by up to 12 % of its side, cut by up to as much, mirrored, compressed or resized."""
     if way == "mirrored":
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if way == "resized":
         factor = float(rng.uniform(0.3, 0.8))
-        return image.resize((int(image.width * factor), int(image.height * factor)), Image.Resampling.BICUBIC)
+        return image, image.resize((int(image.width * factor), int(image.height * factor)), Image.Resampling.BICUBIC)
     if way == "compressed":
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=int(rng.integers(25, 60)))
-        return Image.open(buffer).convert("RGB")
-    room = image.width / 9  # so that it is an eighth of what is left
-    edge = int(room)
-    left, top = (int(rng.integers(0, edge + 1)) for _ in range(2))
-    return image.crop((left, top, left + image.width - edge, top + image.height - edge))
+        return image, Image.open(buffer).convert("RGB")
+    most = int(image.width * 0.107)  # 12 % of what is left
+    left, top = (int(rng.integers(0, most + 1)) for _ in range(2))
+    width, height = image.width - most, image.height - most
+    part = image.crop((left, top, left + width, top + height))
+    if way == "cut":
+        return image, part
+    return part, image.crop((most - left, top, most - left + width, top + height))
 
 
-TWINS = ("shifted", "mirrored", "compressed", "resized")
+TWINS = ("shifted", "cut", "mirrored", "compressed", "resized")
 
 
 @dataclass(frozen=True)

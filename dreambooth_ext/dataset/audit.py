@@ -12,7 +12,7 @@ from . import collection, quality
 from .checks import Subject, verdicts_on
 from .choices import Choice, choice_for
 from .collection import MARKS_AMONG, Trace
-from .duplicates import ALIKE_FROM
+from .duplicates import ALIKE_FROM, Pair
 from .manifest import sha256_of
 from .overlay import Mark
 from .pictures import list_pictures, open_original
@@ -59,18 +59,19 @@ def _audit_one(path: Path, resolution: int, with_directions: bool) -> tuple[Pict
                            "Remove it, or save it anew.") from error
     trace = collection.trace(subject.cut, sha256, 1 - quality.blur(subject.luma), resolution=resolution,
                              with_directions=with_directions)
-    return PictureAudit(path.name, sha256, *subject.image.size, verdicts), trace
+    return PictureAudit(path.name, sha256, subject.image.width, subject.image.height, verdicts), trace
 
 
 def _together(found: Audit, traces: Sequence[Trace], progress: Progress) -> Audit:
     names = [picture.name for picture in found.pictures]
-    same, compared = collection.duplicates(traces, progress)
+    same, pairs, compared = collection.duplicates(traces, progress)
     mark = collection.mark_of(traces, same)
     strange = collection.outliers(traces)
     extra: dict[int, list[Verdict]] = {}
     for group in same:
         for index in group[1:]:
-            extra.setdefault(index, []).append(_copy_of(names[group[0]], traces[group[0]], traces[index]))
+            exact = traces[group[0]].sha256 == traces[index].sha256
+            extra.setdefault(index, []).append(_copy_of(names[group[0]], exact, index, pairs))
     for index in mark.pictures if mark else ():
         extra.setdefault(index, []).append(_marked(mark, found.pictures[index], found.resolution))
     for index in strange if found.kind == "style" else ():
@@ -86,11 +87,12 @@ def _together(found: Audit, traces: Sequence[Trace], progress: Progress) -> Audi
     return replace(found, pictures=pictures, together=together)
 
 
-def _copy_of(name: str, kept: Trace, other: Trace) -> Verdict:
-    if kept.sha256 == other.sha256:
+def _copy_of(name: str, exact: bool, index: int, pairs: Sequence[Pair]) -> Verdict:
+    if exact:
         return Verdict("duplicate", 1.0, 1.0, f"it is the same file as {name}", "drop")
-    return Verdict("near duplicate", 1.0, ALIKE_FROM,
-                   f"it is the same picture as {name}, which is larger or sharper: shifted, mirrored, resized or saved again", "drop")
+    likeness = max((pair.likeness for pair in pairs if index in (pair.first, pair.second)), default=1.0)
+    return Verdict("near duplicate", likeness, ALIKE_FROM, f"it is the same picture as {name}, which is larger or sharper: "
+                   "shifted, mirrored, resized or saved again", "drop")
 
 
 def _marked(mark: Mark | None, picture: PictureAudit, resolution: int) -> Verdict:

@@ -39,7 +39,7 @@ def layout(image: Image.Image) -> Layout:
     ground = np.median(border, axis=0)
     plain = float((np.linalg.norm(border - ground, axis=1) < _UNLIKE).mean()) >= _PLAIN_FROM
     subject = np.linalg.norm(pixels - ground, axis=2) >= _UNLIKE if plain else np.ones(pixels.shape[:2], bool)
-    touched = {side: 0.0 for side in SIDES}
+    touched = dict.fromkeys(SIDES, 0.0)
     if plain:
         edges = (subject[:, 0], subject[0], subject[:, -1], subject[-1])
         touched = {side: float(edge.mean()) for side, edge in zip(SIDES, edges, strict=True)}

@@ -12,7 +12,7 @@ from PIL import Image
 from ..progress import Progress
 from .background import BACKGROUNDS, FRAMINGS, layout
 from .buckets import bucket_for
-from .duplicates import groups, near_duplicates, thumbnail
+from .duplicates import Pair, groups, near_duplicates, thumbnail
 from .overlay import Mark, directions, shared_mark
 
 MARKS_AMONG = 400  # pictures: so many are laid over each other, 16 KB each
@@ -64,8 +64,8 @@ def outliers(traces: Sequence[Trace]) -> list[int]:
     return [int(index) for index in np.nonzero(np.sqrt(((away / usual) ** 2).mean(axis=1)) > OUTLIER_FROM)[0]]
 
 
-def duplicates(traces: Sequence[Trace], progress: Progress) -> tuple[list[list[int]], str]:
-    """Groups of pictures that are the same, the best of each first, and what was compared."""
+def duplicates(traces: Sequence[Trace], progress: Progress) -> tuple[list[list[int]], list[Pair], str]:
+    """Groups of pictures that are the same, the best of each first; the pairs they are made of; and what was compared."""
     pairs, compared = near_duplicates([each.thumbnail for each in traces], progress)
     found = groups(pairs, len(traces))
     plain = _exact(traces)
@@ -74,7 +74,7 @@ def duplicates(traces: Sequence[Trace], progress: Progress) -> tuple[list[list[i
         if not any(set(group) <= set(other) for other in found):
             found = [other for other in found if not set(group) & set(other)] + [
                 sorted({*group, *(index for other in found if set(group) & set(other) for index in other)})]
-    return [sorted(group, key=lambda index: (-_worth(traces[index]), index)) for group in sorted(found)], compared
+    return [sorted(group, key=lambda index: (-_worth(traces[index]), index)) for group in sorted(found)], pairs, compared
 
 
 def _exact(traces: Sequence[Trace]) -> list[list[int]]:
@@ -118,19 +118,23 @@ def guidance(kind: str, traces: Sequence[Trace], copies: int, strange: int) -> t
         sentences.append(f"In {framings['far']} of {len(traces)} pictures the subject is small: add close-ups and half-bodies, "
                          "which teach more than full bodies.")
     if copies:
-        sentences.append(f"{copies} pictures are there more than once: whatever is in copies is learnt too strongly.")
+        sentences.append(f"{_pictures(copies)} there more than once: whatever is in copies is learnt too strongly.")
     if strange and kind == "style":
-        sentences.append(f"{strange} pictures are made unlike the others: mixed styles are learnt as a mixture.")
+        sentences.append(f"{_pictures(strange)} made unlike the others: mixed styles are learnt as a mixture.")
     if len(aspects) > 3 and len(traces) > 4:
         sentences.append(f"The pictures have {len(aspects)} different shapes: buckets (--crop buckets) keep more of them "
                          "than squares.")
     return tuple(sentences)
 
 
+def _pictures(count: int) -> str:
+    return "1 picture is" if count == 1 else f"{count} pictures are"
+
+
 def _for_subject(count: int, plain: float, grounds: dict[str, int]) -> list[str]:
     sentences = []
     if count < 5:
-        sentences.append(f"There are {count} different pictures: 10 to 75 are usual, and 5 are the least that teach a subject.")
+        sentences.append(f"{_pictures(count)} all there is: 10 to 75 are usual, and 5 are the least that teach a subject.")
     if plain > 0.7:
         sentences.append(f"{plain:.0%} of the backgrounds are plain: add pictures in surroundings, or the model will know "
                          "the subject on plain ground only.")
@@ -143,7 +147,7 @@ def _for_subject(count: int, plain: float, grounds: dict[str, int]) -> list[str]
 def _for_style(count: int, plain: float, grounds: dict[str, int]) -> list[str]:
     sentences = []
     if count < 10:
-        sentences.append(f"There are {count} different pictures: a style wants 10 to 75, of as many things as possible.")
+        sentences.append(f"{_pictures(count)} all there is: a style wants 10 to 75, of as many things as possible.")
     if plain > 0.3:
         sentences.append(f"{plain:.0%} of the backgrounds are plain: a style is learnt from characters on varied backgrounds.")
     if count >= 10:

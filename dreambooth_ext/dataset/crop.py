@@ -9,6 +9,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 ANALYSIS_PX = 96  # the longer side at which saliency is measured
 LETTERBOX_LEVELS = 6.0  # standard deviation below which a border row is flat
 LETTERBOX_MOST = 0.35  # of a side, on either end
+FRAMED_COLOURS = 40  # of 4096, that a picture has at least
 CENTRE_PULL = 0.15  # how much the middle counts by itself, against what is seen there
 
 
@@ -52,6 +53,8 @@ def without_letterbox(image: Image.Image) -> Box:
     pixels = np.asarray(image.convert("RGB"), np.float32)
     top, bottom = _bars(pixels)
     left, right = _bars(pixels.transpose(1, 0, 2))
+    if top and left and not _rich(pixels[top : len(pixels) - bottom, left : pixels.shape[1] - right]):
+        return 0, 0, *image.size
     return left, top, image.width - right, image.height - bottom
 
 
@@ -70,6 +73,12 @@ def _sharp(pixels: np.ndarray, edge: int) -> bool:
     """A bar ends along the whole side at once; the plain background around a subject does not."""
     change = np.abs(pixels[min(edge + 1, len(pixels) - 1)] - pixels[max(edge - 2, 0)]).max(axis=1)
     return float((change > 4 * LETTERBOX_LEVELS).mean()) > 0.6
+
+
+def _rich(pixels: np.ndarray) -> bool:
+    """Bars on all four sides are a frame if there is a picture in it; around a plain shape they are its background."""
+    colours = (pixels[:: max(1, len(pixels) // 128), :: max(1, pixels.shape[1] // 128)] / 16).astype(np.int64)
+    return len(np.unique(colours @ np.array([256, 16, 1]))) > FRAMED_COLOURS
 
 
 def _near(colours: np.ndarray, colour: np.ndarray) -> np.ndarray:

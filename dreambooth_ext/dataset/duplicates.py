@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from ..progress import SILENT, Progress
 
-ALIKE_FROM = 0.9  # correlation at the finer size
+ALIKE_FROM = 0.93  # correlation at the finer size
 FINE = 48  # side of a thumbnail
 _COARSE = 24
 _COARSEST = 12  # where there are too many pictures for shifts
@@ -51,7 +52,7 @@ def near_duplicates(thumbnails: Sequence[np.ndarray], progress: Progress = SILEN
     if count < 2:
         return [], "There is nothing to compare."
     margin = _MARGIN if count <= SHIFTED_UP_TO else 0
-    pairs = {}
+    pairs: dict[tuple[int, int], Pair] = {}
     for mirrored in (False, True):
         for first, second in _candidates(thumbnails, margin, mirrored, progress):
             other = thumbnails[second][:, ::-1] if mirrored else thumbnails[second]
@@ -130,7 +131,7 @@ def _aligned(one: np.ndarray, other: np.ndarray, margin: int) -> float:
     for fixed, moving in ((one, other), (other, one)):
         middle = _normalised(_resized(fixed, FINE)[None, margin : margin + inner, margin : margin + inner])[0]
         for side in _sides(FINE, margin):
-            windows = np.lib.stride_tricks.sliding_window_view(_resized(moving, side), (inner, inner), axis=(0, 1))
+            windows = sliding_window_view(_resized(moving, side), (inner, inner), (0, 1))  # type: ignore[call-overload]
             rows = windows.transpose(0, 1, 3, 4, 2).reshape(-1, inner, inner, 3)
             best = max(best, float((_normalised(rows) @ middle).max()))
     return best

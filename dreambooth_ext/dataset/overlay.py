@@ -184,7 +184,7 @@ def _largest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         region = np.zeros_like(wide)
         for row, start, end in runs[label == number]:
             region[row, start:end] = True
-        found = np.nonzero(mask & np.kron(region, np.ones((4, 4), bool)))
-        if len(found[0]) >= _LEAST_PLACES and (best is None or len(found[0]) > len(best[0])):
-            best = found
+        rows, columns = np.nonzero(mask & np.kron(region, np.ones((4, 4), bool)))
+        if len(rows) >= _LEAST_PLACES and (best is None or len(rows) > len(best[0])):
+            best = rows, columns
     return best
