@@ -14,18 +14,26 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .errors import ConfigError, DreamboothError, RunBusy
+from .errors import ConfigError, DreamboothError, HostError, RunBusy
+from .origin import nobody, require_own_page
 from .service import Service, schema
 
 PREFIX = "/dreambooth/v1"
+BODY_BYTES_AT_MOST = 1 << 20  # all settings together have some KiB
 
 
-def mount(app: Any, service: Service, credentials: Mapping[str, str]) -> None:
-    """Add the routes to a FastAPI `app`. With `credentials`, each request needs one of them (HTTP Basic)."""
+def mount(
+    app: Any, service: Service, credentials: Mapping[str, str], allows: Callable[[str], bool] = nobody
+) -> None:
+    """Add the routes to a FastAPI `app`. With `credentials`, each request needs one of them (HTTP Basic).
+
+    Pages of other sites are refused, but for the origins that `allows` knows.
+    """
     from fastapi import Request
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
@@ -35,6 +43,10 @@ def mount(app: Any, service: Service, credentials: Mapping[str, str]) -> None:
             if not _is_allowed(request.headers.get("authorization", ""), credentials):
                 return JSONResponse({"error": "a user and password of --api-auth are needed"}, 401,
                                     {"WWW-Authenticate": "Basic"})
+            try:
+                require_own_page(request.headers, allows)
+            except HostError as error:
+                return JSONResponse({"error": str(error), "faults": [error.why]}, 403)
             try:
                 body = await _object(request) if method == "POST" else {}
                 return JSONResponse(await run_in_threadpool(handler, body, dict(request.path_params)))
@@ -85,10 +97,18 @@ PUBLISH_SETTINGS = ("publish_format", "publish_dtype", "vae")
 
 async def _object(request: Any) -> dict[str, Any]:
     """The request's JSON object. Raises ConfigError; a form, which any web page could send, is none."""
-    if "json" not in request.headers.get("content-type", "") and await request.body():
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("", "application/json"):  # a form without a single field has an empty body, but says that it is a form
+        raise ConfigError(["a JSON object is needed, with Content-Type: application/json"])
+    content = b""
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > BODY_BYTES_AT_MOST:
+            raise ConfigError([f"the request is longer than {BODY_BYTES_AT_MOST >> 20} MiB"])
+    if content and not kind:
         raise ConfigError(["a JSON object is needed, with Content-Type: application/json"])
     try:
-        body = await request.json() if await request.body() else {}
+        body = json.loads(content) if content else {}
     except (ValueError, RecursionError) as error:
         raise ConfigError([f"the request holds no JSON ({error})"]) from error
     if not isinstance(body, dict):

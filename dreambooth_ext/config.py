@@ -17,6 +17,7 @@ VERSION = 1  # of the settings file; older ones are brought up to date by `migra
 CLASS_IMAGES_PER_PICTURE = 200  # Ruiz et al. (2023), section 4
 CLASS_IMAGES_AT_MOST = 1000  # by default; more than 2000 never helped
 STEPS_PER_PICTURE = 100
+PATHS = ("base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir")
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,18 @@ class TrainConfig:
 
     def faults(self) -> list[str]:
         """Every fault that the settings alone show, one plain sentence each. Files are judged by recipe.check."""
-        found = faults_of(self)
-        for concept in self.concepts:
-            found += faults_of(concept)
+        return self._faults_of_values() or self._faults_between_settings()  # the latter rely on types
+
+    def _faults_of_values(self) -> list[str]:
+        owners: list[TrainConfig | Concept] = [self, *self.concepts]
+        return [fault for owner in owners for fault in (*faults_of(owner), *_faults_of_home(owner))]
+
+    def require_usable(self) -> TrainConfig:
+        """Return self if each setting taken by itself can be used (a form half filled in, a file), else raise ConfigError."""
+        found = self._faults_of_values()
         if found:
-            return found  # the rules below may rely on types
-        return self._faults_between_settings()
+            raise ConfigError(found)
+        return self
 
     def validate(self) -> TrainConfig:
         """Raise ConfigError with all faults, or return self."""
@@ -191,6 +198,19 @@ class TrainConfig:
             of = f" (concept {number})" if len(self.concepts) > 1 else ""
             found += [f"{text}{of}" for text in _faults_of_concept(concept)]
         return found
+
+
+def _faults_of_home(owner: TrainConfig | Concept) -> list[str]:
+    """~somebody/pictures, where there is no somebody."""
+    found = []
+    for name in PATHS:
+        path = getattr(owner, name, "")
+        if isinstance(path, str) and path.startswith("~"):
+            try:
+                Path(path).expanduser()
+            except (RuntimeError, ValueError):
+                found.append(f"--{name.replace('_', '-')}: {path!r} is in the home of a user whom this computer does not know")
+    return found
 
 
 def _faults_of_concept(concept: Concept) -> list[str]:

@@ -41,7 +41,7 @@ class DreamboothError(Exception):
 class ConfigError(DreamboothError):
     """Settings that cannot work. `faults` holds one plain sentence for each."""
 
-    def __init__(self, faults: Sequence[str], instead: str = "") -> None:
+    def __init__(self, faults: Sequence[str], instead: str = "Nothing was changed. Put it right, and try again.") -> None:
         self.faults = tuple(faults)
         count = "1 setting" if len(self.faults) == 1 else f"{len(self.faults)} settings"
         super().__init__(f"{count} cannot be used", "; ".join(self.faults), instead)

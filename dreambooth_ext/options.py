@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any, get_type_hints
@@ -38,11 +39,16 @@ class Option:
 
     def _fault_of_kind(self, value: Any) -> str | None:
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            return None if abs(value) < _LONGEST else f"{self.flag}: a number of so many digits makes no sense"
         if not isinstance(value, self.kind) or (isinstance(value, bool) and self.kind is not bool):
             return f"{self.flag}: {value!r} is not {_A_KIND[self.kind]}"
         if isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
             return f"{self.flag}: {value!r} is not {_A_KIND[tuple]}"
+        if isinstance(value, int) and abs(value) >= _LONGEST:
+            return f"{self.flag}: a number of so many digits makes no sense"
+        for text in (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ():
+            if _NO_TEXT.search(text):
+                return f"{self.flag}: {text!r} holds characters that cannot be written to a file"
         return None
 
     def _fault_of_range(self, value: Any) -> str | None:
@@ -57,6 +63,8 @@ class Option:
         return None
 
 
+_LONGEST = 10**18  # beyond it, numbers do not fit where they are used
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 _A_KIND = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list of texts"}
 
 

@@ -42,7 +42,7 @@ def load(name: str, folder: Path) -> dict[str, Any]:
     if name in PRESETS:
         return dict(PRESETS[name])
     values = _object(folder / f"{require_safe_name(name, 'the preset')}.json")
-    TrainConfig.from_dict(values)  # names that are no settings are refused
+    TrainConfig.from_dict(values).require_usable()  # what is no setting, or no value of one, is refused
     return migrated(values)
 
 
@@ -72,7 +72,8 @@ def import_settings(path: Path) -> Imported:
         return _translated(values, _SD_DREAMBOOTH, {"concepts_list": _concepts_of_extension})
     if "pretrained_model_name_or_path" in values:
         return _translated(values, _SD_SCRIPTS, {})
-    raise ConfigError([f"{path.name}: neither sd_dreambooth_extension's nor sd-scripts' settings"])
+    raise ConfigError([f"{path.name}: neither sd_dreambooth_extension's nor sd-scripts' settings"],
+                      "Choose db_config.json of one of its models, or the file of arguments that sd-scripts was given.")
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def _translated(values: Mapping[str, Any], table: Mapping[str, Translation],
             continue
         try:
             settings[target] = read(value)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             not_taken.append(f"{name}: {value!r} has no counterpart here")
     return Imported(settings, tuple(not_taken))
 

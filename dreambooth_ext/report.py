@@ -43,9 +43,10 @@ def write_report(run: RunFolder, *, with_paths: bool = False) -> Path:
 def report_html(run: RunFolder, *, with_paths: bool = False) -> str:
     """The report as one self-contained page."""
     config, state, metrics = run.config(), run.state(), run.metrics()
+    message = state.message if with_paths else _without(state.message, _paths_of(config, run))
     seconds = sum(entry.get("seconds", 0.0) for entry in metrics)
     published = ", ".join(Path(path).name for path in state.published) or "nothing yet"
-    facts = [("state", state.state), ("message", state.message), ("steps", f"{state.step} of {state.steps}"),
+    facts = [("state", state.state), ("message", message), ("steps", f"{state.step} of {state.steps}"),
              ("training time", f"{seconds:.0f} s"), ("published", published),
              ("base sha256", run.inputs().get("base", "unknown"))]
     sections = [
@@ -62,17 +63,11 @@ def report_html(run: RunFolder, *, with_paths: bool = False) -> str:
 def explain_failure(run: RunFolder, destination: Path, *, with_paths: bool = False, with_prompts: bool = False) -> Path:
     """One zip with log, state, settings, figures and versions; paths and prompts are redacted unless asked for."""
     config = run.config()
-    hidden = [] if with_paths else _texts(config, PATH_OPTIONS) + [str(run.path), str(Path.home())]
+    hidden = [] if with_paths else _paths_of(config, run)
     hidden += [] if with_prompts else _texts(config, PROMPT_OPTIONS)
-
-    def redacted(text: str) -> str:
-        for secret in sorted(set(hidden), key=len, reverse=True):
-            text = text.replace(secret, "<redacted>").replace(json.dumps(secret)[1:-1], "<redacted>")
-        return text
-
     settings = dict(_settings(config, with_paths=with_paths, with_prompts=with_prompts))
     log = run.log_path.read_text(encoding="utf-8", errors="replace") if run.log_path.is_file() else ""
-    parts = {"log.txt": redacted(log), "state.json": redacted(json.dumps(run.state().__dict__, indent=2)),
+    parts = {"log.txt": _without(log, hidden), "state.json": _without(json.dumps(run.state().__dict__, indent=2), hidden),
              "settings.json": json.dumps(settings, indent=2), "versions.json": json.dumps(versions(), indent=2),
              "metrics.jsonl": "".join(json.dumps(entry) + "\n" for entry in run.metrics())}
     with write_atomically(destination) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -116,20 +111,43 @@ def _texts(config: TrainConfig, names: Iterable[str]) -> list[str]:
     return [text for text in flat if len(text) > 2]
 
 
+def _paths_of(config: TrainConfig, run: RunFolder) -> list[str]:
+    """Folders of this machine that a message or the log may name, also as they are written out in full."""
+    named = [*_texts(config, PATH_OPTIONS), str(run.path), str(run.path.parent)]
+    written_out = [str(path) for text in named for path in (Path(text).expanduser(), Path(text).expanduser().resolve())]
+    around = [str(Path(text).parent) for text in written_out if Path(text).parent != Path(text).parent.parent]
+    return [text for text in (*named, *written_out, *around, str(Path.home())) if len(text) > 2]
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    """The longest first, so that no part of one is left; also as JSON writes them."""
+    for secret in sorted(set(secrets), key=len, reverse=True):
+        text = text.replace(secret, "<redacted>").replace(json.dumps(secret)[1:-1], "<redacted>")
+    return text
+
+
 def _pictures(paths: list[Path], named: bool = False) -> str:
     figures = []
     for path in paths:
         caption = f"<figcaption>{_escaped(path.stem)}</figcaption>" if named else ""
-        figures.append(f'<figure><img alt="{_escaped(path.stem)}" src="{_data_uri(path)}">{caption}</figure>')
+        source = _data_uri(path)
+        if source:
+            figures.append(f'<figure><img alt="{_escaped(path.stem)}" src="{source}">{caption}</figure>')
     return f'<div class="pictures">{"".join(figures)}</div>' if figures else "<p>None.</p>"
 
 
 def _data_uri(path: Path) -> str:
+    """Empty for what is no picture, too large, or a link to a picture elsewhere."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    if path.is_symlink():
+        return ""
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""
     buffer = io.BytesIO()
     small.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

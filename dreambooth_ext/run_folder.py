@@ -42,6 +42,11 @@ class RunState:
     published: tuple[str, ...] = ()
 
 
+_STATE: dict[str, Any] = {"state": str, "step": int, "steps": int, "message": str, "started_s": (int, float),
+                          "updated_s": (int, float)}
+_TOO_LARGE = 1e11  # steps, or seconds since 1970, of a file that somebody has tampered with
+
+
 class RunFolder:
     """One run's folder. Creating the object touches nothing on disk."""
 
@@ -68,29 +73,29 @@ class RunFolder:
         self.write_state(RunState(started_s=time.time()))
 
     def config(self) -> TrainConfig:
-        """Raises ResumeError if there is no run here, ConfigError if its settings cannot be read."""
+        """Raises ResumeError if there is no run here, ConfigError if its settings cannot be read or are none of ours."""
         if not self.exists:
             raise ResumeError(f"{self.path} is to be opened", "no run was ever started there",
                               "`python -m dreambooth_ext runs` lists the runs there are.")
-        return TrainConfig.read(self.path / "config.json")
+        return TrainConfig.read(self.path / "config.json").require_usable()
 
     def state(self) -> RunState:
         """The last state written; a fresh one if the file is missing or damaged."""
-        try:
-            values = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-            known = {name: values[name] for name in RunState.__dataclass_fields__ if name in values}
-            return RunState(**dict(known, published=tuple(known.get("published", ()))))
-        except (OSError, ValueError, TypeError):
-            return RunState()
+        values = self._object("state.json")
+        published = values.get("published", ())
+        given = {name: value for name, value in values.items()
+                 if name in _STATE and isinstance(value, _STATE[name]) and not isinstance(value, bool)}
+        if not all(abs(value) < _TOO_LARGE for value in given.values() if isinstance(value, (int, float))):
+            return RunState()  # also what is no number: a comparison with it is false
+        names = tuple(published) if isinstance(published, list) and all(isinstance(name, str) for name in published) else ()
+        return RunState(**given, published=names)
 
     def write_state(self, state: RunState) -> None:
         write_json(self.path / "state.json", dict(asdict(state), updated_s=time.time()))
 
     def inputs(self) -> dict[str, str]:
-        try:
-            return json.loads((self.path / "inputs.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        """Hashes by name; empty if the file is missing or damaged, and then nothing matches."""
+        return {name: value for name, value in self._object("inputs.json").items() if isinstance(value, str)}
 
     def write_inputs(self, hashes: dict[str, str]) -> None:
         write_json(self.path / "inputs.json", hashes)
@@ -119,9 +124,12 @@ class RunFolder:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                lines[int(entry["step"])] = entry
-            except (ValueError, KeyError, TypeError):
+                step = entry["step"]
+                numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float))}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
+            if isinstance(step, int) and 0 <= step < _TOO_LARGE:
+                lines[step] = numbers
         return [lines[step] for step in sorted(lines)]
 
     def truncate_metrics(self, step: int) -> None:
@@ -131,6 +139,14 @@ class RunFolder:
         kept = [entry for entry in self.metrics() if entry["step"] <= step]
         with write_atomically(self.metrics_path, "w") as stream:
             stream.writelines(json.dumps(entry) + "\n" for entry in kept)
+
+    def _object(self, name: str) -> dict[str, Any]:
+        """A JSON object of this folder, which may come from anywhere; empty if it is none."""
+        try:
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
 
     def log(self, text: str) -> None:
         with suppress(OSError), self.log_path.open("a", encoding="utf-8") as stream:  # no run ends for want of its log

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import recipe
+from . import recipe, uploads
 from .config import TrainConfig
 from .errors import Cancelled, ConfigError, ResumeError, RunBusy, StorageError
-from .files import require_inside, require_safe_name, storage_error
+from .files import require_inside, require_safe_name
 from .host import Host
 from .jobs import JOBS, Job, Jobs
 from .options import options_of
@@ -52,7 +51,7 @@ class Service:
 
     def settings(self, values: Mapping[str, Any]) -> TrainConfig:
         """Settings from the tab's or the API's values, with the host's folders. Raises ConfigError, UnsafePath."""
-        config = TrainConfig.from_dict(values)
+        config = TrainConfig.from_dict(values).require_usable()
         defaults = TrainConfig()
         if config.models_dir in ("", defaults.models_dir):
             folder = self.host.lora_dir if config.lora_rank else self.host.models_dir
@@ -98,6 +97,7 @@ class Service:
 
     def resume(self, name: str) -> Job:
         run = self.run(name)
+        self._confined(run.config())
         return self._queue(run, lambda progress: recipe.resume(run, self.host, progress))
 
     def publish(
@@ -161,6 +161,7 @@ class Service:
     def run(self, name: str) -> RunFolder:
         """Raises ResumeError if there is no such run, UnsafePath if `name` is not a mere name."""
         run = RunFolder(self.host.runs_dir / require_safe_name(name, "the run"))
+        self.require_allowed(run.path)  # a folder of that name may be a link to elsewhere
         if not run.exists:
             raise ResumeError(f"{name} is to be opened", "there is no such run", "Choose one from the list of runs.")
         return run
@@ -180,19 +181,8 @@ class Service:
         return folder
 
     def keep_uploads(self, files: Sequence[str]) -> Path:
-        """Copy uploaded files into a new folder beside the runs; returns it. Raises ConfigError, StorageError."""
-        if not files:
-            raise ConfigError(["no picture was uploaded"])
-        folder = self.host.runs_dir / "uploads" / time.strftime("%Y-%m-%d-%H%M%S")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for number, file in enumerate(files):
-                name = re.sub(r"[^A-Za-z0-9._ -]", "_", Path(file).name).lstrip(". ") or "picture"
-                target = folder / name
-                shutil.copyfile(file, target if not target.exists() else folder / f"{number}-{name}")
-        except OSError as error:
-            raise storage_error(folder, error) from error
-        return folder
+        """Copy uploaded pictures into a new folder beside the runs; returns it. Raises ConfigError, StorageError."""
+        return uploads.keep(files, self.host.runs_dir / "uploads" / time.strftime("%Y-%m-%d-%H%M%S"))
 
     # ---- what is going on
 

@@ -21,7 +21,7 @@ def service():
 def add_routes(page, app):
     users = webui_limits.api_credentials()
     if users is not None:
-        api.mount(app, service(), users)
+        api.mount(app, service(), users, webui_limits.allows_origin)
 
 
 hand_over = HandOver(webui_host())

@@ -1,6 +1,7 @@
 """The HTTP routes: the same validation as everywhere, guarded by the host's credentials."""
 
 import base64
+import json
 
 import pytest
 
@@ -68,11 +69,66 @@ def test_what_is_no_json_object_is_refused(service, content):
     assert answer.status_code == 422
 
 
-def test_a_form_that_any_web_page_can_send_is_refused(service, body):
-    import json
+ROUTES_THAT_ACT = ["/start", "/stop", "/runs/rex/resume", "/runs/rex/publish", "/runs/rex/delete"]
 
-    answer = client(service).post(f"{api.PREFIX}/start", content=json.dumps(body), headers={"Content-Type": "text/plain"})
-    assert answer.status_code == 422 and service.jobs.all() == []
+
+@pytest.fixture
+def finished_run(service, body):
+    from dreambooth_ext.run_folder import RunFolder
+
+    config = service.settings(body)
+    run = RunFolder.for_config(config)
+    run.create(config)
+    return run
+
+
+@pytest.mark.parametrize("path", ROUTES_THAT_ACT)
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
+                                  "text/plain; charset=json", "text/plain;application/json", "application/jsonp", "", "json"])
+def test_a_form_that_any_web_page_can_send_is_refused(service, body, finished_run, path, kind):
+    """Also an empty one: deleting needs no body, and a form without fields sends none."""
+    http = client(service)
+    for content in (json.dumps({**body, "output_name": "new"}), ""):
+        if kind == "" and content == "":
+            continue  # what a program sends, see below; a page says where it comes from
+        answer = http.post(api.PREFIX + path, content=content, headers={"Content-Type": kind} if kind else {})
+        assert answer.status_code == 422, (path, kind, content)
+    assert service.jobs.all() == [] and finished_run.exists
+
+
+FOREIGN = [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://testserver.evil.example"},
+           {"Origin": "http://testserver:8080"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
+           {"Origin": "http://testserver", "Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example/testserver"}]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_another_sites_page_cannot_call_any_route(service, body, finished_run, headers):
+    http = client(service)
+    for method, path, _ in api._routes(service):
+        answer = http.request(method, api.PREFIX + path.replace("{name}", "rex"), headers=headers,
+                              **({"json": body} if method == "POST" else {}))
+        assert answer.status_code == 403, (method, path)
+        assert answer.json()["error"].count("\n") == 1 and "access-control-allow-origin" not in answer.headers
+    assert service.jobs.all() == [] and finished_run.exists
+
+
+@pytest.mark.parametrize("headers", [{}, {"Origin": "http://testserver"}, {"Sec-Fetch-Site": "same-origin"},
+                                     {"Origin": "https://public.example", "Sec-Fetch-Site": "same-origin"},
+                                     {"Origin": "http://trusted.example", "Sec-Fetch-Site": "cross-site"}], ids=str)
+def test_our_own_page_programs_and_trusted_origins_can(service, finished_run, headers):
+    app = fastapi.FastAPI()
+    api.mount(app, service, {}, lambda origin: origin == "http://trusted.example")
+    answer = TestClient(app).post(f"{api.PREFIX}/runs/rex/delete", headers=headers)
+    assert answer.status_code == 200 and not finished_run.path.exists()
+
+
+def test_a_body_without_end_is_refused_early(service):
+    def endless():
+        for _ in range(100):
+                yield b" " * (1 << 20)
+
+    answer = client(service).post(f"{api.PREFIX}/start", content=endless(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422 and "longer than 1 MiB" in answer.json()["faults"][0]
 
 
 @pytest.mark.parametrize("path", ["/runs/nothing/resume", "/runs/nothing/publish", "/runs/nothing/delete", "/runs/../delete"])

@@ -18,13 +18,15 @@ MAY_IMPORT = {
     "report": F0 | {"plot"},
     "recipe": F0 | {"dataset", "models", "training", "check"},
     "jobs": F0,
+    "origin": F0,
+    "uploads": F0 | {"dataset"},
     "demo": F0 | {"dataset", "models", "training", "playground", "recipe", "hosts.standalone"},
     "hosts": F0 | {"models"},
     "needs": set(),
     "advice": F0 | {"dataset", "models"},
-    "service": F0 | {"check", "recipe", "jobs"},
-    "ui": F0 | {"check", "recipe", "presets", "report", "plot", "jobs", "service", "advice", "needs"},
-    "api": F0 | {"check", "recipe", "jobs", "service"},
+    "service": F0 | {"check", "recipe", "jobs", "uploads"},
+    "ui": F0 | {"check", "recipe", "presets", "report", "plot", "jobs", "service", "advice", "needs"} | {"origin"},
+    "api": F0 | {"check", "recipe", "jobs", "service", "origin"},
     "terminal": F0,
     "flags": F0,
     "commands": F0
@@ -38,7 +40,7 @@ ONLY_IN = {"gradio": "ui", "modules": "hosts"}
 # in the rooms that the WebUI loads at its start
 NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}
 LIGHT = F0 | {"dataset", "hosts", "ui", "api", "service", "advice", "needs", "jobs", "check", "recipe"}
-LIGHT |= {"commands", "flags", "terminal", "cli"}
+LIGHT |= {"commands", "flags", "terminal", "cli", "origin", "uploads"}
 
 
 def room_of(path: Path) -> str:

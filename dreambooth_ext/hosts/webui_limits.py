@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,3 +60,13 @@ def api_credentials() -> dict[str, str] | None:
     if not (getattr(options, "api", False) or getattr(options, "nowebui", False)):
         return None
     return dict(pair.split(":", 1) for pair in (options.api_auth or "").split(",") if ":" in pair)
+
+
+def allows_origin(origin: str) -> bool:
+    """Whether the WebUI was started to let pages of this origin act (--cors-allow-origins, --cors-allow-origins-regex)."""
+    from modules import shared
+
+    options = shared.cmd_opts
+    listed = (getattr(options, "cors_allow_origins", None) or "").split(",")
+    pattern = getattr(options, "cors_allow_origins_regex", None)
+    return origin in listed or "*" in listed or bool(pattern and re.fullmatch(pattern, origin))

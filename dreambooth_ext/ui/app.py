@@ -9,6 +9,7 @@ from ..host import Host
 from ..service import Service
 from . import tab
 from .compat import launch_arguments
+from .same_page import SamePageOnly
 
 PARTS = Path(__file__).resolve().parents[2]  # where style.css and javascript/ stand, as the WebUI wants them
 
@@ -22,10 +23,13 @@ def build(host: Host) -> tuple[Any, str]:
 
 def launch(host: Host, *, port: int | None = None, open_browser: bool = True, block: bool = True) -> str:
     """Serve the tab on this computer only; returns its address."""
+    from starlette.middleware import Middleware
+
     page, css = build(host)
-    _, address, _ = page.queue().launch(
+    server, address, _ = page.queue().launch(
         server_name="127.0.0.1", server_port=port, inbrowser=open_browser, prevent_thread_lock=True, quiet=True,
-        **launch_arguments(css))
+        app_kwargs={"middleware": [Middleware(SamePageOnly)]}, **launch_arguments(css))
+    server.cwd = server.uploaded_file_dir  # gradio 3 serves every file of the folder in which it was started
     print(f"The Dreambooth page is at {address} (Ctrl+C ends it)", flush=True)
     if block:
         page.block_thread()

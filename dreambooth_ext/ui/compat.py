@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -33,9 +36,20 @@ def hidden(kind: type, elem_id: str, **arguments: Any) -> Any:
 
 
 def uploads(files: Any) -> list[str]:
-    """Paths of uploaded files: objects with a name in gradio 3, paths in 4 and later."""
+    """Paths of uploaded files: objects with a name in gradio 3, paths in 4 and later.
+
+    gradio 3 copies whatever file of this computer a request names, as if it had been uploaded: such a one is left out.
+    """
     listed = files if isinstance(files, list) else [files]
-    return [str(getattr(file, "name", file)) for file in listed if file is not None]
+    return [str(getattr(file, "name", file)) for file in listed if file is not None and _was_uploaded(file)]
+
+
+def _was_uploaded(file: Any) -> bool:
+    said = getattr(file, "orig_name", None)  # what the request named; gradio 4 and later look at it themselves
+    if said is None or not Path(str(said)).exists():
+        return True
+    folder = os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio"
+    return Path(folder).resolve() in Path(str(said)).resolve().parents
 
 
 def blocks(title: str, css: str = "") -> Any:

@@ -80,11 +80,15 @@ def _cell(content: str) -> str:
 
 
 def picture(path: Path, text: str = "", size: int = THUMBNAIL_PX) -> str:
-    """An <img> that carries its own data, so that no folder has to be opened to the browser."""
+    """An <img> that carries its own data, so that no folder has to be opened to the browser; nothing for a link."""
+    from PIL import Image
+
     try:
-        status = path.stat()
-        source = _data_uri(path, status.st_mtime_ns, status.st_size, size)
-    except OSError:  # a picture that is being written, or none: it comes with the next refresh
+        status = path.lstat()
+        source = "" if path.is_symlink() else _data_uri(path, status.st_mtime_ns, status.st_size, size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        source = ""  # one that is being written comes with the next refresh
+    if not source:
         return ""
     return f'<img alt="{escaped(text)}" title="{escaped(text)}" src="{source}">'
 

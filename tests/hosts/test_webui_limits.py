@@ -44,3 +44,15 @@ def test_the_apis_users(webui, flags, users):
     for name, value in flags.items():
         setattr(webui.shared.cmd_opts, name, value)
     assert webui_limits.api_credentials() == users
+
+
+@pytest.mark.parametrize(("flags", "trusted"), [
+    ({}, False), ({"cors_allow_origins": "http://b.example,http://a.example"}, True),
+    ({"cors_allow_origins": "http://b.example"}, False),
+    ({"cors_allow_origins": "*"}, True), ({"cors_allow_origins_regex": r"http://[ab]\.example"}, True),
+    ({"cors_allow_origins_regex": r"http://a"}, False),
+])
+def test_the_pages_that_the_owner_trusts(webui, flags, trusted):
+    for name, value in flags.items():
+        setattr(webui.shared.cmd_opts, name, value)
+    assert webui_limits.allows_origin("http://a.example") is trusted

@@ -1,0 +1,59 @@
+"""Pictures that a browser sent: kept in a folder of their own, under harmless names, within bounds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import ConfigError
+from .files import gib, make_folder, require_space, storage_error
+
+FILES_AT_MOST = 1000
+BYTES_AT_MOST = 256 << 20  # of one file: a picture of 100 megapixels without compression
+TOTAL_BYTES_AT_MOST = 8 << 30
+BESIDE_PICTURES = {".txt", ".caption"}  # their captions
+
+
+def keep(files: Sequence[str], folder: Path) -> Path:
+    """Copy the files into `folder`, all of them or none. Raises ConfigError with every fault, StorageError."""
+    sizes = {}
+    try:
+        for file in files:
+            sizes[file] = Path(file).stat().st_size
+    except OSError as error:
+        raise ConfigError([f"{Path(file).name} did not arrive ({error.strerror})"], "Drop it once more.") from error
+    faults = _faults(sizes)
+    if faults:
+        raise ConfigError(faults, "Nothing was kept. Larger sets: put them into a folder yourself, and name that folder.")
+    require_space(folder, sum(sizes.values()), "The upload")
+    try:
+        make_folder(folder)
+        for number, file in enumerate(files):
+            name = harmless(Path(file).name)
+            target = folder / name
+            shutil.copyfile(file, target if not target.exists() else folder / f"{number}-{name}")
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    return folder
+
+
+def harmless(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._ -]", "_", name).lstrip(". ")[-100:] or "picture"
+
+
+def _faults(sizes: dict[str, int]) -> list[str]:
+    from .dataset.pictures import SUFFIXES
+
+    if not sizes:
+        return ["no picture was uploaded"]
+    found = [f"{harmless(Path(file).name)} is neither a picture nor a caption" for file in sizes
+             if Path(file).suffix.lower() not in SUFFIXES | BESIDE_PICTURES]
+    found += [f"{harmless(Path(file).name)} has {gib(size)}; {gib(BYTES_AT_MOST)} are the most for one picture"
+              for file, size in sizes.items() if size > BYTES_AT_MOST]
+    if len(sizes) > FILES_AT_MOST:
+        found.append(f"{len(sizes)} files were sent; {FILES_AT_MOST} are the most at a time")
+    if sum(sizes.values()) > TOTAL_BYTES_AT_MOST:
+        found.append(f"{gib(sum(sizes.values()))} were sent; {gib(TOTAL_BYTES_AT_MOST)} are the most at a time")
+    return found
