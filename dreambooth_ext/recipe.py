@@ -14,7 +14,7 @@ from .check import Checked, check
 from .config import TrainConfig
 from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
 from .errors import Cancelled, ConfigError, DreamboothError, OutOfMemory, ResumeError
-from .files import require_space
+from .files import require_space, write_json
 from .host import Host
 from .patience import patiently
 from .progress import Progress
@@ -22,6 +22,8 @@ from .run_folder import RunFolder
 from .watchdog import watched
 
 LORA_FILE = "lora.safetensors"  # as training/lora.py names it
+AUDIT_FILE = "audit.json"  # in the run's folder
+FINDINGS_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,31 @@ def provenance(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
     }
 
 
+def audit_pictures(config: TrainConfig, run: RunFolder, resolution: int, progress: Progress) -> None:
+    """Look at the original pictures, log the worst findings, and write them all to audit.json; once a run.
+
+    It advises, and stops no run, whatever it meets with.
+    """
+    from .dataset.audit import audit
+
+    if (run.path / AUDIT_FILE).is_file():
+        return
+    try:
+        found = []
+        for concept in config.concepts:
+            progress.start("preparing", 0, "looking at the pictures")
+            kind = "style" if "style" in concept.instance_text.lower().split() else "subject"
+            found.append(audit(Path(concept.instance_dir).expanduser(), kind=kind, resolution=resolution, progress=progress))
+            lines = found[-1].lines()
+            for line in lines[:FINDINGS_TOLD]:
+                progress.log(line)
+            more = f" {len(lines) - FINDINGS_TOLD} more findings are in {AUDIT_FILE}." if len(lines) > FINDINGS_TOLD else ""
+            progress.log(found[-1].summary + more)
+        write_json(run.path / AUDIT_FILE, {"version": 1, "concepts": [each.to_dict() for each in found]})
+    except (DreamboothError, OSError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
+        progress.log(f"The pictures could not be looked at beforehand ({type(error).__name__}: {error}); the run goes on.")
+
+
 def prepare(config: TrainConfig, run: RunFolder, resolution: int, progress: Progress) -> list[TrainingImage]:
     """Prepare the pictures of all concepts into the run's dataset folder."""
     from .dataset.prepare import prepare_concept
@@ -185,6 +212,7 @@ def _corridor(checked: Checked, run: RunFolder, host: Host, progress: Progress, 
     wait_min = config.storage_wait_min
     with _told_in_the_run_folder(run, progress), watched(progress), host.job(run.path.name, progress):
         _enter(run, "preparing", steps=config.steps or 0)
+        audit_pictures(config, run, checked.resolution, progress)
         instance = patiently(lambda: prepare(config, run, checked.resolution, progress), progress, wait_min)
         prior: list[TrainingImage] = []
         if config.with_prior_preservation:

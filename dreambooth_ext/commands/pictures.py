@@ -1,0 +1,117 @@
+"""The commands that look at pictures, and prepare them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..config import TrainConfig
+from ..errors import ConfigError
+from ..files import write_atomically
+from ..options import options_of
+from ..progress import Progress
+from .command import Command, say
+
+_KINDS = ("subject", "style")
+_OPTIONS = {option.name: option for option in options_of(TrainConfig)}
+_SHOWN = 40  # findings on a terminal; the rest is in --json and --html
+
+
+def audit(parsed: argparse.Namespace, progress: Progress) -> None:
+    from ..dataset.audit import audit as look_at
+    from ..dataset.audit_page import page
+    from ..dataset.choices import read_choices, write_choices
+
+    folder, resolution = _path(parsed.folder), _resolution(parsed)
+    file = _path(parsed.choices) if parsed.choices else None
+    page_file = _path(parsed.html) if parsed.html else None
+    for path in (file, page_file):
+        _require_outside(path, folder)
+    former = read_choices(file) if file and file.exists() else {}
+    progress.start("auditing", 0)
+    found = look_at(folder, kind=parsed.kind, resolution=resolution, choices=former, progress=progress)
+    if file:
+        write_choices(file, found, former)
+    if page_file:
+        with write_atomically(page_file, "w") as stream:
+            stream.write(page(found, folder))
+    lines = found.lines()
+    more = [f"... and {len(lines) - _SHOWN} more findings: --json or --html FILE shows all."] if len(lines) > _SHOWN else []
+    written = [f"Wrote {path}." for path in (page_file, file) if path]
+    say(parsed, "\n".join([_plain(line) for line in lines[:_SHOWN]] + more + [found.summary] + written), **found.to_dict())
+
+
+def prepare(parsed: argparse.Namespace, progress: Progress) -> None:
+    from ..dataset.choices import orders, read_choices
+    from ..dataset.prepare import prepare as prepare_pictures
+
+    folder, out, resolution = _path(parsed.folder), _path(parsed.out), _resolution(parsed)
+    _require_own(out, folder)
+    leave_out, boxes = orders(read_choices(_path(parsed.choices))) if parsed.choices else (set(), {})
+    progress.start("cropping", 0)
+    prepared = prepare_pictures(folder, out, resolution=resolution, crop=parsed.crop, progress=progress, overrides=boxes,
+                                leave_out=leave_out)
+    pictures: list[Mapping[str, object]] = [
+        {"file": picture.path.name, "source": picture.source.name, "width": picture.width, "height": picture.height,
+         "box": list(picture.box)} for picture in prepared]
+    left_out = f"; {len(leave_out)} left out, as chosen" if leave_out else ""
+    say(parsed, f"Prepared {len(prepared)} pictures in {out}{left_out}.", folder=str(out), pictures=pictures)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _plain(line: str) -> str:
+    """On one line and without control characters: a file's name may hold anything."""
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
+def _resolution(parsed: argparse.Namespace) -> int:
+    fault = _OPTIONS["resolution"].fault(parsed.resolution)
+    if fault:
+        raise ConfigError([fault])
+    return parsed.resolution
+
+
+def _require_outside(path: Path | None, folder: Path) -> None:
+    """Nothing is written over a picture, nor anything that is no file of ours."""
+    if path is not None and path.suffix.lower() not in (".json", ".html", ".htm"):
+        raise ConfigError([f"{path.name}: its name is to end in .json for --choices, in .html for --html"])
+    if path is not None and path.is_dir():
+        raise ConfigError([f"{path}: it is a folder"], f"Give the name of a file; the pictures are in {folder}.")
+
+
+def _require_own(out: Path, folder: Path) -> None:
+    """Preparation removes what it no longer wants, so its folder is to be new, empty, or one that it made."""
+    if out.resolve() == folder.resolve():
+        raise ConfigError(["--out: it is the folder of the pictures themselves"], "Give another one: originals stay as they are.")
+    if out.is_dir() and not (out / "prepared.json").is_file() and any(out.iterdir()):
+        raise ConfigError([f"--out: {out} holds files that preparation did not make"], "Give a new or an empty folder.")
+
+
+def _declare_audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="the folder of pictures; nothing in it is changed")
+    parser.add_argument("--kind", choices=_KINDS, default="subject", help="what they are to teach (default: subject)")
+    _declare_resolution(parser)
+    parser.add_argument("--html", metavar="FILE", help="write a page that shows every finding")
+    parser.add_argument("--choices", metavar="FILE", help="write what to keep, fix and drop, for you to change; `prepare` reads it")
+
+
+def _declare_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="the folder of pictures; nothing in it is changed")
+    parser.add_argument("--out", metavar="DIR", required=True, help="where the prepared pictures go")
+    _declare_resolution(parser)
+    parser.add_argument("--crop", choices=_OPTIONS["crop"].choices, default=_OPTIONS["crop"].default, help=_OPTIONS["crop"].help)
+    parser.add_argument("--choices", metavar="FILE", help="what `audit --choices` wrote and you changed")
+
+
+def _declare_resolution(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resolution", type=int, default=512, metavar="N", help="pixels that training sees (default: 512)")
+
+
+COMMANDS: dict[str, Command] = {
+    "audit": (audit, "Look at every picture of a folder, and say which to keep, fix or drop, and why.", _declare_audit),
+    "prepare": (prepare, "Crop and resize pictures as training would, into another folder.", _declare_prepare),
+}
