@@ -46,7 +46,7 @@ def build(service: Service, *, css: str = "", script: str = "", warning: str = "
 def _opened(form: train_panel.TrainPanel, raw: tuple[Any, ...]) -> list[Any]:
     values = form.values(raw)
     titles, loaded = train_panel.checkpoint_titles(form.service)
-    if not values["base"] and loaded:
+    if loaded:  # the form is as it was built; another checkpoint may have been loaded since
         values["base"] = loaded
     notes = train_panel.told_of(form, values)[: len(train_panel.STEPS)]
     return [gr.update(choices=titles, value=values["base"] or None), *notes]
