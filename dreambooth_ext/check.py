@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from .config import CLASS_IMAGES_AT_MOST, STEPS_PER_PICTURE, Concept, TrainConfig
-from .errors import ConfigError, DreamboothError, PictureError
+from .errors import ConfigError, DreamboothError, MissingPackage, PictureError
 from .files import require_writable
+from .needs import advice
 
 CLASS_IMAGES_FIRM_ADVICE = 2000
+MODULES = ("torch", "diffusers", "accelerate", "transformers", "safetensors", "PIL", "yaml", "numpy")
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,15 @@ class Checked:
 
 
 def check(config: TrainConfig) -> Checked:
-    """Judge the settings against what is on disk. Raises ConfigError with every fault, or the one file's own error."""
+    """Judge the settings against what is on disk.
+
+    Raises ConfigError with every fault, MissingPackage before anything that a missing library would cut short.
+    """
     config.validate()
+    lacking = [name for name in MODULES if find_spec(name) is None]
+    if lacking:
+        raise MissingPackage("a run is to be started", f"{', '.join(lacking)} cannot be imported",
+                             advice() or f"Install it into this Python: pip install {' '.join(lacking)}")
     faults: list[str] = []
     pictures = tuple(_count_pictures(concept, faults) for concept in config.concepts)
     of_base = _resolution_of_base(config, faults)

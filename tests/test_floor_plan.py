@@ -12,11 +12,12 @@ MAY_IMPORT = {
     "models": F0,
     "training": F0 | {"models", "dataset.manifest", "dataset.buckets"},
     "playground": F0 | {"models"},
-    "check": F0 | {"dataset", "models", "training"},
+    "check": F0 | {"dataset", "models", "training", "needs"},
     "plot": set(),
     "presets": F0,
     "report": F0 | {"plot"},
-    "recipe": F0 | {"dataset", "models", "training", "check"},
+    "team": F0,
+    "recipe": F0 | {"dataset", "models", "training", "check", "team"},
     "jobs": F0,
     "origin": F0,
     "uploads": F0 | {"dataset"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
 ONLY_IN = {"gradio": "ui", "modules": "hosts"}
 # in the rooms that the WebUI loads at its start
 NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}
-LIGHT = F0 | {"dataset", "hosts", "ui", "api", "service", "advice", "needs", "jobs", "check", "recipe"}
+LIGHT = F0 | {"dataset", "hosts", "ui", "api", "service", "advice", "needs", "jobs", "check", "recipe", "team"}
 LIGHT |= {"commands", "flags", "terminal", "cli", "origin", "uploads"}
 
 

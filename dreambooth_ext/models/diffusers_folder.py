@@ -159,7 +159,8 @@ def _load_part(folder: Path, part: str, family: Family, dtype: torch.dtype) -> A
             file, name = files.where[ours]
             if file.entries[name].shape != shape:
                 raise MissingTensors(f"{folder.name}/{part} is to be loaded",
-                                     f"{name} has shape {list(file.entries[name].shape)} instead of {list(shape)}", "")
+                                     f"{name} has shape {list(file.entries[name].shape)} instead of {list(shape)}",
+                                     "Take the whole folder from one model; its parts do not fit together.")
             tensors[ours] = file.finite_tensor(name).to(dtype)
     fill(module, tensors)
     return module.eval()

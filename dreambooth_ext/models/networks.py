@@ -64,7 +64,8 @@ def fill(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
                 setattr(owner, name, torch.arange(buffer.shape[-1]).expand(buffer.shape).clone())
     left = [name for name, tensor in [*module.named_parameters(), *module.named_buffers()] if tensor.is_meta]
     if left:
-        raise MissingTensors(f"a {type(module).__name__} is to be filled", f"{left[0]} has no values", "")
+        raise MissingTensors(f"a {type(module).__name__} is to be filled", f"{left[0]} has no values",
+                             "Use a whole checkpoint; this one lacks a part of the network.")
 
 
 def built(layout: PartLayout, file: str) -> nn.Module:
