@@ -17,6 +17,7 @@ from PIL import Image
 from ..progress import SILENT, Progress
 
 ALIKE_FROM = 0.93  # correlation at the finer size
+_CERTAIN_FROM = 0.97  # nothing is to be gained by looking on
 FINE = 48  # side of a thumbnail
 _COARSE = 24
 _COARSEST = 12  # where there are too many pictures for shifts
@@ -134,4 +135,6 @@ def _aligned(one: np.ndarray, other: np.ndarray, margin: int) -> float:
             windows = sliding_window_view(_resized(moving, side), (inner, inner), (0, 1))  # type: ignore[call-overload]
             rows = windows.transpose(0, 1, 3, 4, 2).reshape(-1, inner, inner, 3)
             best = max(best, float((_normalised(rows) @ middle).max()))
+            if best >= _CERTAIN_FROM:
+                return best
     return best

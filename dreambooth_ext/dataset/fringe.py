@@ -14,6 +14,7 @@ _REACH = 6  # pixels from an edge to the opaque part that tells its colour
 _CLEAR, _OPAQUE = 0.04, 0.96
 _LEAST_PIXELS = 48
 _MEASURED_PX = 768  # longer side, at most
+_TRUSTED = 64.0  # levels that an edge's own colour may differ from the opaque part's
 _STRIP_ROWS = 256  # cleaned at a time, so that large pictures need little memory
 
 
@@ -22,13 +23,18 @@ def halo(image: Image.Image) -> float:
 
     Only what one ground explains counts, so that texture at the edge does not.
     """
+    return _fitted(image)[0]
+
+
+def _fitted(image: Image.Image) -> tuple[float, np.ndarray]:
+    """The halo, and the colour of the ground that explains it."""
     small = image.convert("RGBA")
     small.thumbnail((_MEASURED_PX, _MEASURED_PX), Image.Resampling.BOX)
     colour, alpha = _split(small)
     own, known = _nearest_opaque(colour, alpha)
     edge = (alpha > _CLEAR) & (alpha < _OPAQUE) & known
     if edge.sum() < _LEAST_PIXELS:
-        return 0.0
+        return 0.0, np.zeros(3, np.float32)
     clear = (1 - alpha[edge])[:, None]
     off = colour[edge] - own[edge]
     # Least squares for the ground B in  C - F = (1 - a) (B - F).
@@ -37,14 +43,16 @@ def halo(image: Image.Image) -> float:
     before, after = float((off**2).mean()), float((left**2).mean())
     # The ground's three numbers explain a little of anything; a fringe is explained nearly whole.
     share = max(0.0, 1 - after / before) if before > 0 else 0.0
-    return float(np.sqrt(before)) * share
+    return float(np.sqrt(before)) * share, ground
 
 
 def cleaned(image: Image.Image) -> Image.Image:
-    """An RGBA picture whose half-transparent edges have the colour of the opaque part beside them; alpha is kept.
+    """An RGBA picture without the ground's colour in its half-transparent edges; alpha is kept.
 
-    What has no opaque part near it, as smoke or glass, stays as it is.
+    Where little of the object is in a pixel, the colour of the opaque part beside it is taken. What has no opaque part near
+    it, as smoke or glass, stays as it is.
     """
+    ground = _fitted(image)[1].clip(0, 255)
     result = image.copy()
     for top in range(0, image.height, _STRIP_ROWS):
         first, after = max(0, top - _REACH), min(image.height, top + _STRIP_ROWS + _REACH)
@@ -55,7 +63,11 @@ def cleaned(image: Image.Image) -> Image.Image:
         colour, alpha = _split(strip)
         own, known = _nearest_opaque(colour, alpha)
         edge = (alpha < _OPAQUE) & (alpha > 0) & known
-        colour[edge] = own[edge]
+        share = np.maximum(alpha[edge], 0.05)[:, None]
+        unmixed = (colour[edge] - (1 - share) * ground) / share
+        # Rounding to whole levels grows as the share gets less, so the nearer opaque colour is trusted more.
+        near, trust = own[edge], ((share - 0.15) / 0.35).clip(0, 1)
+        colour[edge] = trust * unmixed.clip(near - _TRUSTED, near + _TRUSTED) + (1 - trust) * near
         clean = Image.fromarray((colour + 0.5).clip(0, 255).astype(np.uint8))
         clean.putalpha(strip.getchannel("A"))
         bottom = min(image.height, top + _STRIP_ROWS)
