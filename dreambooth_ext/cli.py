@@ -23,14 +23,15 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; the return value is the process's exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     parsed = parser().parse_args(arguments)
-    progress = Progress(listener(parsed.json))
+    progress = Progress(*([] if _follows() else [listener(parsed.json)]))
     started = {"work": False}
     progress.listen(lambda report: started.update(work=started["work"] or report.phase in _WORK_PHASES))
     former = signal.signal(signal.SIGINT, _Interrupter(progress))
     try:
         parsed.command(parsed, progress)
     except (Cancelled, KeyboardInterrupt):
-        _tell("Stopped. What was finished is kept." + _how_to_resume(parsed))
+        if not _follows():
+            _tell("Stopped. What was finished is kept." + _how_to_resume(parsed))
         return INTERRUPTED
     except DreamboothError as error:
         _tell(str(error) + (_how_to_resume(parsed) if started["work"] else ""))
@@ -54,6 +55,11 @@ class _Interrupter:
             raise KeyboardInterrupt
         _tell("Stopping after this step (Ctrl+C again to end at once) ...")
         self._progress.cancel()
+
+
+def _follows() -> bool:
+    """True in all processes of `accelerate launch` but the first, which speaks for them."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _tell(text: str) -> None:

@@ -19,6 +19,7 @@ from .host import Host
 from .patience import patiently
 from .progress import Progress
 from .run_folder import RunFolder
+from .team import Team, TrainOrder
 from .watchdog import watched
 
 LORA_FILE = "lora.safetensors"  # as training/lora.py names it
@@ -38,6 +39,14 @@ class Finished:
 
 def train(config: TrainConfig, host: Host, progress: Progress) -> Finished:
     """Pictures in, selected model out. Raises ConfigError and its like before anything is written."""
+    team = Team.launched(config.device)
+    if team.follows:
+        return _follow(team, host, progress)
+    with team.led():
+        return _lead(config, team, host, progress)
+
+
+def _lead(config: TrainConfig, team: Team, host: Host, progress: Progress) -> Finished:
     checked = check(config)
     run = RunFolder.for_config(checked.config)
     if run.exists:
@@ -48,20 +57,24 @@ def train(config: TrainConfig, host: Host, progress: Progress) -> Finished:
         run.write_inputs(inputs_of(checked.config))
         for warning in checked.warnings:
             progress.log(warning)
-        return _corridor(checked, run, host, progress, resume=False)
+        return _corridor(checked, run, team, host, progress, resume=False)
 
 
 def resume(run: RunFolder, host: Host, progress: Progress) -> Finished:
     """Continue a run that was interrupted, killed or failed. Raises ResumeError if its base or pictures have changed."""
     config = run.config()
-    state = run.state()
-    if state.state == "finished":
-        raise ResumeError(f"{run.path.name} is to be continued", f"it is finished, with all its {state.steps} steps",
-                          "`publish` writes its model again; `train` under another name starts anew.")
-    checked = check(config)
-    with run.lock():
-        _require_same_inputs(run, inputs_of(config))
-        return _corridor(checked, run, host, progress, resume=True)
+    team = Team.launched(config.device)
+    if team.follows:
+        return _follow(team, host, progress)
+    with team.led():
+        state = run.state()
+        if state.state == "finished":
+            raise ResumeError(f"{run.path.name} is to be continued", f"it is finished, with all its {state.steps} steps",
+                              "`publish` writes its model again; `train` under another name starts anew.")
+        checked = check(config)
+        with run.lock():
+            _require_same_inputs(run, inputs_of(config))
+            return _corridor(checked, run, team, host, progress, resume=True)
 
 
 def publish(
@@ -163,16 +176,19 @@ def prepare(config: TrainConfig, run: RunFolder, resolution: int, progress: Prog
     return images
 
 
-def class_images(checked: Checked, base_sha256: str, host: Host, progress: Progress) -> list[TrainingImage]:
+def class_images(
+    checked: Checked, base_sha256: str, host: Host, progress: Progress, team: Team | None = None
+) -> list[TrainingImage]:
     """Plan the class images of each concept, render what is missing, and return them all."""
     from .dataset.class_images import ensure
 
+    team = team or Team()
     images: list[TrainingImage] = []
     for plan in class_image_plans(checked, base_sha256):
         progress.log(plan.sentence)
         progress.start("class images", plan.missing)
-        images += ensure(plan, Path(checked.config.base).expanduser(), host.txt2img, host.provenance(), progress,
-                         batch=checked.config.class_batch_size)
+        images += ensure(plan, Path(checked.config.base).expanduser(), team.shared(host.txt2img), host.provenance(), progress,
+                         batch=checked.config.class_batch_size * team.count)
     return images
 
 
@@ -207,7 +223,7 @@ def inputs_of(config: TrainConfig) -> dict[str, str]:
     return hashes
 
 
-def _corridor(checked: Checked, run: RunFolder, host: Host, progress: Progress, *, resume: bool) -> Finished:
+def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress: Progress, *, resume: bool) -> Finished:
     config, started = checked.config, time.perf_counter()
     wait_min = config.storage_wait_min
     with _told_in_the_run_folder(run, progress), watched(progress), host.job(run.path.name, progress):
@@ -217,11 +233,12 @@ def _corridor(checked: Checked, run: RunFolder, host: Host, progress: Progress, 
         prior: list[TrainingImage] = []
         if config.with_prior_preservation:
             _enter(run, "class images")
-            prior = patiently(lambda: class_images(checked, run.inputs()["base"], host, progress), progress, wait_min)
+            prior = patiently(lambda: class_images(checked, run.inputs()["base"], host, progress, team), progress, wait_min)
         dataset = TrainingSet(tuple(instance), tuple(prior))
         dataset.write(run.dataset_dir / "manifest.json")
         _enter(run, "training")
         with host.free_gpu():
+            team.train(TrainOrder(config, run.path, resume))
             steps = _train_model(config, dataset, run, progress, resume)
         _enter(run, "publishing", step=steps)
         paths = patiently(lambda: publish(run, progress, config=config), progress, wait_min)
@@ -230,6 +247,17 @@ def _corridor(checked: Checked, run: RunFolder, host: Host, progress: Progress, 
         published = tuple(str(path) for path in paths)
         run.write_state(replace(run.state(), state="finished", message="", published=published))
     return Finished(run, tuple(paths), steps, time.perf_counter() - started)
+
+
+def _follow(team: Team, host: Host, progress: Progress) -> Finished:
+    """Another process than the first: renders and trains its share, and writes nothing."""
+    started = time.perf_counter()
+    order = team.follow(host.txt2img, progress)
+    run = RunFolder(order.run)
+    with host.free_gpu():
+        dataset = TrainingSet.read(run.dataset_dir / "manifest.json")
+        steps = _train_model(order.config, dataset, run, progress, order.resume)
+    return Finished(run, (), steps, time.perf_counter() - started)
 
 
 def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, progress: Progress, resume: bool) -> int:

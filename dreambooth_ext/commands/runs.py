@@ -109,6 +109,8 @@ def demo(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def _finished(parsed: argparse.Namespace, finished: recipe.Finished) -> None:
+    if not finished.published:  # another process than the first: that one tells
+        return
     files = [str(path) for path in finished.published]
     say(parsed, f"Finished {finished.steps} steps in {duration(finished.seconds)}. Selected: {files[0]}",
         run=str(finished.run.path), steps=finished.steps, seconds=round(finished.seconds, 1), published=files)

@@ -123,10 +123,11 @@ class _Loop:
             if stop is not None and step >= stop and self._session.prompts.are_trained:
                 self._session.stop_text_encoders(self._prompts, self._sizes)
             self._step(step)
-            if self._progress.cancelled:
+            stopped, wanted = self._session.any_process(self._progress.cancelled, self._progress.take_request("snapshot"))
+            if stopped:
                 self._snapshot(step + 1)
                 raise Cancelled
-            self._due(step + 1)
+            self._due(step + 1, wanted)
         self._tell(0)
         return self._losses
 
@@ -193,8 +194,8 @@ class _Loop:
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._steps
 
-    def _due(self, step: int) -> None:
-        if step % self._snapshot_every == 0 or self._progress.take_request("snapshot"):
+    def _due(self, step: int, snapshot_wanted: bool) -> None:
+        if step % self._snapshot_every == 0 or snapshot_wanted:
             self._snapshot(step)
         if self._is_due(step, self._preview_every) or self._progress.take_request("preview"):
             self._preview(step)

@@ -122,6 +122,13 @@ class Session:
         stacked = torch.stack([torch.as_tensor(value, device=self.device).float() for value in values.values()])
         return dict(zip(values, self.accelerator.reduce(stacked, reduction="mean"), strict=True))
 
+    def any_process(self, *wishes: bool) -> list[bool]:
+        """Which wishes any of the processes has: what all must do at the same step."""
+        if self.accelerator.num_processes == 1:
+            return list(wishes)
+        counts = self.accelerator.reduce(torch.tensor(wishes, dtype=torch.float32, device=self.device), reduction="sum")
+        return [bool(count) for count in counts]
+
     def scaler_figures(self) -> dict[str, float]:
         """For fp16: the loss's scale and how many updates were skipped because a gradient overflowed."""
         scaler = self.accelerator.scaler

@@ -1,0 +1,102 @@
+"""The same command in two processes, as `accelerate launch` and torchrun start them: gloo, on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dreambooth_ext.team import Team
+
+LIMIT_S = 300
+
+
+def launch(folder, name, processes, *flags, wait=True):
+    """`train` in so many processes; each takes its share of two pictures a step."""
+    command = ["-m", "dreambooth_ext", "train", "--config", str(folder / "settings.json"), "--output-name", name,
+               "--train-batch-size", str(2 // processes), *flags]
+    return started(processes, command, wait)
+
+
+def started(processes, command, wait=True):
+    if processes > 1:
+        command = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
+                   "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    process = subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, start_new_session=True)
+    if not wait:
+        return process
+    output, _ = process.communicate(timeout=LIMIT_S)
+    return process.returncode, output
+
+
+def metrics(folder, name):
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def weights(folder, name):
+    return load_file(next((folder / "runs" / name / "diffusers" / "unet").glob("*.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory, inputs):
+    """Settings of a short run on small networks, and what one process makes of it."""
+    folder = tmp_path_factory.mktemp("team")
+    settings = {
+        "base": str(inputs[0]), "instance_dir": str(inputs[1]), "token": "rxz", "class_noun": "dog", "steps": 8, "resolution": 64,
+        "num_class_images": 3, "class_steps": 2, "preview_steps": 2, "snapshot_every": 4, "publish_format": "safetensors",
+        "device": "cpu", "runs_dir": str(folder / "runs"), "models_dir": str(folder / "models")}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    code, output = launch(folder, "alone", 1)
+    assert code == 0, output
+    return folder
+
+
+def test_alone_nothing_is_distributed():
+    team = Team.launched("cpu")
+    assert (team.rank, team.count, team.follows) == (0, 1, False)
+    assert not torch.distributed.is_initialized()
+
+
+def test_two_processes_learn_what_one_learns(room):
+    code, output = launch(room, "both", 2)
+    assert code == 0, output
+    alone, both = metrics(room, "alone"), metrics(room, "both")
+    assert [line["step"] for line in both] == [line["step"] for line in alone]
+    assert [line["loss"] for line in both] == pytest.approx([line["loss"] for line in alone], rel=1e-4)
+    of_one, of_two = weights(room, "alone"), weights(room, "both")
+    assert max(float((of_one[name] - of_two[name]).abs().max()) for name in of_one) < 1e-4
+    assert list((room / "models").glob("both.*"))
+    assert output.count("Finished") == 1  # one process speaks
+
+
+def test_stopped_with_two_processes_and_taken_up_by_one(room):
+    process = launch(room, "stopped", 2, wait=False)
+    end = time.monotonic() + LIMIT_S
+    while time.monotonic() < end and not (room / "runs" / "stopped" / "metrics.jsonl").exists():
+        time.sleep(0.05)
+        assert process.poll() is None, process.stdout.read()
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=LIMIT_S)
+    kept = sorted(path.name for path in (room / "runs" / "stopped" / "checkpoints").iterdir())
+    assert kept and process.returncode != 0
+    code, output = started(1, ["-m", "dreambooth_ext", "resume", "stopped", "--runs-dir", str(room / "runs")])
+    assert code == 0, output
+    assert [line["step"] for line in metrics(room, "stopped")] == [line["step"] for line in metrics(room, "alone")]
+
+
+def test_bad_pictures_end_all_processes_with_one_message(room, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    settings = json.loads((room / "settings.json").read_text())
+    settings["instance_dir"] = str(empty)
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    code, output = launch(tmp_path, "bad", 2)
+    assert code != 0 and output.count("it holds no pictures") == 1
