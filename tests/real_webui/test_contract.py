@@ -166,7 +166,7 @@ def test_what_a_fork_manages_itself(webui_dir, where, names):
 def test_the_launch_flags_exist(webui_dir):
     text = "".join(path.read_text(encoding="utf-8") for path in (
         webui_dir / "modules" / "cmd_args.py", *(webui_dir / "extensions-builtin").glob("Lora/preload.py")))
-    assert '"--lora-dir"' in text or is_forge(webui_dir)  # Forge keeps LoRA files below its models folder, as hosts/a1111.py assumes
+    assert '"--lora-dir"' in text or is_forge(webui_dir)  # Forge keeps them below its models folder
     for flag in ("--ckpt-dir", "--freeze-settings", "--api", "--api-auth", "--nowebui", "--listen", "--share",
                  "--hide-ui-dir-config", "--enable-insecure-extension-access"):
         assert f'"{flag}"' in text or f"'{flag}'" in text, flag
