@@ -19,6 +19,7 @@ from .sentences import Sentences
 STEPS = {"model": "Model", "pictures": "Pictures", "class": "Subject and class", "train": "Train"}
 GROUPS = {**STEPS, "watch": "Watching"}
 BUILT_ELSEWHERE = {"base", "instance_dir"}  # they have widgets of their own shape
+TOLD_OF = {"num_class_images", "train_batch_size", "gradient_accumulation_steps"}  # advanced, but in the steps' sentences
 
 
 @dataclass
@@ -76,7 +77,8 @@ def wire(panel: TrainPanel, watch: watch_panel.WatchPanel) -> None:
     """Attach every handler. Each returns at once; work goes to the background job."""
     inputs = list(panel.widgets.values())
     panel.presets.wire(panel.widgets)
-    basics = [name for name in panel.widgets if name in BUILT_ELSEWHERE or not fields.all_options()[name].advanced]
+    basics = [name for name in panel.widgets
+              if name in BUILT_ELSEWHERE | TOLD_OF or not fields.all_options()[name].advanced]
     told = [panel.notes[step] for step in STEPS] + [panel.faults[step] for step in STEPS]
     for name in basics:
         widget = panel.widgets[name]
