@@ -7,13 +7,18 @@ one photographed subject each, and every other scene.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from dreambooth_ext.dataset import quality
+from dreambooth_ext.dataset.crop import without_letterbox
+from dreambooth_ext.dataset.duplicates import near_duplicates, thumbnail
+from dreambooth_ext.dataset.fringe import cleaned, halo
+from dreambooth_ext.dataset.overlay import SUSPECT_FROM, writing
 from dreambooth_ext.playground import textures, world
 
 SIDE = 384  # pixels of a picture's sides, and the resolution that it is judged for
@@ -226,3 +231,33 @@ class Score:
         right = sum(faulty and found for faulty, found in known)
         found, faulty = sum(found for _, found in known), sum(faulty for faulty, _ in known)
         return cls(right / found if found else 1.0, right / faulty if faulty else 1.0, found, faulty)
+
+
+# By check: what is measured, above which number it is a fault, and the least precision and recall.
+MEASURED: dict[str, tuple[Callable[[Image.Image], float], float, float]] = {
+    "blur": (lambda image: quality.blur(quality.luma(image, SIDE)), quality.BLUR_AT_MOST, 0.95),
+    "noise": (lambda image: quality.noise(quality.luma(image, SIDE)), quality.NOISE_AT_MOST, 0.95),
+    "blockiness": (lambda image: quality.blockiness(np.asarray(image.convert("L"), np.float32)), quality.BLOCKINESS_AT_MOST, 0.85),
+    "letterbox": (lambda image: float(without_letterbox(image) != (0, 0, *image.size)), 0.5, 0.95),
+    "overlay": (lambda image: writing(image).score, SUSPECT_FROM, 0.85),
+}
+
+
+def fringe_values(images: Iterable[Image.Image], seed: int) -> Iterator[tuple[bool, float, float]]:
+    """(whether it has a fringe, the halo measured, the halo left when it is cleaned) of cut-outs of each picture."""
+    rng = np.random.default_rng(seed)
+    for image in images:
+        for fringed in (False, True):
+            cut = cut_out(image, rng, fringed=fringed)
+            yield fringed, halo(cut), halo(cleaned(cut)) if fringed else 0.0
+
+
+def duplicate_pairs(images: Sequence[Image.Image], seed: int) -> list[tuple[bool, bool]]:
+    """(whether they are the same, whether they are found to be), of every picture with some of its twins and all others."""
+    pairs = []
+    for index, image in enumerate(images):
+        for way in TWINS[index % 2 :: 2]:
+            two = twins(image, np.random.default_rng([index, seed]), way)
+            pairs.append((True, bool(near_duplicates([thumbnail(each) for each in two])[0])))
+    found = {(pair.first, pair.second) for pair in near_duplicates([thumbnail(each) for each in images])[0]}
+    return pairs + [(False, (first, second) in found) for second in range(len(images)) for first in range(second)]

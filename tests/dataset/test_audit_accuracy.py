@@ -9,22 +9,12 @@ import labelled
 import numpy as np
 import pytest
 
-from dreambooth_ext.dataset import quality
-from dreambooth_ext.dataset.crop import without_letterbox
-from dreambooth_ext.dataset.duplicates import ALIKE_FROM, near_duplicates, thumbnail
-from dreambooth_ext.dataset.fringe import HALO_AT_MOST, cleaned, halo
-from dreambooth_ext.dataset.overlay import SUSPECT_FROM, directions, shared_mark, writing
+from dreambooth_ext.dataset.duplicates import ALIKE_FROM
+from dreambooth_ext.dataset.fringe import HALO_AT_MOST, cleaned
+from dreambooth_ext.dataset.overlay import directions, shared_mark
 from dreambooth_ext.dataset.pictures import FLATTEN_ON
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# By check: what is measured, above which number it is a fault, and the least precision and recall.
-MEASURED = {
-    "blur": (lambda image: quality.blur(quality.luma(image, labelled.SIDE)), quality.BLUR_AT_MOST, 0.95),
-    "noise": (lambda image: quality.noise(quality.luma(image, labelled.SIDE)), quality.NOISE_AT_MOST, 0.95),
-    "blockiness": (lambda image: quality.blockiness(np.asarray(image.convert("L"), np.float32)), quality.BLOCKINESS_AT_MOST, 0.85),
-    "letterbox": (lambda image: float(without_letterbox(image) != (0, 0, *image.size)), 0.5, 0.95),
-    "overlay": (lambda image: writing(image).score, SUSPECT_FROM, 0.85),
-}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +26,9 @@ def halves():
     return [labelled.sources(folder if folder.is_dir() else None, half, scenes=5) for half in range(labelled.HALVES)]
 
 
-@pytest.mark.parametrize("check", MEASURED)
+@pytest.mark.parametrize("check", labelled.MEASURED)
 def test_a_check_is_right(check, halves):
-    measure, threshold, least = MEASURED[check]
+    measure, threshold, least = labelled.MEASURED[check]
     values = [[(each.faulty, measure(each.image), each.name) for each in labelled.labelled(check, half, number)]
               for number, half in enumerate(halves)]
     for number, half in enumerate(values):
@@ -50,14 +40,10 @@ def test_a_check_is_right(check, halves):
 
 def test_the_fringe_of_a_cut_out_is_found_and_cleaned(halves):
     for number, half in enumerate(halves):
-        rng = np.random.default_rng(number)
-        pairs = []
-        for image in half:
-            clean, fringed = (labelled.cut_out(image, rng, fringed=each) for each in (False, True))
-            pairs += [(False, halo(clean) > HALO_AT_MOST), (True, halo(fringed) > HALO_AT_MOST)]
-            assert halo(cleaned(fringed)) < HALO_AT_MOST
-        score = labelled.Score.of(pairs)
+        values = list(labelled.fringe_values(half, number))
+        score = labelled.Score.of((fringed, value > HALO_AT_MOST) for fringed, value, _ in values)
         assert score.precision >= 0.95 and score.recall >= 0.95, score
+        assert max(after for _, _, after in values) < HALO_AT_MOST
 
 
 def test_cleaning_brings_an_edge_back_to_what_it_was(halves):
@@ -74,16 +60,7 @@ def test_cleaning_brings_an_edge_back_to_what_it_was(halves):
 
 def test_duplicates_are_found_and_unlike_pictures_are_not(halves):
     for number, half in enumerate(halves):
-        pairs = []
-        for index, image in enumerate(half):
-            for way in labelled.TWINS[index % 2 :: 2]:
-                found, _ = near_duplicates([thumbnail(each) for each in
-                                            labelled.twins(image, np.random.default_rng([index, number]), way)])
-                pairs.append((True, bool(found)))
-        unlike, _ = near_duplicates([thumbnail(each) for each in half])
-        together = {(pair.first, pair.second) for pair in unlike}
-        pairs += [(False, (first, second) in together) for second in range(len(half)) for first in range(second)]
-        score = labelled.Score.of(pairs)
+        score = labelled.Score.of(labelled.duplicate_pairs(half, number))
         assert score.precision >= 0.95 and score.recall >= 0.95, score
     assert 0.8 < ALIKE_FROM < 1
 
