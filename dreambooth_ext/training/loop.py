@@ -167,13 +167,16 @@ class _Loop:
             figures, step = pending.figures.read(), pending.step
             self._require_sane(step, figures["loss"])
             self._losses.append(figures["loss"])
+            of_scaler = self._session.scaler_figures()
             if self._writes:
-                line = {"step": step, **figures, **pending.more, **self._session.scaler_figures()}
+                line = {"step": step, **figures, **pending.more, **of_scaler}
                 self._patiently(lambda line=line: self._run.append_metrics(line))  # type: ignore[misc]
+            skipped: dict[str, Any] = {name: value for name, value in of_scaler.items() if name == "skipped_updates"}
             steps_per_s = (step - self._first) / (time.perf_counter() - self._started)
             self._progress.report(step, self._steps, loss=figures["loss"], steps_per_s=steps_per_s,
                                   seconds_left=(self._steps - step) / steps_per_s,
-                                  memory_gib=device_memory_gib(self._session.device))
+                                  memory_gib=device_memory_gib(self._session.device),
+                                  **skipped)
 
     def _require_sane(self, step: int, loss: float) -> None:
         if math.isfinite(loss) and loss < EXPLODED:
