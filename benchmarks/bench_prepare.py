@@ -9,6 +9,7 @@ names, so that little disk is needed and every one is decoded anew. Peak memory 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import resource
 import sys
@@ -69,7 +70,10 @@ def main() -> None:
         source, out, simple = (Path(name) / part for part in ("in", "out", "plain"))
         for folder in (source, out, simple):
             folder.mkdir()
-        write(source, parsed.pictures, parsed.megapixels)
+        # In a process of its own, so that its memory is not counted.
+        writer = multiprocessing.get_context("spawn").Process(target=write, args=(source, parsed.pictures, parsed.megapixels))
+        writer.start()
+        writer.join()
         base = peak_mib()
         started = time.process_time()
         prepare(source, out, resolution=parsed.resolution, crop=parsed.crop)

@@ -34,7 +34,7 @@ def saliency(image: Image.Image) -> np.ndarray:
     """How much each place draws the eye, (h, w) float, sum 1: colours unlike the border's, and edges."""
     scale = ANALYSIS_PX / max(image.size)
     size = max(8, round(image.width * scale)), max(8, round(image.height * scale))
-    pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX), np.float64)
+    pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX, reducing_gap=4.0), np.float64)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     # Distance to the nearest of a few border colours: a background of two parts is still background.
     samples = border[:: max(1, len(border) // 24)]

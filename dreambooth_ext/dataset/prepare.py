@@ -22,7 +22,7 @@ from .buckets import bucket_for
 from .captions import caption_of, prompt_for
 from .crop import Box, crop_box, without_letterbox
 from .manifest import TrainingImage, sha256_of
-from .pictures import open_picture, require_pictures
+from .pictures import open_picture, pictures_of, require_none_bad
 from .resize import resize
 
 RECIPE = 2  # changes whenever the same input would give other bytes
@@ -47,23 +47,31 @@ def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "
     `overrides` gives, by file name, the part of the upright picture to crop within; all of it, if it has the right shape.
     Raises PictureError if the folder has no pictures or any of them cannot be used.
     """
-    sources = require_pictures(pictures_dir, leave_out)
+    sources = pictures_of(pictures_dir, leave_out)
     index_path = out_dir / "prepared.json"
     former = _read_index(index_path)
+    if not index_path.exists():
+        write_json(index_path, {"version": 1, "pictures": {}})  # says whose folder this is, should the work be cut off
     index: dict[str, dict] = {}
     prepared = []
+    bad: dict[str, str] = {}
     for number, source in enumerate(sources, start=1):
         progress.check()
         box = (overrides or {}).get(source.name)
-        key = _key(sha256_of(source), resolution, crop, box)
-        entry = former.get(source.name)
-        if entry is None or entry["key"] != key or not _is_there(out_dir / entry["file"], entry["sha256"]):
-            entry = {"key": key, **_prepare_one(source, out_dir, resolution, crop, box, key)}
+        try:
+            key = _key(_content_of(source), resolution, crop, box)
+            entry = former.get(source.name)
+            if entry is None or entry["key"] != key or not _is_there(out_dir / entry["file"], entry["sha256"]):
+                entry = {"key": key, **_prepare_one(source, out_dir, resolution, crop, box, key)}
+        except PictureError as error:  # the others are looked at as well, so that all that are bad are named at once
+            bad[source.name] = error.why
+            continue
         index[source.name] = entry
         prepared.append(Prepared(out_dir / entry["file"], source, entry["sha256"], entry["width"], entry["height"],
                                  tuple(entry["box"])))
         progress.report(number, len(sources), source.name)
     write_json(index_path, {"version": 1, "pictures": index})
+    require_none_bad(pictures_dir, len(sources), bad)
     wanted = {entry["file"] for entry in index.values()}
     for path in out_dir.glob("*.png"):
         if path.name not in wanted:
@@ -95,6 +103,13 @@ def _prepare_one(source: Path, out_dir: Path, resolution: int, crop: str, box: B
         stream.write(data)
     digest = hashlib.sha256(data).hexdigest()
     return {"file": path.name, "sha256": digest, "width": width, "height": height, "box": list(part)}
+
+
+def _content_of(source: Path) -> str:
+    try:
+        return sha256_of(source)
+    except OSError as error:
+        raise PictureError(f"{source.name} is to be read", "it may not be read, or is no file", "Remove it.") from error
 
 
 def _inside(box: Box, image: Image.Image, source: Path) -> Box:

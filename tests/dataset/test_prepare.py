@@ -136,3 +136,17 @@ def test_advice_on_tokens():
     assert "knows well" in token_advice("dog", lambda text: [("dog</w>", 1929)])
     assert "pieces" in token_advice("xqzwvk", lambda text: [(c, 300) for c in text])
     assert token_advice("sks", lambda text: [("sks</w>", 48136)]) == ""
+
+
+def test_all_pictures_that_are_bad_are_named_at_once(folder, tmp_path):
+    (folder / "0.png").write_bytes(b"x")
+    (folder / "9.png").mkdir()
+    with pytest.raises(PictureError) as caught:
+        prepare(folder, tmp_path / "out", resolution=64)
+    assert "0.png" in caught.value.why and "9.png" in caught.value.why and "1.png" not in caught.value.why
+    assert len(prepare(folder, tmp_path / "out", resolution=64, leave_out={"0.png", "9.png"})) == 2
+
+
+def test_a_box_outside_the_picture_is_refused(folder, tmp_path):
+    with pytest.raises(PictureError, match=r"1\.png"):
+        prepare(folder, tmp_path / "out", resolution=64, overrides={"1.png": (900, 900, 950, 950)})
