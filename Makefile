@@ -1,5 +1,6 @@
 # make demo   a new subject is learnt and rendered, from nothing but a CPU
 # make test   all checks
+# make soak   what breaks runs on purpose, for half an hour; SOAK=long for longer
 PYTHON ?= python3
 # The build of torch. On a machine without a GPU: TORCH="torch==2.13.0 --index-url <the CPU index that pytorch.org names>"
 TORCH ?= torch==2.13.0
@@ -30,7 +31,7 @@ check: setup
 	$(VENV)/bin/mypy
 
 soak: setup
-	$(RUN) -m pytest -m soak -s tests $(PYTEST_FLAGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m soak tests $(PYTEST_FLAGS)
 
 # The WebUI's own torch, in an environment of its own (its wheels are large, so it is run by hand).
 test-host:

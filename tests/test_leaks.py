@@ -81,15 +81,18 @@ def one_job(service: Service, pictures: Path, kind: str, number: int) -> None:
 def campaign(count: int, service: Service, pictures: Path, score) -> list[Holdings]:
     """What the process held after each job."""
     kinds = list(KINDS)
-    score.start("leaks", f"{count} jobs in one process, {len(kinds)} outcomes in turn")
+    score.start("leaks", "jobs in one process")
     seen: list[Holdings] = []
     for number in range(count):
         with score.trial():
             one_job(service, pictures, kinds[number % len(kinds)], number)
         gc.collect()
         seen.append(Holdings.now())
-        print(f"{number:4d} {kinds[number % len(kinds)]:<14} {seen[-1].resident:8.1f} MiB {seen[-1].gpu:6.1f} MiB "
-              f"{len(seen[-1].handles)} handles {len(seen[-1].threads)} threads", file=sys.stderr, flush=True)
+    first, last = seen[2 * len(kinds) - 1], seen[-1]
+    gpu = f"{first.gpu:.1f} to {last.gpu:.1f} MiB" if torch.cuda.is_available() else "not measured, torch sees none"
+    score.how = (f"{len(kinds)} outcomes in turn; from job {2 * len(kinds)} to {count}: memory {first.resident:.1f} to "
+                 f"{last.resident:.1f} MiB, handles {len(first.handles)} to {len(last.handles)}, threads "
+                 f"{len(first.threads)} to {len(last.threads)}; GPU: {gpu}")
     return seen
 
 
@@ -100,12 +103,8 @@ def require_flat(seen: list[Holdings], tolerance_mib: float) -> None:
     assert late[-1].handles == early[-1].handles
     assert late[-1].threads == early[-1].threads
     growth = statistics.median(after.resident - before.resident for before, after in zip(early, late, strict=True))
-    print(f"resident memory: {early[-1].resident:.1f} MiB after {2 * kinds} jobs, {late[-1].resident:.1f} MiB after {len(seen)}")
     assert growth < tolerance_mib, [round(held.resident, 1) for held in seen]
-    if torch.cuda.is_available():
-        assert late[-1].gpu <= early[-1].gpu
-    else:
-        print("the GPU's memory is not measured: torch sees no GPU here")
+    assert late[-1].gpu <= early[-1].gpu
 
 
 def test_a_dozen_jobs_leave_nothing_behind(service, inputs, score):
