@@ -12,7 +12,6 @@ import argparse
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,35 +23,9 @@ from dreambooth_ext.models.family import FAMILIES
 from dreambooth_ext.models.publish import publish
 from dreambooth_ext.models.specimen import FULL, specimen
 
+from .memory import AnonymousMemory
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-
-
-class AnonymousMemory:
-    """Peak of this process's anonymous memory (Linux), above what it had at the beginning, in bytes."""
-
-    def __enter__(self) -> AnonymousMemory:
-        self.before = self.peak = anonymous_bytes()
-        self._stop = threading.Event()
-        self._watcher = threading.Thread(target=self._watch)
-        self._watcher.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.01):
-            self.peak = max(self.peak, anonymous_bytes())
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._watcher.join()
-
-    @property
-    def added(self) -> int:
-        return self.peak - self.before
-
-
-def anonymous_bytes() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def copy(source: Path, destination: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dreambooth_ext.dataset.manifest import sha256_of
 
 ROUNDS_SHORT, ROUNDS_SOAK, ROUNDS_LONG = 2, 60, 200
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
+pytestmark = [pytest.mark.campaign, pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")]
 
 
 def disturbed(folder: Path, inputs, moments: list[float]) -> int:

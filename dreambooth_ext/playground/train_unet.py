@@ -70,10 +70,12 @@ class Trainer:
         torch.manual_seed(0)
         self.out = out
         self.nets = nn.ModuleDict({"unet": networks.build_unet(), "text": networks.build_text_encoder()}).train()
+        text = self.nets["text"]
+        embeddings = getattr(text, "text_model", text).embeddings  # the newest transformers dropped a level
         with torch.no_grad():
-            self.nets["text"].text_model.embeddings.position_embedding.weight *= 0.5
+            embeddings.position_embedding.weight *= 0.5
         self.parameters = list(self.nets.parameters())
-        embedding = self.nets["text"].text_model.embeddings.token_embedding.weight
+        embedding = embeddings.token_embedding.weight
         rest = [parameter for parameter in self.parameters if parameter is not embedding]
         # Without decay the embeddings of words that no caption has stay as drawn, ready for Dreambooth's token.
         groups = [{"params": rest, "weight_decay": 0.01}, {"params": [embedding], "weight_decay": 0.0}]

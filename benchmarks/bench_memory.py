@@ -1,0 +1,119 @@
+"""What each memory profile needs: bytes of weights, gradients and optimizer state by the estimate, and the measured peak.
+
+    python -m benchmarks.bench_memory [--family sd1] [--profiles low ultra] [--resolution 512] [--steps 4] [--folder DIR]
+
+A base of full size with random weights is written to DIR (2.1 GB for SD 1.5) and removed afterwards. Each profile trains UNet
+and text encoder with prior preservation, batch 1 + 1, in a process of its own, with one snapshot and one preview. On a GPU
+the allocator's peak counts, on a CPU the peak of the process's anonymous memory above what it had after its imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dreambooth_ext.config import Concept, TrainConfig
+from dreambooth_ext.dataset.manifest import TrainingImage, TrainingSet, sha256_of
+from dreambooth_ext.models.family import FAMILIES
+from dreambooth_ext.models.load import load_checkpoint
+from dreambooth_ext.models.specimen import FULL, specimen
+from dreambooth_ext.progress import Progress, Report
+from dreambooth_ext.run_folder import RunFolder
+from dreambooth_ext.training.estimate import estimate
+from dreambooth_ext.training.loop import train
+from dreambooth_ext.training.memory import PROFILES
+
+from .memory import AnonymousMemory
+
+GIB = 2**30
+
+
+def settings(base: Path, folder: Path, profile: str, resolution: int, steps: int) -> TrainConfig:
+    return TrainConfig(
+        base=str(base), concepts=(Concept(instance_dir=str(folder), token="rxz", class_noun="dog"),), output_name=profile,
+        runs_dir=str(folder / "runs"), models_dir=str(folder / "models"), resolution=resolution, steps=steps,
+        memory_profile=profile, preview_steps=2, preview_every=steps, snapshot_every=steps)
+
+
+def pictures(folder: Path, resolution: int) -> TrainingSet:
+    draws = np.random.default_rng(0)
+    images = []
+    for name, prompt in (("instance", "rxz dog"), ("class", "dog")):
+        path = folder / f"{name}.png"
+        Image.fromarray(draws.integers(0, 255, (resolution, resolution, 3), dtype=np.uint8)).save(path)
+        images.append(TrainingImage(path, prompt, sha256_of(path), resolution, resolution))
+    return TrainingSet((images[0],), (images[1],))
+
+
+def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int) -> dict[str, float]:
+    """Bytes at the peak and seconds a step, in this process, which must have trained nothing before."""
+    import diffusers.models  # noqa: F401  part of the baseline, like all other imports
+    import transformers.models.clip.modeling_clip  # noqa: F401
+
+    config = settings(base, folder, profile, resolution, steps)
+    run = RunFolder.for_config(config)
+    run.create(config)
+    paces: list[float] = []
+
+    def hear(report: Report) -> None:
+        if "steps_per_s" in report.figures:
+            paces.append(report.figures["steps_per_s"])
+
+    on_gpu = torch.cuda.is_available()
+    with AnonymousMemory() as memory:
+        train(config, load_checkpoint(base), pictures(folder, resolution), run, Progress(hear))
+    peak = torch.cuda.max_memory_allocated() if on_gpu else memory.added
+    return {"peak": peak, "steps_per_s": paces[-1] if paces else 0.0}
+
+
+def in_a_process(base: Path, folder: Path, profile: str, resolution: int, steps: int) -> dict[str, float]:
+    """What `measure` finds, or {"fault": sentence}."""
+    place = folder / profile
+    place.mkdir()
+    call = [sys.executable, "-m", "benchmarks.bench_memory", "--child", str(base), str(place), profile, str(resolution), str(steps)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"fault": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=[family.key for family in FAMILIES if family.key in FULL], default="sd1")
+    parser.add_argument("--profiles", nargs="+", default=list(PROFILES))
+    parser.add_argument("--resolution", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--child", nargs=5, default=None, help=argparse.SUPPRESS)
+    parsed = parser.parse_args()
+    if parsed.child:
+        base, folder, profile, resolution, steps = parsed.child
+        print(json.dumps(measure(Path(base), Path(folder), profile, int(resolution), int(steps))))
+        return
+    family = next(family for family in FAMILIES if family.key == parsed.family)
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    with tempfile.TemporaryDirectory(dir=parsed.folder) as name:
+        base = specimen(family, size=FULL[family.key]).write(Path(name) / "base.safetensors", torch.float16)
+        print(f"{family.name}, {parsed.resolution} px, batch 1 + 1, {parsed.steps} steps, on {where}. All in GiB.")
+        head = ("profile", "weights", "gradients", "optimizer", "activations", "sum", "measured", "steps/s")
+        print("".join(f"{word:>13}" for word in head), flush=True)
+        for profile in parsed.profiles:
+            config = settings(base, Path(name), profile, parsed.resolution, parsed.steps)
+            row = next(row for row in estimate(config) if row.profile == profile)
+            found = in_a_process(base, Path(name), profile, parsed.resolution, parsed.steps)
+            parts = (row.weights, row.gradients, row.optimizer_state, row.activations)
+            counted = "".join(f"{value / GIB:13.2f}" for value in (*parts, sum(parts)))
+            seen = found["fault"] if "fault" in found else f"{found['peak'] / GIB:13.2f}{found['steps_per_s']:13.3f}"
+            print(f"{profile:>13}{counted}{seen}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
