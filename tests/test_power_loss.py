@@ -16,7 +16,10 @@ from dreambooth_ext.training.checkpoint import snapshots
 
 ROUNDS_SHORT, ROUNDS_SOAK, ROUNDS_LONG = 3, 40, 200
 PROGRAM = (str(REPOSITORY / "tests" / "power_loss.py"),)
-pytestmark = [pytest.mark.campaign, pytest.mark.skipif(sys.platform != "linux", reason="the file behind a handle is found through /proc")]
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.skipif(sys.platform != "linux", reason="the file behind a handle is found through /proc"),
+]
 
 
 def cut_at(moment: int, seed: int, folder: Path, arguments: list[str]) -> dict:
