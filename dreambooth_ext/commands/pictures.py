@@ -39,7 +39,7 @@ def audit(parsed: argparse.Namespace, progress: Progress) -> None:
     lines = found.lines()
     more = [f"... and {len(lines) - _SHOWN} more findings: --json or --html FILE shows all."] if len(lines) > _SHOWN else []
     written = [f"Wrote {path}." for path in (page_file, file) if path]
-    say(parsed, "\n".join([_plain(line) for line in lines[:_SHOWN]] + more + [found.summary] + written), **found.to_dict())
+    say(parsed, "\n".join(lines[:_SHOWN] + more + [found.summary] + written), **found.to_dict())
 
 
 def prepare(parsed: argparse.Namespace, progress: Progress) -> None:
@@ -61,11 +61,6 @@ def prepare(parsed: argparse.Namespace, progress: Progress) -> None:
 
 def _path(text: str) -> Path:
     return Path(text).expanduser()
-
-
-def _plain(line: str) -> str:
-    """On one line and without control characters: a file's name may hold anything."""
-    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _resolution(parsed: argparse.Namespace) -> int:

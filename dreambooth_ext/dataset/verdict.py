@@ -94,15 +94,19 @@ class Audit:
                 f"{found['drop']} better left out{bad}.")
 
     def lines(self) -> list[str]:
-        """One line for each finding, the worst first."""
+        """One line for each finding, the worst first; without control characters, which a file's name may hold."""
         lines = [f"{name}: cannot be used, {reason}." for name, reason in self.unreadable]
         for advice in reversed(ADVICE):
             lines += [f"{picture.name}: {verdict.reason}" for picture in self.pictures for verdict in picture.verdicts
                       if verdict.advice == advice and (advice != "keep")]
-        return lines + list(self.together.advice)
+        return [_plain(line) for line in (*lines, *self.together.advice)]
 
     def to_dict(self) -> dict[str, Any]:
         values = {"version": 1, **asdict(self), "summary": self.summary}
         for plain, picture in zip(values["pictures"], self.pictures, strict=True):
             plain["advice"] = picture.advice
         return values
+
+
+def _plain(line: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in line)
