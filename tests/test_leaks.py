@@ -15,6 +15,7 @@ from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.jobs import Jobs
 from dreambooth_ext.models.family import SD1
 from dreambooth_ext.models.specimen import Size, specimen
+from dreambooth_ext.progress import Progress
 from dreambooth_ext.service import Service
 
 JOBS_SHORT, JOBS_SOAK = 12, 200
@@ -115,6 +116,17 @@ def test_a_dozen_jobs_leave_nothing_behind(service, inputs, score):
 @pytest.mark.timeout(3600)
 def test_two_hundred_jobs_leave_nothing_behind(service, inputs, score):
     require_flat(campaign(JOBS_SOAK, service, inputs[1], score), JOBS_SOAK * A_PICTURE_MIB)
+
+
+def test_a_job_gives_its_freed_memory_back(service):
+    """The allocator keeps what lies below a block still in use, unless it is asked."""
+    before, progress = Holdings.now().resident, Progress()
+    with service.host.job("x", progress):
+        blocks = [bytes(4000) for _ in range(25_000)]
+        assert Holdings.now().resident > before + 80
+        last = blocks[-1]
+        del blocks
+    assert Holdings.now().resident < before + 20 and len(last) == 4000
 
 
 @pytest.mark.parametrize("leak", ["handle", "thread", "memory"])

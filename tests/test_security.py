@@ -184,6 +184,10 @@ def test_links_in_a_run_are_not_followed(service, shared, run, tmp_path):
     (run.previews_dir / "step-000001-0.png").symlink_to(tmp_path / "secret" / "private.png")
     (run.path / "linked").symlink_to(tmp_path / "secret")
     assert "data:image" not in report_html(run)
+    pytest.importorskip("gradio")
+    from dreambooth_ext.ui import choose_panel, watch_panel
+
+    assert "data:image" not in choose_panel.grid_html(service, "rex") + watch_panel.previews_html(run)
     (service.host.runs_dir / "away").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "config.json").write_bytes((run.path / "config.json").read_bytes())

@@ -56,7 +56,8 @@ def config(webui, inputs, tmp_path):
     concept = Concept(instance_dir=str(inputs[1]), token="rxz", class_noun="dog", num_class_images=1)
     return TrainConfig(base=str(webui.folder / "real.safetensors"), output_name="new", steps=1, resolution=64, class_steps=1,
                        models_dir=str(webui.folder), runs_dir=str(tmp_path / "runs"), preview_steps=0, concepts=(concept,),
-                       publish_format="safetensors", storage_wait_min=0.0)
+                       publish_format="safetensors", storage_wait_min=0.0,
+                       draw_order="diffusers")  # draws from torch's global random state
 
 
 def happening(webui, kind, phase, progress):
