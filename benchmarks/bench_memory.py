@@ -29,7 +29,7 @@ from dreambooth_ext.progress import Progress, Report
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.training.estimate import estimate
 from dreambooth_ext.training.loop import train
-from dreambooth_ext.training.memory import PROFILES
+from dreambooth_ext.training.memory import PROFILES, loaded_dtypes
 
 from .memory import AnonymousMemory
 
@@ -69,7 +69,7 @@ def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int)
 
     on_gpu = torch.cuda.is_available()
     with AnonymousMemory() as memory:
-        train(config, load_checkpoint(base), pictures(folder, resolution), run, Progress(hear))
+        train(config, load_checkpoint(base, dtypes=loaded_dtypes(config)), pictures(folder, resolution), run, Progress(hear))
     peak = torch.cuda.max_memory_allocated() if on_gpu else memory.added
     return {"peak": peak, "steps_per_s": paces[-1] if paces else 0.0}
 

@@ -265,10 +265,12 @@ def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, prog
 
     from .models.load import load_checkpoint
     from .training.loop import train as train_model
+    from .training.memory import loaded_dtypes
 
     vae = Path(config.vae).expanduser() if config.vae else None
     try:
-        model = load_checkpoint(Path(config.base).expanduser(), vae=vae, prediction_type=config.prediction_type)
+        model = load_checkpoint(Path(config.base).expanduser(), vae=vae, prediction_type=config.prediction_type,
+                                dtypes=loaded_dtypes(config))
         return train_model(config, model, dataset, run, progress, resume=resume).steps
     except torch.cuda.OutOfMemoryError as error:
         raise OutOfMemory(

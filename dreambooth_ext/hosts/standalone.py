@@ -14,7 +14,7 @@ from ..errors import HostError
 from ..files import write_json
 from ..host import Checkpoint, Txt2Img
 from ..progress import Progress
-from .ram import give_back_ram
+from ..ram import give_back_ram
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..files import gib
-from .ram import give_back_ram
+from ..ram import give_back_ram
 
 
 def sweep() -> None:

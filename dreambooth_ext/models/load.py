@@ -43,13 +43,14 @@ class CheckpointInfo:
 
 
 def load_checkpoint(
-    path: Path, *, dtype: torch.dtype = torch.float32, vae: Path | None = None, prediction_type: str = "auto"
+    path: Path, *, dtype: torch.dtype = torch.float32, vae: Path | None = None, prediction_type: str = "auto",
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> StableDiffusion:
     """Load a .safetensors or .ckpt file of SD 1.x, 2.x or SDXL, whatever its size, onto the CPU, in eval mode.
 
     `vae` names another VAE file to be used instead of the model's own. `prediction_type` overrides what the file and
-    its sidecar say, unless "auto". Raises NotACheckpoint, UnsafeCheckpoint, UnsupportedFamily, MissingTensors and
-    BadNumbers.
+    its sidecar say, unless "auto". `dtypes` by part ("unet", "text_encoder", ...) go before `dtype`.
+    Raises NotACheckpoint, UnsafeCheckpoint, UnsupportedFamily, MissingTensors and BadNumbers.
     """
     path = Path(path)
     with open_checkpoint(path) as file:
@@ -61,10 +62,11 @@ def load_checkpoint(
             if layout.part == "vae" and vae is not None:
                 tensors = vae_tensors(Path(vae), shapes_of(module), dtype)
             else:
-                tensors = read_part(file, rules, dtype)
+                tensors = read_part(file, rules, (dtypes or {}).get(layout.part, dtype))
             fill(module, tensors)
             modules[layout.part] = module.eval()
-        kind, zero_snr = prediction_of(file, family, sidecar, modules["unet"], prediction_type)
+        asked = modules["unet"] if modules["unet"].dtype == torch.float32 else None  # narrower answers may mislead
+        kind, zero_snr = prediction_of(file, family, sidecar, asked, prediction_type)
     resolution = resolution_of(family, sidecar, kind)
     modules["unet"].register_to_config(sample_size=resolution // 8)
     return StableDiffusion(

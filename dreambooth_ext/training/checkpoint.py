@@ -17,6 +17,7 @@ import torch
 
 from ..errors import ResumeError
 from ..files import replace_folder, require_space
+from ..models.checkpoint_writer import output_of, write_safetensors
 
 NAME = re.compile(r"step-(\d{6,})")
 Weights = Mapping[str, Mapping[str, torch.Tensor]]
@@ -40,16 +41,14 @@ def write(checkpoints_dir: Path, step: int, save_model: Callable[[Path], None], 
 
     `save_model` writes what would be published into the folder that it is given.
     """
-    from safetensors.torch import save_file
-
     require_space(checkpoints_dir, 2 * _size(trained) + _size(state), "A snapshot")
 
     def fill(folder: Path) -> None:
         save_model(folder)
         (folder / "trained").mkdir()
         for part, weights in trained.items():
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
-                      folder / "trained" / f"{part}.safetensors")
+            with (folder / "trained" / f"{part}.safetensors").open("wb") as stream:
+                write_safetensors(stream, [output_of(name, tensor) for name, tensor in weights.items()], {"format": "pt"})
         torch.save(dict(state), folder / "state.pt")
 
     folder = folder_of(checkpoints_dir, step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from ..config import TrainConfig
+from ..ram import give_back_ram
 from . import precision
 
 
@@ -76,6 +76,15 @@ def plan_for(config: TrainConfig, profile: str | None = None) -> Plan:
     if config.lora_rank:  # little is trained: its gradients and state are small whatever is done
         plan = replace(plan, fused_backward=False)
     return replace(plan, device=device, gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
+
+
+def loaded_dtypes(config: TrainConfig) -> dict[str, torch.dtype]:
+    """In which the trained networks are best loaded, so that RAM never holds them wider than they are trained."""
+    plan = PROFILES.get(config.memory_profile)
+    if plan is None or plan.weights != "bf16" or plan.optimizer == "offloaded_adamw":  # that one starts from fp32
+        return {}
+    trained = ("unet", "text_encoder", "text_encoder_2") if config.train_text_encoder else ("unet",)
+    return dict.fromkeys(trained, torch.bfloat16)
 
 
 def faults(config: TrainConfig) -> list[str]:
@@ -162,7 +171,7 @@ def release_if(there: torch.device | str, back: torch.device | str) -> None:
 
 def release() -> None:
     """Give back what is no longer used."""
-    gc.collect()
+    give_back_ram()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

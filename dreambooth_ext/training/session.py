@@ -18,7 +18,7 @@ from . import upcast
 from .conditioning import Prompts
 from .ema import Ema
 from .lora import FILE, Lora
-from .memory import Plan
+from .memory import Plan, release
 from .optimizers.fused import FusedBackward
 from .schedule import lr_factor
 
@@ -46,6 +46,7 @@ class Session:
         self.prompts = Prompts(model, {part: module for part, module in self.prepared.items() if part != "unet"},
                                config.clip_skip, self.device)
         self._fused = FusedBackward(self.optimizer, config.max_grad_norm) if plan.fused_backward else None
+        release()  # what the networks were before they were made ready
         averages_on = "cpu" if plan.averages_in_ram else None
         self.ema = Ema(self.trained_parameters(), config.ema_decay, averages_on) if config.ema_decay else None
 
