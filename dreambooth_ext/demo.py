@@ -31,8 +31,8 @@ SHEET_COLUMNS = 8
 GUIDANCE_SCALE = 3.0  # so small a base burns out at the usual 7
 # What suits so small a base, found by trying; a full-size model takes the defaults of config.py.
 SETTINGS: dict[str, Any] = {
-    "steps": 350, "train_batch_size": 4, "learning_rate": 5e-4, "text_encoder_learning_rate": 5e-4,
-    "num_class_images": 160, "prior_loss_weight": 1.0, "publish_format": "both", "snapshot_every": 100,
+    "steps": 300, "train_batch_size": 4, "learning_rate": 5e-4, "text_encoder_learning_rate": 2.5e-4,
+    "num_class_images": 160, "prior_loss_weight": 1.5, "publish_format": "both", "snapshot_every": 100,
     "lr_scheduler": "cosine", "lr_warmup_steps": 10, "class_guidance_scale": GUIDANCE_SCALE,
     "preview_guidance_scale": GUIDANCE_SCALE,
 }
