@@ -94,6 +94,10 @@ def faults(config: TrainConfig) -> list[str]:
         found += _faults_of_profile(config, plan_for(config))
     if config.optimizer == "prodigy":
         found += _faults_of_prodigy(config)
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            found.append(f"accelerate launch: {name} splits the networks, which this trainer keeps whole in each process; "
+                         "launch with --multi_gpu alone, and choose a leaner --memory-profile if a card is too small")
     if _processes() > 1 and config.draw_order == "diffusers":
         found.append("--draw-order: diffusers' draws are those of one process")
     return found

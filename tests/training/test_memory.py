@@ -91,3 +91,17 @@ def test_each_profile_says_what_is_in_effect(config):
         plan = plan_for(dataclasses.replace(config, memory_profile=name))
         assert name in plan.sentence and plan.use
         assert ("during the backward pass" in plan.sentence) == plan.fused_backward
+
+
+@pytest.mark.parametrize(("variable", "settings", "told"), [
+    ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP splits the networks"),
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DEEPSPEED splits the networks"),
+    ({"WORLD_SIZE": "2"}, {"memory_profile": "low"}, "low"),
+    ({"WORLD_SIZE": "2"}, {"draw_order": "diffusers"}, "draws are those of one process"),
+])
+def test_launches_that_cannot_work_are_refused(monkeypatch, config, variable, settings, told):
+    wished = dataclasses.replace(config, **settings)
+    alone = set(faults(wished))
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
+    assert any(told in fault for fault in set(faults(wished)) - alone)
