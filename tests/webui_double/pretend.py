@@ -24,7 +24,8 @@ def install(seconds_a_step: float) -> None:
         return _corridor(run, host, progress, seconds_a_step, 0)
 
     def resume(run, host, progress):
-        return _corridor(run, host, progress, seconds_a_step, run.state().step)
+        quick_s = seconds_a_step / 50  # what is resumed was stopped in a run long enough to be stopped in time
+        return _corridor(run, host, progress, quick_s, run.state().step)
 
     recipe.train, recipe.resume = train, resume
 
