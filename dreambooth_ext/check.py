@@ -35,6 +35,7 @@ def check(config: TrainConfig) -> Checked:
     if lacking:
         raise MissingPackage("a run is to be started", f"{', '.join(lacking)} cannot be imported",
                              advice() or f"Install it into this Python: pip install {' '.join(lacking)}")
+    config = _with_choices(config)
     faults: list[str] = []
     pictures = tuple(_count_pictures(concept, faults) for concept in config.concepts)
     of_base = _resolution_of_base(config, faults)
@@ -57,12 +58,25 @@ def check(config: TrainConfig) -> Checked:
     return Checked(config, resolution, pictures, tuple(_warnings(config)))
 
 
+def _with_choices(config: TrainConfig) -> TrainConfig:
+    """What was chosen in Review counts wherever the run is started from."""
+    from .dataset.choices import remembered
+
+    def chosen(concept: Concept) -> Concept:
+        path = remembered(Path(config.runs_dir), Path(concept.instance_dir))
+        return replace(concept, choices=str(path)) if not concept.choices and path.is_file() else concept
+
+    return replace(config, concepts=tuple(chosen(concept) for concept in config.concepts))
+
+
 def _count_pictures(concept: Concept, faults: list[str]) -> int:
     """How many pictures the folder holds; every one of them is opened, so that a bad one is found now."""
+    from .dataset.choices import orders_of
     from .dataset.pictures import require_pictures
 
     try:
-        return len(require_pictures(Path(concept.instance_dir).expanduser()))
+        leave_out, _ = orders_of(concept.choices)
+        return len(require_pictures(Path(concept.instance_dir).expanduser(), leave_out))
     except PictureError as error:
         faults.append(_in_one_line(error))
         return 0

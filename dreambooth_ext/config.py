@@ -17,7 +17,7 @@ VERSION = 1  # of the settings file; older ones are brought up to date by `migra
 CLASS_IMAGES_PER_PICTURE = 200  # Ruiz et al. (2023), section 4
 CLASS_IMAGES_AT_MOST = 1000  # by default; more than 2000 never helped
 STEPS_PER_PICTURE = 100
-PATHS = ("base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir")
+PATHS = ("base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir", "choices")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Concept:
     class_negative_prompt: str = option("", "Class negative prompt", "What class images must not show.", group="class")
     class_dir: str = option("", "Class images", "Folder of class images. Empty: a library beside the runs, shared by all runs of the same base.", group="class")
     num_class_images: int | None = option(None, "Number of class images", "Empty: 200 for each picture, at most 1000, and no more than the run can use.", minimum=1, maximum=100000, group="class")
+    choices: str = option("", "Choices", "File that says which pictures to keep, fix or drop. Empty: what was chosen in Review, if anything was.", group="pictures")
     repeats: int = option(1, "Repeats", "How often its pictures come in each round, against those of other concepts.", minimum=1, maximum=1000, group="pictures")
 
     @property
@@ -109,6 +110,7 @@ class TrainConfig:
     keep_snapshots: int = option(5, "Keep snapshots", "Older ones are deleted once a newer one is safe; 0 keeps all.", minimum=0, maximum=1000, group="watch")
     storage_wait_min: float = option(60.0, "Wait for room", "How long a run waits for a disk that is full or gone before it stops; 0: not at all.", unit="min", minimum=0, maximum=10_000, group="watch")
     preview_every: int = option(0, "Preview every", "Steps between previews; 0: with the snapshots.", unit="steps", minimum=0, group="watch")
+    validation_every: int = option(0, "Validation loss every", "Steps between measurements of the loss on fixed pictures and noise; 0: 20 in a run.", unit="steps", minimum=0, group="watch")
     preview_prompts: tuple[str, ...] = option((), "Preview prompts", "Empty: the instance prompt and the class prompt.", group="watch")
     preview_seed: int = option(1, "Preview seed", "The same for every preview, so that they compare.", minimum=0, maximum=2**32 - 1, group="watch")
     preview_steps: int = option(20, "Preview steps", "DDIM steps for each preview; 0 renders none.", minimum=0, maximum=150, group="watch")

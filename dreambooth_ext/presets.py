@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "low memory": {"memory_profile": "low"},
 }
 # What belongs to one run alone is not part of a preset.
-OF_ONE_RUN = {"base", "output_name", "models_dir", "runs_dir", "instance_dir", "class_dir", "token", "vae"}
+OF_ONE_RUN = {"base", "output_name", "models_dir", "runs_dir", "instance_dir", "class_dir", "token", "vae", "choices"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,11 +54,24 @@ def _lead(config: TrainConfig, team: Team, host: Host, progress: Progress) -> Fi
         raise ConfigError([f"--output-name: a run named {run.path.name} is there already ({run.state().state})"],
                           f"Choose another name, or continue it: python -m dreambooth_ext resume {run.path.name}")
     with run.lock():
+        checked = replace(checked, config=_with_own_choices(checked.config, run))
         run.create(checked.config)
         run.write_inputs(inputs_of(checked.config))
         for warning in checked.warnings:
             progress.log(warning)
         return _corridor(checked, run, team, host, progress, resume=False)
+
+
+def _with_own_choices(config: TrainConfig, run: RunFolder) -> TrainConfig:
+    """The choices on the pictures as they are now, kept with the run: others may be made while it lasts."""
+    concepts = []
+    for index, concept in enumerate(config.concepts):
+        if concept.choices:
+            path = run.path / f"choices-{index}.json"
+            write_json(path, json.loads(Path(concept.choices).expanduser().read_text(encoding="utf-8-sig")))
+            concept = replace(concept, choices=str(path))
+        concepts.append(concept)
+    return replace(config, concepts=tuple(concepts))
 
 
 def resume(run: RunFolder, host: Host, progress: Progress) -> Finished:
@@ -209,13 +223,16 @@ def class_image_plans(checked: Checked, base_sha256: str) -> list[Any]:
 
 def inputs_of(config: TrainConfig) -> dict[str, str]:
     """sha256 of everything a run learns from: the base, another VAE, each picture and its caption."""
-    from .dataset.pictures import list_pictures
+    from .dataset.choices import orders_of
+    from .dataset.pictures import pictures_of
 
     hashes = {"base": sha256_of(Path(config.base).expanduser())}
     if config.vae:
         hashes["vae"] = sha256_of(Path(config.vae).expanduser())
     for index, concept in enumerate(config.concepts):
-        for path in list_pictures(Path(concept.instance_dir).expanduser()):
+        if concept.choices:
+            hashes[f"{index}/choices"] = sha256_of(Path(concept.choices).expanduser())
+        for path in pictures_of(Path(concept.instance_dir).expanduser(), orders_of(concept.choices)[0]):
             hashes[f"{index}/{path.name}"] = sha256_of(path)
             caption = path.with_suffix(".txt")
             if config.use_captions and caption.is_file():

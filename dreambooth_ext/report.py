@@ -26,7 +26,7 @@ from .plot import curve
 from .run_folder import RunFolder
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "Pillow", "numpy")
-PATH_OPTIONS = ("base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir")
+PATH_OPTIONS = ("base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir", "choices")
 PROMPT_OPTIONS = ("token", "class_noun", "instance_prompt", "class_prompt", "class_negative_prompt", "preview_prompts")
 THUMBNAIL_PX = 160
 PICTURES_SHOWN = 24

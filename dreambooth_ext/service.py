@@ -20,7 +20,7 @@ from .progress import Progress
 from .run_folder import RunFolder, list_runs
 
 PATHS = ("base", "vae", "models_dir", "runs_dir")
-CONCEPT_PATHS = ("instance_dir", "class_dir")
+CONCEPT_PATHS = ("instance_dir", "class_dir", "choices")
 
 
 class Work:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from .crop import Box
 from .verdict import ADVICE, Audit
 
 LARGEST_BYTES = 64 << 20
+FOLDER = "picture-choices"  # beside the runs
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,27 @@ class Choice:
     choice: str
     sha256: str = ""
     box: Box | None = None
+
+
+def remembered(runs_dir: Path, pictures_dir: Path) -> Path:
+    """Where the choices on a folder of pictures are kept, which stays as it is; the file may not be there yet."""
+    folder = pictures_dir.expanduser().resolve()
+    words = re.sub(r"[^A-Za-z0-9]+", "-", folder.name).strip("-")[:40] or "pictures"
+    return runs_dir.expanduser() / FOLDER / f"{words}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}.json"
+
+
+def choose(path: Path, name: str, choice: str, *, sha256: str = "", box: Box | None = None) -> None:
+    """Remember what is to be done with one picture. Raises PictureError for what is no choice, StorageError."""
+    entries = {known: _entry(chosen) for known, chosen in (read_choices(path) if path.exists() else {}).items()}
+    if choice not in ADVICE or (box is not None and not _is_box(list(box))):
+        raise PictureError(f"{name} is to be remembered", f"{choice} {list(box or ())} is no choice",
+                           f"Choose one of {', '.join(ADVICE)}, and a box of left, top, right, bottom in whole pixels.")
+    entries[name] = _entry(Choice(choice, sha256, box))
+    write_json(path, {"version": 1, "pictures": entries})
+
+
+def _entry(chosen: Choice) -> dict[str, object]:
+    return {"choice": chosen.choice, "sha256": chosen.sha256, **({"box": list(chosen.box)} if chosen.box else {})}
 
 
 def read_choices(path: Path) -> dict[str, Choice]:
@@ -79,6 +103,11 @@ def write_choices(path: Path, audit: Audit, former: Mapping[str, Choice]) -> Non
         entry["why"] = [verdict.reason for verdict in picture.verdicts]
         pictures[picture.name] = entry
     write_json(path, {"version": 1, "pictures": pictures})
+
+
+def orders_of(path: str) -> tuple[set[str], dict[str, Box]]:
+    """`orders` of a file; nothing is left out or cut if there is none (""). Raises PictureError."""
+    return orders(read_choices(Path(path).expanduser())) if path else (set(), {})
 
 
 def orders(choices: Mapping[str, Choice]) -> tuple[set[str], dict[str, Box]]:

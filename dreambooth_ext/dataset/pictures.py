@@ -56,9 +56,9 @@ class Original:
         return _to_srgb(_flattened(self.image, flatten_on), self.profile)
 
 
-def require_pictures(folder: Path) -> list[Path]:
+def require_pictures(folder: Path, leave_out: Collection[str] = ()) -> list[Path]:
     """The pictures of a folder, each of which was opened whole. Raises PictureError naming all that cannot be used."""
-    paths = pictures_of(folder)
+    paths = pictures_of(folder, leave_out)
     require_none_bad(folder, len(paths), {path.name: reason for path in paths if (reason := reason_against(path))})
     return paths
 

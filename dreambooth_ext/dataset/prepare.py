@@ -20,6 +20,7 @@ from ..files import write_atomically, write_json
 from ..progress import SILENT, Progress
 from .buckets import bucket_for
 from .captions import caption_of, prompt_for
+from .choices import orders_of
 from .crop import Box, crop_box, without_letterbox
 from .manifest import TrainingImage, sha256_of
 from .pictures import open_picture, pictures_of, require_none_bad
@@ -82,7 +83,9 @@ def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "
 def prepare_concept(concept: Concept, index: int, out_dir: Path, *, resolution: int, crop: str, use_captions: bool,
                     progress: Progress = SILENT) -> list[TrainingImage]:
     """The training images of one concept, each with its prompt."""
-    prepared = prepare(Path(concept.instance_dir).expanduser(), out_dir, resolution=resolution, crop=crop, progress=progress)
+    leave_out, boxes = orders_of(concept.choices)
+    prepared = prepare(Path(concept.instance_dir).expanduser(), out_dir, resolution=resolution, crop=crop, progress=progress,
+                       overrides=boxes, leave_out=leave_out)
     return [
         TrainingImage(picture.path, prompt_for(concept, caption_of(picture.source) if use_captions else None),
                       picture.sha256, picture.width, picture.height, index)

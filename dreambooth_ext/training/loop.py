@@ -20,7 +20,7 @@ from ..patience import patiently
 from ..progress import Progress
 from ..run_folder import RunFolder
 from . import checkpoint
-from .data import DiffusersBatches, LatentCache, NativeBatches, fixed_pictures
+from .data import DiffusersBatches, LatentCache, NativeBatches
 from .estimate import profile_that_fits
 from .figures import Figures
 from .memory import Plan, device_memory_gib, on_device, plan_for, release
@@ -28,6 +28,7 @@ from .objective import Objective
 from .precision import accelerator_for
 from .preview import write_previews
 from .session import Session
+from .validation import Validation
 
 EXPLODED = 1e4  # no loss of a latent diffusion model is ever near it
 
@@ -98,13 +99,14 @@ class _Loop:
             self._batches = NativeBatches(self._config, dataset, cache, accelerator.process_index,
                                           accelerator.num_processes)
         self._objective = Objective(session)
-        self._fixed = fixed_pictures(dataset.instance, cache)
+        self._validation = Validation(self._config, dataset.instance, cache, self._objective)
         images = [*dataset.instance, *dataset.prior]
         self._prompts = sorted({"", *(image.prompt for image in images)})
         self._sizes = sorted({(image.height, image.width) for image in images})
         if not session.prompts.are_trained:
             session.prompts.freeze(self._prompts, self._sizes)
         self._losses: list[float] = []
+        self._validated: dict[str, Any] = {}  # as it was measured last
         self._pending: deque[_Pending] = deque()
         # Figures of a GPU are read while the next step is under way.
         self._behind = 1 if session.device.type == "cuda" else 0
@@ -154,8 +156,8 @@ class _Loop:
         session.update()
         values = session.mean_over_processes({**sums, "grad_norm": norm})
         more = {"lr": rates["unet"], "lr_text_encoder": rates.get("text_encoder", 0.0)}
-        if self._is_due(step + 1, self._preview_every):
-            more["validation_loss"] = self._objective.plain_error(self._fixed)
+        if self._validation.due(step + 1):
+            more["validation_loss"] = self._validation.loss()
         more["seconds"] = time.perf_counter() - started
         self._pending.append(_Pending(step + 1, Figures(values), more))
         self._tell(self._behind)
@@ -171,12 +173,13 @@ class _Loop:
             if self._writes:
                 line = {"step": step, **figures, **pending.more, **of_scaler}
                 self._patiently(lambda line=line: self._run.append_metrics(line))  # type: ignore[misc]
+            self._validated.update({name: value for name, value in pending.more.items() if name == "validation_loss"})
             skipped: dict[str, Any] = {name: value for name, value in of_scaler.items() if name == "skipped_updates"}
             steps_per_s = (step - self._first) / (time.perf_counter() - self._started)
             self._progress.report(step, self._steps, loss=figures["loss"], steps_per_s=steps_per_s,
                                   seconds_left=(self._steps - step) / steps_per_s,
-                                  memory_gib=device_memory_gib(self._session.device),
-                                  **skipped)
+                                  learning_rate=pending.more["lr"], memory_gib=device_memory_gib(self._session.device),
+                                  **skipped, **self._validated)
 
     def _require_sane(self, step: int, loss: float) -> None:
         if math.isfinite(loss) and loss < EXPLODED:
