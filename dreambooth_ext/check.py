@@ -60,10 +60,10 @@ def check(config: TrainConfig) -> Checked:
 
 def _with_choices(config: TrainConfig) -> TrainConfig:
     """What was chosen in Review counts wherever the run is started from."""
-    from .dataset.choices import remembered
+    from .dataset.choices import choices_file
 
     def chosen(concept: Concept) -> Concept:
-        path = remembered(Path(config.runs_dir), Path(concept.instance_dir))
+        path = choices_file(Path(config.runs_dir).expanduser(), Path(concept.instance_dir).expanduser())
         return replace(concept, choices=str(path)) if not concept.choices and path.is_file() else concept
 
     return replace(config, concepts=tuple(chosen(concept) for concept in config.concepts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -132,11 +132,11 @@ def _publish_lora(config: TrainConfig, source: Path, name: str, metadata: dict[s
                          dtype=config.publish_dtype, metadata=metadata, progress=progress)]
 
 
-def estimate(config: TrainConfig) -> list[Any]:
-    """What each memory profile will need of the device (training/estimate.py); without a base for Stable Diffusion 1.5."""
+def estimate(config: TrainConfig, profiles: Sequence[str] | None = None) -> list[Any]:
+    """What memory profiles will need of the device (training/estimate.py); without a base for Stable Diffusion 1.5."""
     from .training.estimate import estimate as estimate_memory
 
-    return estimate_memory(config)
+    return estimate_memory(config, profiles=profiles)
 
 
 def provenance(config: TrainConfig, run: RunFolder) -> dict[str, Any]:

@@ -47,6 +47,11 @@ class Service:
         self.host, self.jobs, self.open_txt2img = host, jobs, open_txt2img
         self._roots = None if roots is None else [*roots, host.models_dir, host.lora_dir, host.runs_dir]
 
+    @property
+    def is_shared(self) -> bool:
+        """True where people other than this computer's owner may use the page."""
+        return self._roots is not None
+
     # ---- settings
 
     def settings(self, values: Mapping[str, Any]) -> TrainConfig:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dreambooth_ext"
-F0 = {"errors", "options", "progress", "files", "config", "run_folder", "host", "patience", "watchdog", "ram"}
+F0 = {"errors", "options", "progress", "files", "config", "run_folder", "host", "patience", "watchdog", "ram", "lookups", "desktop"}
 MAY_IMPORT = {
     "dataset": F0,
     "models": F0,

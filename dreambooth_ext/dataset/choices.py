@@ -15,7 +15,6 @@ from .crop import Box
 from .verdict import ADVICE, Audit
 
 LARGEST_BYTES = 64 << 20
-FOLDER = "picture-choices"  # beside the runs
 
 
 @dataclass(frozen=True)
@@ -27,25 +26,32 @@ class Choice:
     box: Box | None = None
 
 
-def remembered(runs_dir: Path, pictures_dir: Path) -> Path:
-    """Where the choices on a folder of pictures are kept, which stays as it is; the file may not be there yet."""
-    folder = pictures_dir.expanduser().resolve()
+def choices_file(runs_dir: Path, folder: Path) -> Path:
+    """Where what was chosen of a folder's pictures is remembered: beside the runs, so that the folder itself stays as it is."""
     words = re.sub(r"[^A-Za-z0-9]+", "-", folder.name).strip("-")[:40] or "pictures"
-    return runs_dir.expanduser() / FOLDER / f"{words}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}.json"
+    key = hashlib.sha256(str(folder.expanduser().resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return runs_dir / "choices" / f"{words}-{key}.json"
 
 
-def choose(path: Path, name: str, choice: str, *, sha256: str = "", box: Box | None = None) -> None:
-    """Remember what is to be done with one picture. Raises PictureError for what is no choice, StorageError."""
-    entries = {known: _entry(chosen) for known, chosen in (read_choices(path) if path.exists() else {}).items()}
-    if choice not in ADVICE or (box is not None and not _is_box(list(box))):
-        raise PictureError(f"{name} is to be remembered", f"{choice} {list(box or ())} is no choice",
-                           f"Choose one of {', '.join(ADVICE)}, and a box of left, top, right, bottom in whole pixels.")
-    entries[name] = _entry(Choice(choice, sha256, box))
-    write_json(path, {"version": 1, "pictures": entries})
+def remembered(path: Path) -> dict[str, Choice]:
+    """As `read_choices`, or nothing where nothing was chosen yet. Raises PictureError if the file cannot be read."""
+    return read_choices(path) if path.exists() else {}
+
+
+def choose(path: Path, name: str, choice: Choice | None) -> dict[str, Choice]:
+    """Remember one choice, or forget it (None); returns all of the file. Raises PictureError, StorageError."""
+    found = remembered(path)
+    if choice is None:
+        found.pop(name, None)
+    else:
+        found[name] = choice
+    write_json(path, {"version": 1, "pictures": {each: _entry(chosen) for each, chosen in found.items()}})
+    return found
 
 
 def _entry(chosen: Choice) -> dict[str, object]:
-    return {"choice": chosen.choice, "sha256": chosen.sha256, **({"box": list(chosen.box)} if chosen.box else {})}
+    entry: dict[str, object] = {"choice": chosen.choice, "sha256": chosen.sha256}
+    return {**entry, "box": list(chosen.box)} if chosen.box else entry
 
 
 def read_choices(path: Path) -> dict[str, Choice]:
@@ -97,11 +103,8 @@ def write_choices(path: Path, audit: Audit, former: Mapping[str, Choice]) -> Non
     for picture in audit.pictures:
         chosen = former.get(picture.name) if picture.choice else None
         box = chosen.box if chosen else picture.kept_box
-        entry: dict[str, object] = {"choice": picture.choice or picture.advice, "sha256": picture.sha256}
-        if box:
-            entry["box"] = list(box)
-        entry["why"] = [verdict.reason for verdict in picture.verdicts]
-        pictures[picture.name] = entry
+        entry = _entry(Choice(picture.choice or picture.advice, picture.sha256, box))
+        pictures[picture.name] = {**entry, "why": [verdict.reason for verdict in picture.verdicts]}
     write_json(path, {"version": 1, "pictures": pictures})
 
 

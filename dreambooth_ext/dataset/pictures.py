@@ -118,13 +118,13 @@ def _opened(path: Path, at_least: tuple[int, int] | None) -> Original:
             image.draft("RGB", (side, side))
         image.load()
         # Read before the picture is turned, which takes the tag away.
-        rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        rotated = image.getexif().get(ORIENTATION, 1) not in (0, 1)
         # Both copy a picture that needs nothing done; at 12 megapixels that is a tenth of the work.
         upright = (ImageOps.exif_transpose(image) or image) if rotated else image
         return Original(_eight_bit(upright), mode, rotated, frames, image.info.get("icc_profile") or b"")
 
 
-_ORIENTATION = 0x0112  # EXIF
+ORIENTATION = 0x0112  # EXIF
 
 
 @contextmanager

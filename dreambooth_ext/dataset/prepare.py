@@ -23,7 +23,7 @@ from .captions import caption_of, prompt_for
 from .choices import orders_of
 from .crop import Box, crop_box, without_letterbox
 from .manifest import TrainingImage, sha256_of
-from .pictures import open_picture, pictures_of, require_none_bad
+from .pictures import ORIENTATION, open_picture, pictures_of, require_none_bad
 from .resize import resize
 
 RECIPE = 2  # changes whenever the same input would give other bytes
@@ -93,19 +93,34 @@ def prepare_concept(concept: Concept, index: int, out_dir: Path, *, resolution: 
     ]
 
 
-def _prepare_one(source: Path, out_dir: Path, resolution: int, crop: str, box: Box | None, key: str) -> dict:
+def as_trained(source: Path, *, resolution: int, crop: str = "smart", box: Box | None = None) -> tuple[Image.Image, Box]:
+    """A picture as training will see it, and the part of the upright original that was kept. Raises PictureError."""
     image = open_picture(source, at_least=None if box else (2 * resolution, 2 * resolution))
     kept = _inside(box, image, source) if box else without_letterbox(image)
     inner = image.crop(kept)
     width, height = bucket_for(inner.width, inner.height, resolution) if crop == "buckets" else (resolution, resolution)
     left, top, right, bottom = crop_box(inner, width, height, "center" if crop == "buckets" else crop)
     part = (left + kept[0], top + kept[1], right + kept[0], bottom + kept[1])
-    data = _png(resize(image.crop(part), width, height), {"source": source.name, "recipe": key})
+    return resize(image.crop(part), width, height), _in_original(part, image.width, source)
+
+
+def _in_original(part: Box, width: int, source: Path) -> Box:
+    """A part of a picture that may have been read at a fraction of its size, in pixels of the upright original."""
+    with Image.open(source) as header:
+        upright = header.size if header.getexif().get(ORIENTATION, 1) < 5 else header.size[::-1]
+    scale = upright[0] / width
+    left, top, right, bottom = (round(edge * scale) for edge in part)
+    return left, top, min(right, upright[0]), min(bottom, upright[1])
+
+
+def _prepare_one(source: Path, out_dir: Path, resolution: int, crop: str, box: Box | None, key: str) -> dict:
+    image, part = as_trained(source, resolution=resolution, crop=crop, box=box)
+    data = _png(image, {"source": source.name, "recipe": key})
     path = out_dir / f"{key[:20]}.png"
     with write_atomically(path) as stream:
         stream.write(data)
     digest = hashlib.sha256(data).hexdigest()
-    return {"file": path.name, "sha256": digest, "width": width, "height": height, "box": list(part)}
+    return {"file": path.name, "sha256": digest, "width": image.width, "height": image.height, "box": list(part)}
 
 
 def _content_of(source: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,16 @@ class Estimate:
         return {**asdict(self), "total": self.total, "fits": self.fits, "verdict": self.verdict}
 
 
-def estimate(config: TrainConfig, model: StableDiffusion | None = None) -> list[Estimate]:
-    """One estimate for each memory profile, and first for the settings as they are ("none").
+def estimate(config: TrainConfig, model: StableDiffusion | None = None,
+             profiles: Sequence[str] | None = None) -> list[Estimate]:
+    """One estimate for each memory profile, and first for the settings as they are ("none"); or for `profiles` alone.
 
     `model` may be weightless; without it the base is looked at, and without a base Stable Diffusion 1.5 is meant.
     Raises the errors of `models.load.inspect`.
     """
     model = model or _outline(config)
     free = free_bytes(precision.device_of(config))
-    rows = [*(["none"] if config.memory_profile in ("none", "auto") else []), *PROFILES]
+    rows = profiles or [*(["none"] if config.memory_profile in ("none", "auto") else []), *PROFILES]
     peaks: dict[tuple[Any, ...], int] = {}  # profiles that differ in other things share their activations
     return [_estimate(replace(config, memory_profile=name), model, free, peaks) for name in rows]
 

@@ -58,6 +58,7 @@ def duration(seconds: float) -> str:
 
 _FIGURES: dict[str, Any] = {
     "loss": lambda value: f"loss {value:.4f}",
+    "validation_loss": lambda value: f"validation {value:.4f}",
     "learning_rate": lambda value: f"learning rate {value:.3g}",
     "steps_per_s": lambda value: f"{value:.2f} steps/s",
     "images_per_s": lambda value: f"{value:.1f} pictures/s",
@@ -79,8 +80,11 @@ def _cell(content: str) -> str:
     return f"<td{wide}>{content}</td>"
 
 
-def picture(path: Path, text: str = "", size: int = THUMBNAIL_PX) -> str:
-    """An <img> that carries its own data, so that no folder has to be opened to the browser; nothing for a link."""
+def picture(path: Path, text: str = "", size: int = THUMBNAIL_PX, *, file: str = "") -> str:
+    """An <img> that carries its own data, so that no folder has to be opened to the browser; nothing for a link.
+
+    With `file`, its name, it is a picture that the page's script lets people enlarge.
+    """
     from PIL import Image
 
     try:
@@ -90,7 +94,8 @@ def picture(path: Path, text: str = "", size: int = THUMBNAIL_PX) -> str:
         source = ""  # one that is being written comes with the next refresh
     if not source:
         return ""
-    return f'<img alt="{escaped(text)}" title="{escaped(text)}" src="{source}">'
+    more = f' data-file="{escaped(file)}" tabindex="0" role="button"' if file else ""
+    return f'<img alt="{escaped(text)}" title="{escaped(text)}" src="{source}"{more}>'
 
 
 @lru_cache(maxsize=1024)

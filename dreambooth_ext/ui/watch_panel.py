@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..config import TrainConfig
+from .. import desktop
 from ..errors import DreamboothError
 from ..jobs import Job
 from ..plot import curve
@@ -16,9 +16,9 @@ from ..run_folder import RunFolder
 from ..service import Service
 from . import html
 from .compat import hidden, on
+from .timeline import config_of, enlarged_html, previews, prompts_of, step_of, timeline_html
 
 LOG_LINES_SHOWN = 60
-PREVIEWS_SHOWN = 60
 SAMPLE_RESOLUTION = 512  # the guide's sample settings are for models of this size
 
 
@@ -41,26 +41,37 @@ class WatchPanel:
 def build(service: Service) -> WatchPanel:
     """Lay the panel out and wire its buttons."""
     status = gr.HTML(value=status_html(service), elem_id="dreambooth_status")
-    with gr.Row(elem_classes=["dreambooth-buttons"]):
-        stop = gr.Button("Stop and keep", elem_id="dreambooth_stop", size="sm")
-        discard = gr.Button("Stop and discard", elem_id="dreambooth_discard", size="sm", variant="stop")
-        preview = gr.Button("Preview now", elem_id="dreambooth_preview", size="sm")
-        snapshot = gr.Button("Snapshot now", elem_id="dreambooth_snapshot", size="sm")
+    buttons = _buttons()
     plot = gr.HTML(value=curve([]), elem_id="dreambooth_curve")
-    previews = gr.HTML(value="", elem_id="dreambooth_previews")
+    shown = gr.HTML(value="", elem_id="dreambooth_previews")
+    enlarged = gr.HTML(value="", elem_id="dreambooth_enlarged")
     with gr.Accordion("Log", open=False, elem_id="dreambooth_log_fold"):
         log = gr.HTML(value="", elem_id="dreambooth_log")
-    if service.host.name != "standalone":
-        gr.Checkbox(label="Open txt2img with the guide's sample settings: Euler a, 50 steps, CFG 7, 512x768", value=False,
-                    elem_id="dreambooth_sample_settings", interactive=True)
-    poll = hidden(gr.Button, "dreambooth_poll", value="refresh")
-    panel = WatchPanel(status, plot, previews, log, poll, gr.State({}))
-    on(poll.click, lambda seen: refresh(service, seen), [panel.seen], panel.outputs)
-    for button, act in ((stop, lambda: _stop(service, discard=False)), (discard, lambda: _stop(service, discard=True)),
-                        (preview, lambda: _request(service, "preview")),
-                        (snapshot, lambda: _request(service, "snapshot"))):
-        on(button.click, act, [], [status])
+    with gr.Row(elem_classes=["dreambooth-wishes"]):
+        gr.Checkbox(label="Play a sound when a run ends", value=False, elem_id="dreambooth_sound", interactive=True)
+        if service.host.name != "standalone":
+            gr.Checkbox(label="Open txt2img with the guide's sample settings: Euler a, 50 steps, CFG 7, 512x768", value=False,
+                        elem_id="dreambooth_sample_settings", interactive=True)
+    panel = WatchPanel(status, plot, shown, log, hidden(gr.Button, "dreambooth_poll", value="refresh"), gr.State({}))
+    on(panel.poll.click, lambda seen: refresh(service, seen), [panel.seen], panel.outputs)
+    acts = {"stop": lambda: _stop(service, discard=False), "discard": lambda: _stop(service, discard=True),
+            "preview": lambda: _request(service, "preview"), "snapshot": lambda: _request(service, "snapshot"),
+            "folder": lambda: _open_folder(service)}
+    for name, act in acts.items():
+        on(buttons[name].click, act, [], [status])
+    # The page's script names the preview that was clicked on.
+    which = hidden(gr.Textbox, "dreambooth_enlarge_which", label="preview to enlarge")
+    look = hidden(gr.Button, "dreambooth_enlarge", value="enlarge")
+    on(look.click, lambda name: enlarged_html(run_of(service, service.shown_job()), name or ""), [which], [enlarged])
     return panel
+
+
+def _buttons() -> dict[str, Any]:
+    labels = {"preview": "Preview now", "snapshot": "Snapshot now", "stop": "Stop and keep", "discard": "Stop and discard",
+              "folder": "Open the folder"}
+    with gr.Row(elem_classes=["dreambooth-buttons"]):
+        return {name: gr.Button(label, elem_id=f"dreambooth_{name}", size="sm",
+                                variant="stop" if name == "discard" else "secondary") for name, label in labels.items()}
 
 
 def refresh(service: Service, seen: dict[str, Any]) -> list[Any]:
@@ -68,7 +79,7 @@ def refresh(service: Service, seen: dict[str, Any]) -> list[Any]:
     job = service.shown_job()
     run = run_of(service, job)
     marks = {"curve": _mark(run.metrics_path) if run else None,
-             "previews": [_mark(path) for path in _previews(run)] if run else [],
+             "previews": [_mark(path) for path in previews(run)],
              "log": [job.id, len(job.log), job.log[-1] if job.log else ""] if job else None}
     parts = {"curve": lambda: _curve(run), "previews": lambda: previews_html(run), "log": lambda: _log(job)}
     changed = [make() if seen.get(name) != marks[name] else gr.update() for name, make in parts.items()]
@@ -101,44 +112,7 @@ def run_of(service: Service, job: Job | None) -> RunFolder | None:
     return RunFolder(service.host.runs_dir / job.name) if job is not None else None
 
 
-def previews_html(run: RunFolder | None) -> str:
-    """The latest previews: a row for each prompt, a column for each step, all of the same seed."""
-    paths = _previews(run)
-    if not paths:
-        return ""
-    rows: dict[str, list[Path]] = {}
-    for path in paths:
-        rows.setdefault(path.stem.rpartition("-")[2], []).append(path)
-    assert run is not None
-    prompts = prompts_of(run)
-    body = ""
-    for key in sorted(rows):
-        title = prompts[int(key)] if key.isdigit() and int(key) < len(prompts) else ""
-        cells = "".join(f"<figure>{html.picture(path, title)}<figcaption>step {step_of(path)}</figcaption></figure>"
-                        for path in rows[key])
-        body += f'<h4>{html.escaped(title)}</h4><div class="dreambooth-strip">{cells}</div>'
-    return body
-
-
-def prompts_of(run: RunFolder) -> list[str]:
-    config = _config(run)
-    if config is None:
-        return []
-    if config.preview_prompts:
-        return list(config.preview_prompts)
-    return [text for concept in config.concepts for text in (concept.instance_text, concept.class_texts[0])]
-
-
-def _previews(run: RunFolder | None) -> list[Path]:
-    if run is None or not run.previews_dir.is_dir():
-        return []
-    return sorted(run.previews_dir.glob("step-*.png"))[-PREVIEWS_SHOWN:]
-
-
-def step_of(path: Path) -> int:
-    """step-000100-0.png, step-000100: 100."""
-    number = path.stem.split("-")[1] if "-" in path.stem else ""
-    return int(number) if number.isdigit() else 0
+previews_html = timeline_html
 
 
 def _framed(data: dict[str, str], body: str) -> str:
@@ -150,7 +124,7 @@ def _for_script(job: Job, run: RunFolder | None) -> dict[str, str]:
     """What the page's script needs: whether to poll on, and what to hand over to txt2img at the end."""
     data = {"state": job.state, "job": job.id, "name": job.name}
     published = _published(job)
-    config = _config(run)
+    config = config_of(run)
     if published and config is not None:
         data["published"] = published[0].name
         data["prompt"] = config.concepts[0].instance_text.replace("[filewords]", "").strip()
@@ -165,13 +139,6 @@ def _published(job: Job) -> list[Path]:
     """The model files that a finished job has written, the selected one first."""
     paths = getattr(job.result, "published", job.result)
     return [Path(path) for path in paths] if job.state == "finished" and isinstance(paths, (list, tuple)) else []
-
-
-def _config(run: RunFolder | None) -> TrainConfig | None:
-    try:
-        return run.config() if run is not None and run.exists else None
-    except DreamboothError:
-        return None
 
 
 def _label(status: dict[str, Any]) -> str:
@@ -220,9 +187,22 @@ def _request(service: Service, wish: str) -> str:
     return status_html(service, f"A {wish} comes with the next step." if taken else "Nothing is running.")
 
 
+def _open_folder(service: Service) -> str:
+    run = run_of(service, service.shown_job())
+    folder = run.path if run is not None and run.path.is_dir() else service.host.runs_dir
+    if service.is_shared:  # whoever presses it may sit elsewhere, and is not to learn this computer's paths
+        return status_html(service, "The folder can be opened only on the computer itself.")
+    try:
+        desktop.open_folder(folder)
+    except DreamboothError as error:
+        return status_html(service, f"{error.why[:1].upper()}{error.why[1:]}. {error.instead}")
+    return status_html(service, f"Opened {folder}")
+
+
 def _curve(run: RunFolder | None) -> str:
-    points = [(entry["step"], entry["loss"]) for entry in (run.metrics() if run else []) if "loss" in entry]
-    return curve(points)
+    metrics = run.metrics() if run else []
+    points, fixed = ([(entry["step"], entry[name]) for entry in metrics if name in entry] for name in ("loss", "validation_loss"))
+    return curve(points, validation=fixed)
 
 
 def _log(job: Job | None) -> str:
@@ -236,3 +216,6 @@ def _mark(path: Path) -> Any:
     except OSError:
         return None
     return [path.name, status.st_mtime_ns, status.st_size]
+
+
+__all__ = ["WatchPanel", "build", "previews_html", "prompts_of", "refresh", "run_of", "status_html", "step_of"]

@@ -8,7 +8,7 @@ import pytest
 from dreambooth_ext import check, recipe
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.dataset import choices
-from dreambooth_ext.errors import ConfigError, PictureError
+from dreambooth_ext.errors import ConfigError
 from dreambooth_ext.playground import subject
 from dreambooth_ext.playground.base import playground_base_path
 from dreambooth_ext.progress import Progress
@@ -25,14 +25,18 @@ def config(tmp_path):
 
 
 def remembered(config):
-    return choices.remembered(RunFolder.for_config(config).path.parent, choices.Path(config.concepts[0].instance_dir))
+    return choices.choices_file(RunFolder.for_config(config).path.parent, choices.Path(config.concepts[0].instance_dir))
+
+
+def choose(file, name, *given, **more):
+    choices.choose(file, name, choices.Choice(*given, **more))
 
 
 def test_what_is_dropped_is_not_trained_on_and_what_is_cut_is_cut(config, tmp_path):
     file = remembered(config)
-    choices.choose(file, "subject_01.png", "drop")
-    choices.choose(file, "subject_02.png", "fix", box=(0, 0, 24, 24))
-    choices.choose(file, "subject_03.png", "keep", sha256="of another content")
+    choose(file, "subject_01.png", "drop")
+    choose(file, "subject_02.png", "fix", box=(0, 0, 24, 24))
+    choose(file, "subject_03.png", "keep", sha256="of another content")
     checked = check.check(config)
     assert checked.pictures == (3,) and checked.config.steps == 300
     run = RunFolder.for_config(config)
@@ -41,14 +45,14 @@ def test_what_is_dropped_is_not_trained_on_and_what_is_cut_is_cut(config, tmp_pa
     index = json.loads((run.dataset_dir / "concept-0" / "prepared.json").read_text())["pictures"]
     assert len(images) == 3 and "subject_01.png" not in index and index["subject_02.png"]["box"] == [0, 0, 24, 24]
     before = recipe.inputs_of(own)
-    choices.choose(file, "subject_03.png", "drop")  # for the next run
+    choose(file, "subject_03.png", "drop")  # for the next run
     assert recipe.inputs_of(own) == before and len(recipe.prepare(own, run, 64, Progress())) == 3
     assert check.check(config).pictures == (2,)
 
 
 def test_the_pictures_folder_stays_as_it_is(config, tmp_path):
     before = sorted(path.name for path in (tmp_path / "pictures").iterdir())
-    choices.choose(remembered(config), "subject_01.png", "drop")
+    choose(remembered(config), "subject_01.png", "drop")
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == before
 
 
@@ -57,10 +61,3 @@ def test_a_file_of_choices_that_cannot_be_read_is_named(config, tmp_path):
     concept = dataclasses.replace(config.concepts[0], choices=str(tmp_path / "choices.json"))
     with pytest.raises(ConfigError, match="keep, fix, drop"):
         check.check(dataclasses.replace(config, concepts=(concept,)))
-
-
-@pytest.mark.parametrize(("choice", "box"), [("perhaps", None), ("fix", (5, 0, 5, 9)), ("fix", (-1, 0, 5, 9)), ("fix", (0, 0, 5))])
-def test_what_is_no_choice_is_refused(tmp_path, choice, box):
-    with pytest.raises(PictureError):
-        choices.choose(tmp_path / "choices.json", "a.png", choice, box=box)
-    assert not (tmp_path / "choices.json").exists()

@@ -13,7 +13,7 @@ from dreambooth_ext.dataset import prepare as module
 from dreambooth_ext.dataset.buckets import bucket_for, bucket_sizes
 from dreambooth_ext.dataset.captions import caption_of, prompt_for, token_advice
 from dreambooth_ext.dataset.crop import crop_box, without_letterbox
-from dreambooth_ext.dataset.prepare import prepare
+from dreambooth_ext.dataset.prepare import as_trained, prepare
 from dreambooth_ext.dataset.resize import resize
 from dreambooth_ext.errors import PictureError
 
@@ -150,3 +150,15 @@ def test_all_pictures_that_are_bad_are_named_at_once(folder, tmp_path):
 def test_a_box_outside_the_picture_is_refused(folder, tmp_path):
     with pytest.raises(PictureError, match=r"1\.png"):
         prepare(folder, tmp_path / "out", resolution=64, overrides={"1.png": (900, 900, 950, 950)})
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_part_that_was_kept_is_told_in_pixels_of_the_original(tmp_path, orientation):
+    """Although a JPEG much larger than needed is read at a fraction of its size."""
+    image = Image.effect_noise((1600, 1000), 60).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "large.jpg", exif=exif)
+    cut, box = as_trained(tmp_path / "large.jpg", resolution=64, crop="center")
+    assert cut.size == (64, 64)
+    assert box == ((300, 0, 1300, 1000) if orientation == 1 else (0, 300, 1000, 1300))
