@@ -105,7 +105,7 @@ def seconds_a_step(runs_dir: Path, base: Path, resolution: int | None) -> float 
 def about_token(token: str) -> str:
     """Why another token may be better; empty if this one is fine."""
     from .dataset.captions import token_advice
-    from .models.text_encoder import token_pieces
+    from .models.tokenizer import token_pieces
 
     return token_advice(token, token_pieces)
 

@@ -114,7 +114,7 @@ def _warnings(config: TrainConfig) -> list[str]:
 
 def _token_warnings(token: str) -> list[str]:
     from .dataset.captions import token_advice
-    from .models.text_encoder import token_pieces
+    from .models.tokenizer import token_pieces
 
     advice = token_advice(token, token_pieces)
     return [advice] if advice else []

@@ -198,7 +198,7 @@ def class_images(
 
     team = team or Team()
     images: list[TrainingImage] = []
-    for plan in class_image_plans(checked, base_sha256):
+    for plan in class_image_plans(checked, base_sha256, host.name):
         progress.log(plan.sentence)
         progress.start("class images", plan.missing)
         images += ensure(plan, Path(checked.config.base).expanduser(), team.shared(host.txt2img), host.provenance(), progress,
@@ -206,8 +206,8 @@ def class_images(
     return images
 
 
-def class_image_plans(checked: Checked, base_sha256: str) -> list[Any]:
-    """One plan for each concept: wanted, found, missing, of other origin."""
+def class_image_plans(checked: Checked, base_sha256: str, host: str = "") -> list[Any]:
+    """One plan for each concept: wanted, found, missing, of other origin; with the pace that this host had."""
     from .dataset.class_images import plan
 
     config = checked.config
@@ -216,7 +216,7 @@ def class_image_plans(checked: Checked, base_sha256: str) -> list[Any]:
              accumulation=config.gradient_accumulation_steps, class_steps=config.class_steps,
              guidance_scale=config.class_guidance_scale, resolution=checked.resolution, seed=config.seed,
              library=Path(config.runs_dir).expanduser() / "class-images", foreign=config.foreign_class_images,
-             concept_index=index)
+             concept_index=index, host=host)
         for index, (concept, pictures) in enumerate(zip(config.concepts, checked.pictures, strict=True))
     ]
 

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "report": F0 | {"plot"},
     "team": F0,
     "recipe": F0 | {"dataset", "models", "training", "check", "team"},
+    "picture_room": F0 | {"dataset", "models", "check", "recipe"},
     "jobs": F0,
     "origin": F0,
     "uploads": F0 | {"dataset"},
@@ -25,14 +26,14 @@ MAY_IMPORT = {
     "hosts": F0 | {"models"},
     "needs": set(),
     "advice": F0 | {"dataset", "models"},
-    "service": F0 | {"check", "recipe", "jobs", "uploads"},
-    "ui": F0 | {"check", "recipe", "presets", "report", "plot", "jobs", "service", "advice", "needs"} | {"origin"},
-    "api": F0 | {"check", "recipe", "jobs", "service", "origin"},
+    "service": F0 | {"check", "recipe", "jobs", "uploads", "picture_room"},
+    "ui": F0 | {"check", "recipe", "presets", "report", "plot", "jobs", "service", "advice", "needs"} | {"origin", "picture_room"},
+    "api": F0 | {"check", "recipe", "jobs", "service", "origin", "picture_room"},
     "terminal": F0,
     "flags": F0,
     "commands": F0
     | {"check", "recipe", "presets", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset", "flags"}
-    | {"terminal"},
+    | {"terminal", "picture_room"},
     "cli": F0 | {"commands", "flags", "terminal"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -41,7 +42,7 @@ ONLY_IN = {"gradio": "ui", "modules": "hosts"}
 # in the rooms that the WebUI loads at its start
 NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}
 LIGHT = F0 | {"dataset", "hosts", "ui", "api", "service", "advice", "needs", "jobs", "check", "recipe", "team"}
-LIGHT |= {"commands", "flags", "terminal", "cli", "origin", "uploads"}
+LIGHT |= {"picture_room", "commands", "flags", "terminal", "cli", "origin", "uploads"}
 
 
 def room_of(path: Path) -> str:

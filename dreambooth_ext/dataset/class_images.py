@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,18 @@ from ..errors import HostError, PictureError
 from ..files import append_line, write_atomically
 from ..host import Txt2Img
 from ..progress import Progress
+from . import pace
 from .manifest import TrainingImage, sha256_of
-from .pictures import list_pictures, open_picture
+from .pictures import list_pictures, open_picture, reason_against
 from .resize import resize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MANIFEST = "manifest.jsonl"
+STRUCK_OUT = "struck-out"  # a folder for pictures that somebody did not like
 SAMPLER = "DDIM"
+FIRM_ADVICE_ABOVE = 2000
 Txt2ImgOf = Callable[[Path, Txt2Img, Progress], "Iterator[Image]"]
 
 
@@ -66,6 +70,9 @@ class ClassImagePlan:
     seed: int
     use_foreign: bool
     suggested: str
+    library: Path
+    seconds: float | None = None  # that one missing picture took the host last time, if it is known
+    unusable: tuple[tuple[str, str], ...] = ()  # pictures of other origin that cannot be opened, and why
 
     @property
     def wanted(self) -> int:
@@ -86,15 +93,27 @@ class ClassImagePlan:
         return max(0, self.wanted - self.found - counted)
 
     @property
+    def seconds_left(self) -> float | None:
+        """How long the missing pictures take at the host's last pace."""
+        return self.seconds * self.missing if self.seconds is not None and self.missing else None
+
+    @property
     def sentence(self) -> str:
-        """The plan in one sentence, and a second one if there are pictures of other origin."""
-        text = f"{self.suggested}: {self.wanted} class images wanted, {self.found} found, {self.missing} to render."
+        """The plan in one sentence, and more if there are pictures of other origin, or too many wanted."""
+        time_left = f", {pace.about(self.seconds_left)}" if self.seconds_left else ""
+        text = f"{self.suggested}; {self.found} found that this checkpoint made; {self.missing} to render{time_left}."
+        if self.wanted > FIRM_ADVICE_ABOVE:
+            text += (f" More than {FIRM_ADVICE_ABOVE} class images never helped: {CLASS_IMAGES_AT_MOST} suffice, "
+                     "and the rest is time lost.")
         if self.foreign and self.use_foreign:
             text += f" {len(self.foreign)} pictures of other origin are used with them, as asked."
         elif self.foreign:
             text += (f" {len(self.foreign)} pictures in the folder were not made by this base with these settings and are "
                      "left out: they would teach the model another idea of the class. Training without prior "
                      "preservation is better than with such pictures.")
+        if self.unusable:
+            named = "; ".join(f"{name}: {why}" for name, why in self.unusable[:10])
+            text += f" {len(self.unusable)} more cannot be used ({named})."
         return text
 
 
@@ -110,20 +129,26 @@ def class_image_count(given: int | None, pictures: int, consumed: int) -> tuple[
 
 def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch: int, accumulation: int, class_steps: int,
          guidance_scale: float, resolution: int, seed: int, library: Path, foreign: str = "skip",
-         concept_index: int = 0) -> ClassImagePlan:
-    """Look at what there is and say what is missing; renders nothing."""
+         concept_index: int = 0, host: str = "") -> ClassImagePlan:
+    """Look at what there is and say what is missing; renders nothing. `host` is whose pace tells how long that takes."""
     count, suggested = class_image_count(concept.num_class_images, pictures, steps * batch * accumulation)
     prompts = concept.class_texts
     plans = []
+    unusable: dict[str, str] = {}
     for number, prompt in enumerate(prompts):
         request = Request(base_sha256, prompt, concept.class_negative_prompt, SAMPLER, class_steps, guidance_scale,
                           resolution, resolution)
         folder = Path(concept.class_dir).expanduser() if concept.class_dir else library_folder(library, request)
         sisters = [_request_key(request, each) for each in prompts]
         found, strangers = _sorted_out(folder, request, sisters)
+        if foreign == "use":
+            unusable.update({path.name: why for path in strangers if (why := reason_against(path))})
+            strangers = [path for path in strangers if path.name not in unusable]
         share = count // len(prompts) + (number < count % len(prompts))
         plans.append(PromptPlan(request, folder, share, tuple(found), tuple(strangers)))
-    return ClassImagePlan(tuple(plans), concept_index, seed, foreign == "use", suggested)
+    seconds = pace.seconds_for(library, host, pace.work_of(class_steps, resolution, resolution))
+    return ClassImagePlan(tuple(plans), concept_index, seed, foreign == "use", suggested, library, seconds,
+                          tuple(unusable.items()))
 
 
 def library_folder(library: Path, request: Request) -> Path:
@@ -141,7 +166,7 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
     that are rendered afterwards are the same as if nothing had happened.
     """
     images: list[TrainingImage] = []
-    done = 0
+    done, work, started = 0, 0.0, time.monotonic()
     for prompt_plan in plan.prompts:
         paths = list(prompt_plan.found[: prompt_plan.wanted])
         lacking = prompt_plan.wanted - len(paths)
@@ -150,8 +175,10 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
         for path in _render(prompt_plan, lacking, plan.seed, base, txt2img, provenance, progress, batch):
             paths.append(path)
             done += 1
+            work += pace.work_of(prompt_plan.request.steps, prompt_plan.request.width, prompt_plan.request.height)
             progress.report(done, plan.missing, prompt_plan.request.prompt)
         images += [_as_training_image(path, prompt_plan.request, plan.concept_index) for path in paths]
+    pace.note(plan.library, provenance.get("host", ""), work, time.monotonic() - started)
     if plan.use_foreign:
         request = plan.prompts[0].request
         images += [_adopted(path, request, plan.concept_index) for path in plan.foreign]
@@ -209,7 +236,7 @@ def _used_seeds(plan: PromptPlan) -> set[int]:
     The last picture recorded may be missing because of a crash: its seed is free.
     """
     rows = _rows(plan.folder)
-    if rows and not (plan.folder / rows[-1]["file"]).is_file():
+    if rows and not any((folder / rows[-1]["file"]).is_file() for folder in (plan.folder, plan.folder / STRUCK_OUT)):
         rows.pop()
     return {row["seed"] for row in rows if row.get("request") == vars(plan.request)}
 
@@ -241,6 +268,11 @@ def _sorted_out(folder: Path, request: Request, sisters: list[dict[str, Any]]) -
     return found, foreign
 
 
+def is_recorded(path: Path) -> bool:
+    """True for a picture that the manifest beside it says was rendered."""
+    return any(row["file"] == path.name for row in _rows(path.parent))
+
+
 def _request_key(request: Request, prompt: str) -> dict[str, Any]:
     return {**vars(request), "prompt": prompt}
 
@@ -257,7 +289,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("file"), str) and type(row.get("seed")) is int:
+        if isinstance(row, dict) and isinstance(row.get("file"), str) and type(row.get("seed")) is int and "/" not in row["file"]:
             rows.append(row)
     return rows
 

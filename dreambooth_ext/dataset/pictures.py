@@ -17,6 +17,7 @@ from ..errors import PictureError
 from .fringe import HALO_AT_MOST, cleaned, halo
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jfif"}
+NEED_A_DECODER = {".avif", ".heic", ".heif"}  # that not every Pillow has
 LARGEST_PIXELS = 200_000_000  # a decompression bomb, or a picture that no one meant to train on
 BAD_NAMED = 10  # so many bad pictures are named in one message
 FLATTEN_ON = (255, 255, 255)
@@ -127,6 +128,30 @@ def _opened(path: Path, at_least: tuple[int, int] | None) -> Original:
 ORIENTATION = 0x0112  # EXIF
 
 
+def is_link_elsewhere(path: Path) -> bool:
+    """True for a link to something outside the folder that it is in."""
+    return path.is_symlink() and path.resolve().parent != path.parent.resolve()
+
+
+def require_own_file(path: Path) -> None:
+    """Raises PictureError unless this is a file of its folder with something in it: nothing else is ever opened.
+
+    Links lead elsewhere, and a pipe or a device would be read without end.
+    """
+    def refuse(why: str) -> PictureError:
+        return PictureError(f"{path.name} is to be opened", why, "Remove it, or save it anew.")
+
+    try:
+        if is_link_elsewhere(path):
+            raise refuse("it is a link to a file elsewhere")
+        if not path.is_file():
+            raise refuse("it is a folder, or no file at all")
+        if path.stat().st_size == 0:
+            raise refuse("the file is empty")
+    except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError
+        raise refuse("it may not be read") from error
+
+
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
     """Whatever goes wrong with a file is a PictureError that says it in plain words."""
@@ -134,15 +159,14 @@ def _refusals(path: Path) -> Iterator[None]:
         return PictureError(f"{path.name} is to be opened", why, "Remove it, or save it anew.")
 
     try:
-        if path.is_symlink() and path.resolve().parent != path.parent.resolve():
-            raise refuse("it is a link to a file elsewhere")
-        if path.stat().st_size == 0:
-            raise refuse("the file is empty")
+        require_own_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns below our own limit, and about odd metadata
             yield
     except UnidentifiedImageError as error:
-        raise refuse("it is no picture, or of a kind that cannot be read here") from error
+        kind = path.suffix.lower().strip(".").upper()
+        raise refuse(f"this Pillow has no decoder for {kind}; save it as JPEG or PNG" if path.suffix.lower() in NEED_A_DECODER
+                     else "it is no picture, or of a kind that cannot be read here") from error
     except Image.DecompressionBombError as error:
         raise refuse("it has far too many pixels") from error
     except MemoryError as error:

@@ -1,0 +1,234 @@
+"""What the picture room does for whoever asks: command line, tab and API. Originals are never changed.
+
+Whoever lets strangers in (a shared WebUI) judges the folders first: `Service.require_allowed`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import recipe
+from .check import Checked
+from .config import STEPS_PER_PICTURE, Concept, TrainConfig
+from .dataset.captions import Caption, caption_of, captions_in, prompt_for, token_advice, token_pieces_told, write_caption
+from .dataset.choices import Choice, choices_file, choose, read_choices, remembered
+from .dataset.class_images import ClassImagePlan
+from .dataset.contact_sheet import page as contact_page
+from .dataset.contact_sheet import sheet as contact_sheet
+from .dataset.contact_sheet import strike_out, struck_out, take_back
+from .dataset.crop import Box
+from .dataset.manifest import sha256_of
+from .dataset.pictures import list_pictures, open_picture
+from .errors import ConfigError, HostError, PictureError
+from .files import write_atomically
+from .host import Host, Txt2Img
+from .progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from .dataset.verdict import Audit
+
+__all__ = [
+    "Caption", "Captioned", "Choice", "ClassImagePlan", "Drawn", "caption_told", "caption_with", "captions", "choices_file",
+    "choose", "class_image_plans", "contact_page", "contact_sheet", "plans_as_values", "read_choices", "remembered",
+    "resolution_of", "review", "strike_out", "struck_out", "take_back", "thumbnail", "token_pictures", "token_told", "told",
+    "write_caption",
+]
+CAPTIONED_AT_ONCE = 16  # pictures, for which a host loads its model once
+CAPTIONED_PX = 1024  # longer side, at most; captioners look at 384 to 512
+TOKEN_FOLDER = "token-check"  # in the runs folder
+TOKEN_PICTURES = 4  # of each prompt
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """What a captioner did: the .txt files written, pictures that had one, pictures that could not be used and why."""
+
+    written: tuple[Path, ...]
+    kept: tuple[Path, ...]
+    refused: tuple[tuple[str, str], ...]
+
+    @property
+    def sentence(self) -> str:
+        parts = [f"{len(self.written)} captions written"]
+        parts += [f"{len(self.kept)} pictures had one already"] if self.kept else []
+        parts += [f"{len(self.refused)} could not be used ({'; '.join(map(': '.join, self.refused[:10]))})"] if self.refused else []
+        return ", ".join(parts) + "."
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a base makes of a prompt: one picture for each seed."""
+
+    prompt: str
+    pictures: tuple[Path, ...]
+
+
+def review(folder: Path, runs_dir: Path, *, kind: str = "subject", resolution: int = 512, progress: Progress = SILENT) -> Audit:
+    """The audit of a folder (dataset/verdict.py), each picture with what the user chose before: `choose(choices_file(...))`.
+
+    Raises PictureError if there is no such folder, no picture in it, or the remembered choices cannot be read.
+    """
+    from .dataset.audit import audit
+
+    chosen = remembered(choices_file(runs_dir, folder))
+    return audit(folder, kind=kind, resolution=resolution, choices=chosen, progress=progress)
+
+
+def thumbnail(picture: Path, px: int, box: Box | None = None) -> bytes:
+    """A JPEG of a picture, or of a part of it (pixels of the upright original), at most `px` wide and high.
+
+    Raises PictureError.
+    """
+    image = open_picture(picture, at_least=None if box else (px, px))
+    if box:
+        image = image.crop((max(0, box[0]), max(0, box[1]), min(image.width, box[2]), min(image.height, box[3])))
+    image.thumbnail((px, px), reducing_gap=2.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def captions(folder: Path, concept: Concept) -> list[Caption]:
+    """Every picture with its caption, the prompt it makes, and its count of CLIP's 77 tokens. Raises PictureError."""
+    from .models.tokenizer import token_pieces
+
+    return captions_in(folder, concept, token_pieces)
+
+
+def caption_told(concept: Concept, text: str) -> tuple[str, str]:
+    """For an editor, while a caption is typed: the prompt that it makes, and its count of CLIP's tokens in a sentence."""
+    from .dataset.captions import TOKENS_AT_MOST, count_tokens
+    from .models.tokenizer import token_pieces
+
+    prompt = prompt_for(concept, " ".join(text.split()) or None)
+    tokens, cut = count_tokens(prompt, token_pieces)
+    beyond = f'; beyond them, and unread: "{cut}"' if cut else ""
+    return prompt, f"{tokens} of CLIP's {TOKENS_AT_MOST} tokens{beyond}"
+
+
+def caption_with(folder: Path, host: Host, captioner: str, *, overwrite: bool = False, progress: Progress = SILENT) -> Captioned:
+    """Have the host describe each picture, into a .txt file beside it; one that is there is kept unless `overwrite`.
+
+    A picture that cannot be used is named, and the rest goes on. Raises PictureError if there is no such folder, HostError.
+    """
+    if captioner not in host.captioners():
+        there = ", ".join(host.captioners())
+        raise HostError(f"pictures are to be captioned with {captioner}", f"{host.name} has no such captioner",
+                        f"Choose one of: {there}" if there else "Write a .txt file beside each picture.")
+    paths = list_pictures(folder)
+    kept = [] if overwrite else [path for path in paths if _has_caption(path)]
+    wanted = [path for path in paths if path not in set(kept)]
+    written: list[Path] = []
+    refused: list[tuple[str, str]] = []
+    progress.start("captions", len(wanted))
+    with host.job("captions", progress):
+        for start in range(0, len(wanted), CAPTIONED_AT_ONCE):
+            progress.check()
+            images = []
+            for path in wanted[start : start + CAPTIONED_AT_ONCE]:
+                try:
+                    image = open_picture(path, at_least=(CAPTIONED_PX // 2, CAPTIONED_PX // 2))
+                    image.thumbnail((CAPTIONED_PX, CAPTIONED_PX), reducing_gap=2.0)
+                    images.append((path, image))
+                except PictureError as error:
+                    refused.append((path.name, error.why))
+            texts = host.caption([image for _, image in images], captioner) if images else []
+            for (path, _), text in zip(images, texts, strict=True):
+                written.append(write_caption(path, text))
+                progress.report(len(written) + len(refused), len(wanted), path.name)
+    return Captioned(tuple(written), tuple(kept), tuple(refused))
+
+
+def _has_caption(picture: Path) -> bool:
+    try:
+        return caption_of(picture) is not None
+    except PictureError:
+        return True  # not ours to write over
+
+
+def token_told(token: str) -> str:
+    """How many pieces a token is to CLIP, which and how rare, and what follows from that."""
+    from .models.tokenizer import token_pieces
+
+    return " ".join(filter(None, [token_pieces_told(token, token_pieces), token_advice(token, token_pieces)]))
+
+
+def token_pictures(base: Path, concept: Concept, host: Host, progress: Progress, *, resolution: int,
+                   steps: int = 20, count: int = TOKEN_PICTURES) -> list[Drawn]:
+    """What the base draws for the token, for the instance prompt and for the class, before anything is trained.
+
+    Kept beside the runs under a key of all that shapes them, and rendered once. Raises HostError.
+    """
+    prompts = dict.fromkeys(filter(None, [concept.token, concept.instance_text, *concept.class_texts]))
+    seeds = tuple(range(count))
+    progress.start("rendering", len(prompts) * count)
+    drawn, done = [], 0
+    for prompt in prompts:
+        request = Txt2Img(prompt, seeds, steps=steps, width=resolution, height=resolution)
+        key = sha256(json.dumps([_hash_of(base), vars(request), host.provenance()], sort_keys=True).encode()).hexdigest()[:16]
+        paths = [host.runs_dir / TOKEN_FOLDER / f"{key}-{seed}.png" for seed in seeds]
+        if not all(path.is_file() for path in paths):
+            for path, image in zip(paths, host.txt2img(base, request, progress), strict=False):
+                with write_atomically(path) as stream:
+                    image.save(stream, "PNG")
+            progress.check()
+        done += count
+        progress.report(done, len(prompts) * count, prompt)
+        drawn.append(Drawn(prompt, tuple(path for path in paths if path.is_file())))
+    return drawn
+
+
+def class_image_plans(config: TrainConfig, host: Host) -> list[ClassImagePlan]:
+    """For each concept: how many class images are wanted, found and missing, and how long those take; renders nothing.
+
+    Settings may be half filled in: base, pictures and class are enough. Raises ConfigError, PictureError, CheckpointError.
+    """
+    if not config.base or not config.concepts or not all(each.instance_dir and each.class_texts[0] for each in config.concepts):
+        raise ConfigError(["--base, --instance-dir and --class-noun: all three are needed to plan class images"])
+    base = Path(config.base).expanduser()
+    pictures = tuple(len(list_pictures(Path(concept.instance_dir).expanduser())) for concept in config.concepts)
+    steps = config.steps or STEPS_PER_PICTURE * sum(pictures)
+    checked = Checked(replace(config, steps=steps), config.resolution or resolution_of(base), pictures)
+    return recipe.class_image_plans(checked, _hash_of(base), host.name)
+
+
+def resolution_of(base: Path) -> int:
+    """The side in pixels that a checkpoint was made for; by names and shapes alone. Raises CheckpointError."""
+    from .models.checkpoint_file import open_checkpoint
+    from .models.load import recognise
+    from .models.load import resolution_of as side_of
+
+    with open_checkpoint(base) as file:
+        family, sidecar, _ = recognise(file)
+    return side_of(family, sidecar, sidecar.prediction_type if sidecar and sidecar.prediction_type else "epsilon")
+
+
+def _hash_of(base: Path) -> str:
+    status = base.stat()
+    return _hash_of_version(base.resolve(), status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=16)
+def _hash_of_version(base: Path, mtime_ns: int, size: int) -> str:
+    """Gigabytes take seconds, so each version of a file is read once."""
+    return sha256_of(base)
+
+
+def told(plans: Sequence[ClassImagePlan]) -> str:
+    """All plans, one line for each concept."""
+    return "\n".join(plan.sentence for plan in plans)
+
+
+def plans_as_values(plans: Sequence[ClassImagePlan]) -> list[Mapping[str, object]]:
+    """Plans as plain values, for a program."""
+    return [{"sentence": plan.sentence, "wanted": plan.wanted, "found": plan.found, "missing": plan.missing,
+             "seconds_left": plan.seconds_left, "foreign": [path.name for path in plan.foreign],
+             "prompts": [{"prompt": each.request.prompt, "folder": str(each.folder), "wanted": each.wanted,
+                          "found": [path.name for path in each.found]} for each in plan.prompts]} for plan in plans]

@@ -1,0 +1,189 @@
+"""The picture room's own services: captions, tokens, class images planned, looked at and struck out."""
+
+import io
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dreambooth_ext import picture_room
+from dreambooth_ext.config import Concept, TrainConfig
+from dreambooth_ext.dataset import contact_sheet
+from dreambooth_ext.dataset.class_images import ensure
+from dreambooth_ext.errors import ConfigError, HostError, PictureError
+from dreambooth_ext.playground.base import playground_base_path
+from dreambooth_ext.progress import Progress
+
+CONCEPT = Concept(token="rxz", class_noun="dog")
+
+
+class PretendHost:
+    """Describes pictures by their size, and paints what it is asked for in one colour; counts both."""
+
+    name = "pretend"
+
+    def __init__(self, folder: Path) -> None:
+        self.runs_dir, self.rendered, self.described = folder / "runs", [], []
+
+    def captioners(self):
+        return ["BLIP"]
+
+    def caption(self, images, name):
+        self.described += images
+        return [f"a picture\nof {image.width} px" for image in images]
+
+    def job(self, job_id, progress):
+        return nullcontext()
+
+    def provenance(self):
+        return {"host": self.name}
+
+    def txt2img(self, base, request, progress):
+        for seed in request.seeds:
+            self.rendered.append((request.prompt, seed))
+            yield Image.new("RGB", (request.width, request.height), (seed, 0, 0))
+
+
+@pytest.fixture
+def host(tmp_path):
+    return PretendHost(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    source = tmp_path / "pictures"
+    source.mkdir()
+    for number in range(3):
+        Image.new("RGB", (40 + number, 30), "red").save(source / f"{number}.png")
+    return source
+
+
+def test_captions_with_their_prompts_and_their_count_of_tokens(folder):
+    (folder / "0.txt").write_text("a dog on a beach")
+    (folder / "1.txt").write_bytes(b"\xff\xfe\x00")
+    (folder / "2.txt").write_text("dog " * 80)
+    first, second, third = picture_room.captions(folder, CONCEPT)
+    assert (first.text, first.prompt, first.tokens, first.cut) == ("a dog on a beach", "a rxz dog on a beach", 9, "")
+    assert second.text is None and second.prompt == "rxz dog" and "UTF-8" in second.problem
+    assert third.tokens == 84 and third.cut == " ".join(["dog"] * 7)  # rxz is two tokens
+    assert picture_room.caption_told(CONCEPT, "dog") == ("rxz dog", "5 of CLIP's 77 tokens")
+
+
+def test_a_caption_is_written_read_back_and_taken_away(folder):
+    path = picture_room.write_caption(folder / "0.png", " ein Hund\n im Grünen ")
+    assert path.read_text(encoding="utf-8") == "ein Hund im Grünen\n"
+    assert picture_room.captions(folder, CONCEPT)[0].text == "ein Hund im Grünen"
+    picture_room.write_caption(folder / "0.png", "")
+    assert not path.exists()
+    for text in ("x" * 70_000, "a\x1bb", "a\ud800"):
+        with pytest.raises(PictureError):
+            picture_room.write_caption(folder / "0.png", text)
+
+
+def test_a_caption_that_leads_elsewhere_is_neither_read_nor_written(folder, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    (folder / "0.txt").symlink_to(secret)
+    caption = picture_room.captions(folder, CONCEPT)[0]
+    assert caption.text is None and "link" in caption.problem
+    with pytest.raises(PictureError, match="link"):
+        picture_room.write_caption(folder / "0.png", "x")
+    assert secret.read_text() == "secret"
+
+
+def test_a_host_describes_what_has_no_caption(folder, host):
+    (folder / "1.txt").write_text("mine")
+    (folder / "bad.png").write_bytes(b"x")
+    done = picture_room.caption_with(folder, host, "BLIP")
+    assert [path.name for path in done.written] == ["0.txt", "2.txt"] and (folder / "1.txt").read_text() == "mine"
+    assert (folder / "0.txt").read_text() == "a picture of 40 px\n"
+    assert done.refused[0][0] == "bad.png" and "2 captions written" in done.sentence and "bad.png" in done.sentence
+    assert len(picture_room.caption_with(folder, host, "BLIP", overwrite=True).written) == 3
+    with pytest.raises(HostError, match="BLIP"):
+        picture_room.caption_with(folder, host, "CLIP")
+
+
+def test_a_token_is_told_by_its_pieces():
+    told = picture_room.token_told("rxz")
+    assert "2 pieces" in told and '"rx"' in told and '"z"' in told
+    assert "knows well" in picture_room.token_told("dog") and "1 piece" in picture_room.token_told("dog")
+
+
+def test_what_the_base_draws_for_a_token_is_rendered_once(host, tmp_path):
+    base = tmp_path / "base.ckpt"
+    base.write_bytes(b"weights")
+    first = picture_room.token_pictures(base, CONCEPT, host, Progress(), resolution=64, count=2)
+    assert [(each.prompt, len(each.pictures)) for each in first] == [("rxz", 2), ("rxz dog", 2), ("dog", 2)]
+    assert picture_room.token_pictures(base, CONCEPT, host, Progress(), resolution=64, count=2) == first
+    assert len(host.rendered) == 6
+    base.write_bytes(b"other weights")
+    picture_room.token_pictures(base, CONCEPT, host, Progress(), resolution=64, count=2)
+    assert len(host.rendered) == 12
+
+
+def test_a_plan_says_what_is_there_what_is_missing_and_how_long_it_takes(folder, host, tmp_path):
+    config = TrainConfig(base=str(playground_base_path()), runs_dir=str(tmp_path / "runs"), steps=12, class_steps=2,
+                         concepts=(Concept(str(folder), "rxz", "dog"),))
+    plan = picture_room.class_image_plans(config, host)[0]
+    assert plan.sentence == ("200 x 3 pictures = 600 suggested, of which the run can use 12; 0 found that this checkpoint made; "
+                             "12 to render.")
+    images = ensure(plan, Path("b"), host.txt2img, host.provenance(), Progress())
+    assert len(images) == 12
+    for path in contact_sheet.strike_out([images[3].path, images[5].path]):
+        assert path.is_file() and path.parent.name == "struck-out"
+    again = picture_room.class_image_plans(config, host)[0]
+    assert again.missing == 2 and "10 found that this checkpoint made; 2 to render, about 1 s." in again.sentence
+    assert picture_room.plans_as_values([again])[0]["missing"] == 2
+    with pytest.raises(ConfigError):
+        picture_room.class_image_plans(TrainConfig(), host)
+
+
+@pytest.fixture
+def rendered(folder, host, tmp_path):
+    config = TrainConfig(base=str(playground_base_path()), runs_dir=str(tmp_path / "runs"), steps=8, class_steps=2,
+                         concepts=(Concept(str(folder), "rxz", "dog", class_prompt="a dog|a puppy"),))
+
+    def plan():
+        return picture_room.class_image_plans(config, host)[0]
+
+    ensure(plan(), Path("b"), host.txt2img, host.provenance(), Progress())
+    return plan
+
+
+def test_what_is_struck_out_is_replaced_by_another_seed_even_the_last_one(rendered, host):
+    before = [path for prompt in rendered().prompts for path in prompt.found]
+    bad = [rendered().prompts[0].found[-1], rendered().prompts[1].found[0]]
+    gone = picture_room.strike_out(bad)
+    host.rendered.clear()
+    images = ensure(rendered(), Path("b"), host.txt2img, host.provenance(), Progress(), batch=1)
+    assert host.rendered == [("a dog", 4), ("a puppy", 4)] and len(images) == 8
+    assert not {path.name for path in bad} & {image.path.name for image in images}
+    assert picture_room.struck_out(bad[0].parent) == [gone[0]]
+    picture_room.take_back(gone)
+    assert {path for prompt in rendered().prompts for path in prompt.found} >= set(before)
+
+
+def test_only_what_was_rendered_here_is_struck_out(rendered, folder):
+    with pytest.raises(PictureError, match=r"0\.png"):
+        picture_room.strike_out([folder / "0.png"])
+    with pytest.raises(PictureError):
+        picture_room.take_back([folder / "0.png"])
+    assert (folder / "0.png").is_file()
+
+
+def test_the_contact_sheet_shows_every_picture_with_the_name_to_strike_it_out_by(rendered):
+    plan = rendered()
+    found = [path for prompt in plan.prompts for path in prompt.found]
+    text = picture_room.contact_page(plan)
+    assert all(path.name in text for path in found) and text.count("data:image/jpeg;base64,") == 8 and "<script" not in text
+    assert picture_room.contact_sheet(found, columns=3, px=64).size == (192, 192)
+    assert contact_sheet.named(plan, ["1", found[0].name, found[1].name]) == [found[1], found[0]]
+    with pytest.raises(PictureError, match="nothing such"):
+        contact_sheet.named(plan, ["nothing such"])
+
+
+def test_a_thumbnail_of_a_picture_and_of_a_part(folder):
+    for box, size in ((None, (20, 15)), ((10, 10, 20, 20), (10, 10)), ((-5, -5, 900, 900), (20, 15))):
+        with Image.open(io.BytesIO(picture_room.thumbnail(folder / "0.png", 20, box))) as image:
+            assert image.format == "JPEG" and image.size == size
