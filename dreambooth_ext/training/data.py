@@ -115,8 +115,9 @@ class LatentCache:
 
 
 def fixed_pictures(images: Sequence[TrainingImage], cache: LatentCache) -> Pictures:
-    """Up to eight pictures of one size, each at its own fixed noise and timestep, for a loss that compares over steps."""
+    """Two to eight pictures of one size, each at its own fixed noise and timestep, for a loss that compares over steps."""
     same_size = [image for image in images if (image.width, image.height) == (images[0].width, images[0].height)][:8]
+    same_size *= 2 if len(same_size) == 1 else 1
     latents = torch.stack([cache[image.sha256, False].mean for image in same_size])
     timesteps = ((torch.arange(len(same_size)) + 0.5) * (TIMESTEPS / len(same_size))).long()
     noise = torch.randn(latents.shape, generator=generator_for(0, 3))

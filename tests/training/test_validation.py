@@ -8,7 +8,9 @@ import torch
 from dreambooth_ext.models.load import load_diffusers
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
+from dreambooth_ext.training.data import Pictures
 from dreambooth_ext.training.loop import train
+from dreambooth_ext.training.validation import _pairs
 
 
 def trained(request, config, dataset, path):
@@ -33,3 +35,11 @@ def test_it_is_measured_when_it_is_due_and_changes_nothing(every, steps, tiny_da
     assert all(torch.equal(weights[name], more[name]) for name in weights)
     told = [report.figures for report in reports if report.phase == "training" and "loss" in report.figures]
     assert told[-1]["validation_loss"] == measured[-1]["validation_loss"] and told[-1]["learning_rate"] == measured[-1]["lr"]
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+def test_each_picture_counts_once_and_none_stands_alone(count):
+    rows = torch.arange(count, dtype=torch.float32).view(count, 1)
+    parts = _pairs(Pictures(rows, rows, rows, tuple("abcdefgh"[:count]), None))
+    assert torch.equal(torch.cat([part.latents for part in parts]), rows)
+    assert all(2 <= len(part) <= 3 for part in parts)
