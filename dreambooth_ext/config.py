@@ -71,7 +71,7 @@ class TrainConfig:
     foreign_class_images: str = option("skip", "Class images of other origin", "Pictures in the class folder that the base did not make.", choices=("skip", "use"), group="class")
     class_steps: int = option(30, "Class image steps", "DDIM steps for each class image.", minimum=1, maximum=150, group="class")
     class_guidance_scale: float = option(7.0, "Class image CFG", "Guidance scale of class images.", minimum=1, maximum=30, group="class")
-    class_batch_size: int = option(8, "Class image batch", "Class images rendered at a time.", minimum=1, maximum=64, group="class")
+    class_batch_size: int | None = option(None, "Class image batch", "Class images rendered at a time. Empty: as many as the free memory holds.", minimum=1, maximum=64, group="class")
 
     steps: int | None = option(None, "Steps", "Optimizer steps in all. Empty: 100 for each picture.", minimum=1, maximum=1000000, group="train", advanced=False)
     train_batch_size: int = option(1, "Batch size", "Pictures in one forward pass; class images come on top.", minimum=1, maximum=256, group="train")

@@ -55,6 +55,9 @@ class Host(Protocol):
     def txt2img(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
         """Render with the checkpoint file `base`; yield whole pictures only, in the order of the seeds."""
 
+    def batch_size(self, width: int, height: int) -> int:
+        """How many pictures of this size, in px, `txt2img` should be asked for at once, by the memory that is free now."""
+
     def provenance(self) -> dict[str, str]:
         """What of the host shapes its pictures: name, version, neutralised settings (for the manifest)."""
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .card import write_cards
 from .check import Checked, check
 from .config import TrainConfig
 from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
-from .errors import Cancelled, ConfigError, DreamboothError, OutOfMemory, ResumeError
+from .errors import Cancelled, ConfigError, DreamboothError, OutOfMemory, ResumeError, StorageError
 from .files import require_space, write_json
 from .host import Host
 from .patience import patiently
 from .progress import Progress
-from .run_folder import RunFolder
+from .run_folder import RunFolder, step_in
 from .team import Team, TrainOrder
 from .watchdog import watched
 
@@ -105,9 +106,14 @@ def publish(
                           f"Continue it first: python -m dreambooth_ext resume {run.path.name}")
     progress.start("publishing", 1)
     make = _publish_lora if config.lora_rank else _publish_model
-    paths = make(config, source, name or config.output_name, provenance(config, run), progress)
+    made = provenance(config, run, step_in(source.name))
+    paths = make(config, source, name or config.output_name, made, progress)
     for path in paths:
         progress.log(f"published {path}")
+    try:
+        write_cards(paths, config, run, made)
+    except StorageError as error:
+        progress.log(f"The model is there, but not its card: {error.why}")
     return paths
 
 
@@ -139,15 +145,15 @@ def estimate(config: TrainConfig, profiles: Sequence[str] | None = None) -> list
     return estimate_memory(config, profiles=profiles)
 
 
-def provenance(config: TrainConfig, run: RunFolder) -> dict[str, Any]:
-    """What a published file tells about how it was made."""
-    state = run.state()
+def provenance(config: TrainConfig, run: RunFolder, step: int | None = None) -> dict[str, Any]:
+    """What a published file tells about how it was made; `step` is a snapshot's, None the run's last."""
+    step = run.state().step if step is None else step
     return {
         "title": config.output_name, "date": time.strftime("%Y-%m-%d"), "trainer": f"dreambooth_ext {__version__}",
         "base_name": Path(config.base).name, "base_sha256": run.inputs().get("base", ""),
         "instance_prompts": [concept.instance_text for concept in config.concepts],
         "class_prompts": [text for concept in config.concepts for text in concept.class_texts],
-        "steps": state.step, "global_step": state.step, "learning_rate": config.learning_rate, "seed": config.seed,
+        "steps": step, "global_step": step, "learning_rate": config.learning_rate, "seed": config.seed,
         "train_text_encoder": config.train_text_encoder, "prior_preservation": config.with_prior_preservation,
     }
 
@@ -197,12 +203,13 @@ def class_images(
     from .dataset.class_images import ensure
 
     team = team or Team()
+    batch = checked.config.class_batch_size or host.batch_size(checked.resolution, checked.resolution)
     images: list[TrainingImage] = []
     for plan in class_image_plans(checked, base_sha256, host.name):
         progress.log(plan.sentence)
         progress.start("class images", plan.missing)
         images += ensure(plan, Path(checked.config.base).expanduser(), team.shared(host.txt2img), host.provenance(), progress,
-                         batch=checked.config.class_batch_size * team.count)
+                         batch=batch * team.count)
     return images
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -174,6 +175,12 @@ def _lock(handle: int) -> None:
         import fcntl
 
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def step_in(name: str) -> int | None:
+    """The step that the name of a snapshot or preview tells: 100 for step-000100 and step-000100-0.png; else None."""
+    found = re.match(r"step-(\d{6,9})\b", name)
+    return int(found.group(1)) if found else None
 
 
 def list_runs(runs_dir: Path) -> list[RunFolder]:

@@ -12,12 +12,13 @@ MAY_IMPORT = {
     "models": F0,
     "training": F0 | {"models", "dataset.manifest", "dataset.buckets"},
     "playground": F0 | {"models"},
+    "card": F0,
     "check": F0 | {"dataset", "models", "training", "needs"},
     "plot": set(),
     "presets": F0,
     "report": F0 | {"plot"},
     "team": F0,
-    "recipe": F0 | {"dataset", "models", "training", "check", "team"},
+    "recipe": F0 | {"dataset", "models", "training", "card", "check", "team"},
     "picture_room": F0 | {"dataset", "models", "check", "recipe"},
     "jobs": F0,
     "origin": F0,
@@ -42,7 +43,7 @@ ONLY_IN = {"gradio": "ui", "modules": "hosts"}
 # in the rooms that the WebUI loads at its start
 NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}
 LIGHT = F0 | {"dataset", "hosts", "ui", "api", "service", "advice", "needs", "jobs", "check", "recipe", "team"}
-LIGHT |= {"picture_room", "commands", "flags", "terminal", "cli", "origin", "uploads"}
+LIGHT |= {"card", "picture_room", "commands", "flags", "terminal", "cli", "origin", "uploads"}
 
 
 def room_of(path: Path) -> str:

@@ -36,6 +36,9 @@ class PretendHost:
     def job(self, job_id, progress):
         return nullcontext()
 
+    def batch_size(self, width, height):
+        return 2
+
     def provenance(self):
         return {"host": self.name}
 

@@ -14,6 +14,7 @@ from ..errors import Cancelled, DreamboothError, HostError
 from ..host import Checkpoint, Txt2Img
 from ..progress import SILENT, Progress
 from . import webui_limits, webui_memory, webui_queue, webui_settings
+from .batch import pictures_at_once
 from .webui_tools import WebuiTools
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ class A1111Host(WebuiTools):
                 yield from list(self._rendered(base, request, progress))
         else:
             yield from self._rendered(base, request, progress)
+
+    def batch_size(self, width: int, height: int) -> int:
+        free = webui_memory.device_free()
+        return pictures_at_once(free[0] / 2**30 if free else None, width, height)
 
     def provenance(self) -> dict[str, str]:
         from modules import shared
@@ -185,6 +190,7 @@ class A1111Host(WebuiTools):
 
         info = self._listed(base)
         values = {**webui_settings.neutral_values(shared.opts), "sd_model_checkpoint": info.title}
+        self._tell_if_switched(base, progress)
         self._borrowed = True
         while True:
             progress.check()
@@ -205,6 +211,13 @@ class A1111Host(WebuiTools):
             if not shared.state.skipped:
                 yield from images
                 return
+
+    def _tell_if_switched(self, base: Path, progress: Progress) -> None:
+        """Once a job: which checkpoint renders, where the WebUI has another one selected."""
+        selected = self._selected_file()
+        if selected is not None and not self._borrowed and not same_file(selected, base):
+            progress.log(f"{base.name} is trained and renders the class images; the WebUI has {Path(selected).name} "
+                         "selected, and has it again afterwards.")
 
     def _process(self, request: Txt2Img) -> list[Image]:
         from modules import extra_networks

@@ -15,6 +15,7 @@ from ..files import write_json
 from ..host import Checkpoint, Txt2Img
 from ..progress import Progress
 from ..ram import give_back_ram
+from .batch import pictures_at_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +28,7 @@ class StandaloneHost:
 
     name = "standalone"
 
-    def __init__(self, models_dir: Path, runs_dir: Path, *, device: str = "auto", batch_size: int = 8) -> None:
+    def __init__(self, models_dir: Path, runs_dir: Path, *, device: str = "auto", batch_size: int | None = None) -> None:
         self.models_dir, self.runs_dir = models_dir, runs_dir
         self.lora_dir = models_dir / "Lora"
         self._device_wish, self._batch_size = device, batch_size
@@ -58,7 +59,13 @@ class StandaloneHost:
     def txt2img(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
         from ..models.sampling import render
 
-        yield from render(self._loaded(base), request, progress, batch_size=self._batch_size)
+        yield from render(self._loaded(base), request, progress, batch_size=self.batch_size(request.width, request.height))
+
+    def batch_size(self, width: int, height: int) -> int:
+        import torch
+
+        gpu = torch.device(device_named(self._device_wish)).type == "cuda"
+        return self._batch_size or pictures_at_once(torch.cuda.mem_get_info()[0] / 2**30 if gpu else None, width, height)
 
     def provenance(self) -> dict[str, str]:
         return {"host": self.name, "version": __version__}

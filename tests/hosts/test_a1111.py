@@ -190,6 +190,28 @@ def test_the_users_settings_do_not_act_on_them(host, webui, base, progress):
     assert made_of["networks"] == () and made_of["scripts"] is None
 
 
+def test_another_checkpoint_than_the_selected_one_is_named_once_a_job(host, webui, base, progress):
+    with host.job("run", progress):
+        for _ in range(2):
+            list(host.txt2img(base, REQUEST, progress))
+    assert said(progress).count("base.ckpt is trained and renders the class images; the WebUI has a-first.ckpt selected") == 1
+    webui.opts.data["sd_model_checkpoint"] = "base.ckpt"
+    progress.heard.clear()
+    with host.job("run", progress):
+        list(host.txt2img(base, REQUEST, progress))
+    assert "is trained and renders" not in said(progress)
+
+
+@pytest.mark.parametrize(("free_gib", "size", "count"), [(None, 512, 3), (None, 64, 8), (2.0, 512, 1), (0.1, 512, 1), (4.5, 512, 4),
+                                                         (24.0, 512, 8), (6.0, 1024, 1), (24.0, 1024, 8)])
+def test_as_many_pictures_at_once_as_the_free_memory_holds(host, monkeypatch, free_gib, size, count):
+    from dreambooth_ext.hosts import webui_memory
+
+    free = None if free_gib is None else (int(free_gib * 2**30), 24 * 2**30)
+    monkeypatch.setattr(webui_memory, "device_free", lambda: free)
+    assert host.batch_size(size, size) == count
+
+
 def test_the_users_settings_are_in_effect_again_afterwards(host, webui, base, progress):
     before = dict(webui.opts.data)
     list(host.txt2img(base, REQUEST, progress))

@@ -1,0 +1,106 @@
+"""What a WebUI's cards show beside a model file: NAME.preview.png, and NAME.json with a description and notes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .config import TrainConfig
+from .files import write_atomically, write_json
+from .run_folder import RunFolder, step_in
+
+OURS = "Dreambooth: "  # how texts of ours begin: a text that somebody else wrote is left alone
+MADE_BY = "Version: dreambooth_ext"
+
+
+def write_cards(paths: Sequence[Path], config: TrainConfig, run: RunFolder, provenance: Mapping[str, Any]) -> list[Path]:
+    """Write the files beside each of `paths` (of one name, so once a name); returns what was written.
+
+    A preview or a text that did not come from us stays. Raises StorageError.
+    """
+    written = []
+    for stem in dict.fromkeys(path.with_suffix("") for path in paths):
+        notes = Path(f"{stem}.json")
+        write_json(notes, _merged(_read(notes), _texts(config, provenance)))
+        written.append(notes)
+        picture = Path(f"{stem}.preview.png")
+        if _write_preview(picture, config, run, int(provenance.get("steps", 0))):
+            written.append(picture)
+    return written
+
+
+def _texts(config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    instance = ", ".join(concept.instance_text for concept in config.concepts)
+    classes = ", ".join(text for concept in config.concepts for text in concept.class_texts)
+    base = f"{Path(config.base).name} ({str(provenance.get('base_sha256', ''))[:10]})"
+    steps = provenance.get("steps", 0)
+    notes = [f"{OURS}{steps} steps on {base}", f"Instance prompt: {instance}",
+             f"Class prompt: {classes}" if config.with_prior_preservation else "Without class images",
+             f"Learning rate {config.learning_rate:g}, seed {config.seed}, {provenance.get('trainer', '')}"]
+    texts: dict[str, Any] = {"description": f"{OURS}{instance}", "notes": "\n".join(notes)}
+    if config.lora_rank:  # what the Lora tab puts into the prompt on a click
+        texts |= {"activation text": instance, "preferred weight": 1.0}
+    return texts
+
+
+def _merged(found: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(found)
+    for name, value in ours.items():
+        before = merged.get(name)
+        if not before or (isinstance(before, str) and before.startswith(OURS)):
+            merged[name] = value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object that may have been written by the WebUI or by hand; empty if it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _write_preview(path: Path, config: TrainConfig, run: RunFolder, step: int) -> bool:
+    """The run's last preview of its first prompt up to `step`, with its settings as the WebUI's PNG Info reads them."""
+    from PIL import Image, PngImagePlugin
+
+    source = preview_of(run, step)
+    if source is None or not _is_ours(path):
+        return False
+    try:
+        with Image.open(source) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False  # a run's folder may hold anything: a model needs no picture
+    prompt = (config.preview_prompts or (config.concepts[0].instance_text,))[0]
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", f"{prompt}\nSteps: {config.preview_steps}, Sampler: DDIM, CFG scale: "
+                  f"{config.preview_guidance_scale:g}, Seed: {config.preview_seed}, Size: {picture.width}x{picture.height}, "
+                  f"Model: {path.name.removesuffix('.preview.png')}, {MADE_BY} {__version__}")
+    with write_atomically(path) as stream:
+        picture.save(stream, "PNG", pnginfo=info)
+    return True
+
+
+def preview_of(run: RunFolder, step: int) -> Path | None:
+    """The last picture of the first prompt that was rendered at `step` or before; None if there is none."""
+    steps = {path: step_in(path.name) or 0 for path in run.previews_dir.glob("step-*-0.png") if not path.is_symlink()}
+    return max((path for path, its in steps.items() if 0 < its <= step), key=lambda path: steps[path], default=None)
+
+
+def _is_ours(path: Path) -> bool:
+    """True if nothing is lost by writing `path`."""
+    from PIL import Image
+
+    if not path.exists():
+        return True
+    try:
+        with Image.open(path) as picture:
+            return MADE_BY in str(picture.info.get("parameters", ""))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+

@@ -1,0 +1,91 @@
+"""What the WebUI's cards show beside a published model."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from dreambooth_ext.card import preview_of, write_cards
+from dreambooth_ext.config import Concept, TrainConfig
+from dreambooth_ext.run_folder import RunFolder, step_in
+
+MADE = {"steps": 40, "base_sha256": "ab" * 32, "trainer": "dreambooth_ext 9"}
+
+
+@pytest.fixture
+def config(tmp_path):
+    concept = Concept(instance_dir="pics", token="rxz", class_noun="dog")
+    return TrainConfig(base=str(tmp_path / "secret folder" / "base.safetensors"), output_name="dog", learning_rate=2e-6,
+                       runs_dir=str(tmp_path / "runs"), concepts=(concept,))
+
+
+@pytest.fixture
+def run(config):
+    run = RunFolder.for_config(config)
+    run.create(config)
+    run.previews_dir.mkdir()
+    for step in (0, 20, 40, 60):
+        for prompt in (0, 1):
+            Image.new("RGB", (8, 8), (step, prompt, 0)).save(run.previews_dir / f"step-{step:06d}-{prompt}.png")
+    return run
+
+
+def notes_of(tmp_path):
+    return json.loads((tmp_path / "dog.json").read_text(encoding="utf-8"))
+
+
+def test_a_card_shows_the_preview_of_its_step_and_how_it_was_made(tmp_path, config, run):
+    paths = [tmp_path / "dog.ckpt", tmp_path / "dog.safetensors"]
+    assert write_cards(paths, config, run, MADE) == [tmp_path / "dog.json", tmp_path / "dog.preview.png"]
+    with Image.open(tmp_path / "dog.preview.png") as preview:
+        assert preview.getpixel((0, 0)) == (40, 0, 0)
+        prompt, settings = preview.info["parameters"].splitlines()
+    assert prompt == "rxz dog" and settings.startswith("Steps: 20, Sampler: DDIM, CFG scale: 7, Seed: 1, Size: 8x8, Model: dog,")
+    notes = notes_of(tmp_path)
+    assert "rxz dog" in notes["description"] and "40 steps on base.safetensors (ababababab)" in notes["notes"]
+    assert "secret folder" not in json.dumps(notes)
+
+
+def test_a_lora_tells_what_to_write_into_the_prompt(tmp_path, config, run):
+    from dataclasses import replace
+
+    write_cards([tmp_path / "dog.safetensors"], replace(config, lora_rank=4), run, MADE)
+    assert (notes_of(tmp_path)["activation text"], notes_of(tmp_path)["preferred weight"]) == ("rxz dog", 1.0)
+
+
+def test_what_somebody_else_wrote_stays_and_ours_is_brought_up_to_date(tmp_path, config, run):
+    write_cards([tmp_path / "dog.ckpt"], config, run, MADE)
+    own = {**notes_of(tmp_path), "description": "my own words", "vae": "mine.pt"}
+    (tmp_path / "dog.json").write_text(json.dumps(own), encoding="utf-8")
+    write_cards([tmp_path / "dog.ckpt"], config, run, {**MADE, "steps": 60})
+    assert (notes_of(tmp_path)["description"], notes_of(tmp_path)["vae"]) == ("my own words", "mine.pt")
+    assert "60 steps" in notes_of(tmp_path)["notes"]
+    with Image.open(tmp_path / "dog.preview.png") as preview:
+        assert preview.getpixel((0, 0)) == (60, 0, 0)
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "dog.preview.png")
+    write_cards([tmp_path / "dog.ckpt"], config, run, MADE)
+    with Image.open(tmp_path / "dog.preview.png") as preview:
+        assert preview.size == (4, 4)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe"])
+def test_a_damaged_card_is_written_anew(tmp_path, config, run, content):
+    (tmp_path / "dog.json").write_bytes(content)
+    write_cards([tmp_path / "dog.ckpt"], config, run, MADE)
+    assert notes_of(tmp_path)["description"]
+
+
+def test_links_and_damaged_previews_are_no_pictures(tmp_path, config, run):
+    for path in run.previews_dir.iterdir():
+        path.unlink()
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere.png")
+    (run.previews_dir / "step-000040-0.png").symlink_to(tmp_path / "elsewhere.png")
+    assert preview_of(run, 40) is None
+    (run.previews_dir / "step-000020-0.png").write_bytes(b"no picture")
+    assert write_cards([tmp_path / "dog.ckpt"], config, run, MADE) == [tmp_path / "dog.json"]
+
+
+@pytest.mark.parametrize(("name", "step"), [("step-000100", 100), ("step-000100-0.png", 100), ("step-1234567", 1234567),
+                                            ("diffusers", None), ("step-", None), ("step-000100x", None)])
+def test_steps_are_read_from_names(name, step):
+    assert step_in(name) == step
