@@ -5,9 +5,11 @@
     GET  /dreambooth/v1/status                running, queue, last
     POST /dreambooth/v1/stop                  body: {"job": id, "discard": false}; without an id, the running one
     GET  /dreambooth/v1/runs
-    POST /dreambooth/v1/runs/{name}/resume
+    POST /dreambooth/v1/runs/{name}/resume    body: {"snapshot": "", "steps": null}
     POST /dreambooth/v1/runs/{name}/publish   body: {"snapshot": "", "name": "", "settings": {}}
     POST /dreambooth/v1/runs/{name}/delete
+
+and those of run_routes.py, below the same prefix.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import binascii
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, DreamboothError, HostError, RunBusy
 from .origin import nobody, require_own_page
+from .run_routes import routes as routes_of_runs
 from .service import Service, schema
 
 PREFIX = "/dreambooth/v1"
@@ -36,10 +40,10 @@ def mount(
     """
     from fastapi import Request
     from starlette.concurrency import run_in_threadpool
-    from starlette.responses import JSONResponse
+    from starlette.responses import FileResponse, JSONResponse
 
     def route(method: str, path: str, handler: Callable[[Any, dict[str, str]], Any]) -> None:
-        async def endpoint(request: Request) -> JSONResponse:
+        async def endpoint(request: Request) -> Any:
             if not _is_allowed(request.headers.get("authorization", ""), credentials):
                 return JSONResponse({"error": "a user and password of --api-auth are needed"}, 401,
                                     {"WWW-Authenticate": "Basic"})
@@ -49,7 +53,8 @@ def mount(
                 return JSONResponse({"error": str(error), "faults": [error.why]}, 403)
             try:
                 body = await _object(request) if method == "POST" else {}
-                return JSONResponse(await run_in_threadpool(handler, body, dict(request.path_params)))
+                answer = await run_in_threadpool(handler, body, dict(request.path_params))
+                return FileResponse(answer, filename=answer.name) if isinstance(answer, Path) else JSONResponse(answer)
             except DreamboothError as error:
                 faults = list(error.faults) if isinstance(error, ConfigError) else [error.why]
                 return JSONResponse({"error": str(error), "faults": faults}, 409 if isinstance(error, RunBusy) else 422)
@@ -76,6 +81,12 @@ def _routes(service: Service) -> list[tuple[str, str, Callable[[Any, dict[str, s
         return service.publish(path["name"], snapshot=str(body.get("snapshot", "")), as_name=str(body.get("name", "")),
                                changes=changes).status()
 
+    def resume(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
+        unknown = sorted(set(body) - {"snapshot", "steps"})
+        if unknown:
+            raise ConfigError([f"{name}: it cannot be set for a run that goes on" for name in unknown])
+        return service.resume(path["name"], snapshot=str(body.get("snapshot") or ""), steps=body.get("steps")).status()
+
     def delete(body: dict[str, Any], path: dict[str, str]) -> dict[str, bool]:
         service.delete(path["name"])
         return {"deleted": True}
@@ -86,9 +97,10 @@ def _routes(service: Service) -> list[tuple[str, str, Callable[[Any, dict[str, s
         ("GET", "/status", lambda body, path: service.status()),
         ("POST", "/stop", stop),
         ("GET", "/runs", lambda body, path: service.runs()),
-        ("POST", "/runs/{name}/resume", lambda body, path: service.resume(path["name"]).status()),
+        ("POST", "/runs/{name}/resume", resume),
         ("POST", "/runs/{name}/publish", publish),
         ("POST", "/runs/{name}/delete", delete),
+        *routes_of_runs(service),
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,23 @@ def add_config_flags(parser: argparse.ArgumentParser, names: Iterable[str] | Non
                 _add_flag(parser, option)
 
 
-def config_from_flags(parsed: argparse.Namespace) -> TrainConfig:
-    """Settings of --config FILE, if given, overridden by the flags that were given. Raises ConfigError."""
-    values: dict[str, Any] = {}
+def add_flags_of(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """Add a flag for each option of another class of settings."""
+    for option in options_of(config_class):
+        _add_flag(parser, option)
+
+
+def given_of(parsed: argparse.Namespace, config_class: type) -> dict[str, Any]:
+    """The values of those flags that the user wrote."""
+    values = {option.name: getattr(parsed, option.name, _NOT_GIVEN) for option in options_of(config_class)}
+    return {name: value for name, value in values.items() if value is not _NOT_GIVEN}
+
+
+def config_from_flags(parsed: argparse.Namespace, preset: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Settings of a preset and of --config FILE, if given, overridden by the flags that were given. Raises ConfigError."""
+    values: dict[str, Any] = dict(preset or {})
     if getattr(parsed, "config", None):
-        values = TrainConfig.read(Path(parsed.config)).to_dict()
+        values |= TrainConfig.read(Path(parsed.config)).to_dict()
     known = {option.name for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
     given = {name: value for name, value in vars(parsed).items() if name in known and value is not _NOT_GIVEN}
     return TrainConfig.from_dict({**values, **given})

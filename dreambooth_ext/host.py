@@ -29,6 +29,7 @@ class Txt2Img:
     width: int = 512
     height: int = 512
     sampler: str = "DDIM"
+    clip_skip: int = 1  # 1: the text encoder's last layer
 
 
 @dataclass(frozen=True)

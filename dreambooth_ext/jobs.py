@@ -89,6 +89,18 @@ class Jobs:
         with self._lock:
             return [*([self.running] if self.running else []), *self._waiting, *reversed(self._ended)]
 
+    def move(self, job_id: str, places: int) -> bool:
+        """Move a waiting job sooner (-1, ...) or later (1, ...) in the queue, its ends at most. False if it does not wait."""
+        with self._lock:
+            order = [job.id for job in self._waiting]
+            if job_id not in order:
+                return False
+            at = order.index(job_id)
+            job = self._waiting[at]
+            del self._waiting[at]
+            self._waiting.insert(min(max(at + places, 0), len(self._waiting)), job)
+        return True
+
     def stop(self, job_id: str, by: str) -> bool:
         """Cancel a job, running or waiting; `by` says who asked. False if there is no such job to stop."""
         with self._lock:

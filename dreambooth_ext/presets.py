@@ -62,12 +62,33 @@ def save(name: str, config: TrainConfig, folder: Path) -> Path:
     return path
 
 
+def delete(name: str, folder: Path) -> None:
+    """Remove one of the user's own. Raises ConfigError, UnsafePath."""
+    if name in PRESETS:
+        raise ConfigError([f"the preset {name} is built in"], "It cannot be removed.")
+    path = folder / f"{require_safe_name(name, 'the preset')}.json"
+    try:
+        path.unlink()
+    except OSError as error:
+        raise ConfigError([f"the preset {name} cannot be removed ({error.strerror})"], "`presets` lists those there are.") \
+            from error
+
+
 def import_settings(path: Path) -> Imported:
     """Read sd_dreambooth_extension's db_config.json, or sd-scripts' arguments as .json or .toml.
 
     Raises ConfigError if the file is none of them.
     """
-    values = _object(path)
+    return _imported(_object(path), path)
+
+
+def import_text(text: str, file_name: str) -> Imported:
+    """The same for a file's content."""
+    path = Path(Path(file_name).name or "settings.json")
+    return _imported(_read(lambda: text, path), path)
+
+
+def _imported(values: Mapping[str, Any], path: Path) -> Imported:
     if "concepts_list" in values or "model_name" in values:
         return _translated(values, _SD_DREAMBOOTH, {"concepts_list": _concepts_of_extension})
     if "pretrained_model_name_or_path" in values:
@@ -77,8 +98,12 @@ def import_settings(path: Path) -> Imported:
 
 
 def _object(path: Path) -> dict[str, Any]:
+    return _read(lambda: path.read_text(encoding="utf-8-sig"), path)
+
+
+def _read(text_of: Callable[[], str], path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = text_of()
         values = _flat_toml(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([f"{path.name} cannot be read ({error})"]) from error

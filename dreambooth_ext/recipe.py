@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,13 @@ from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
 from .errors import Cancelled, ConfigError, DreamboothError, OutOfMemory, ResumeError, StorageError
 from .files import require_space, write_json
 from .host import Host
+from .ledger import ledger
 from .patience import patiently
 from .progress import Progress
+from .record import reported, told_in_the_run_folder
 from .run_folder import RunFolder, step_in
 from .team import Team, TrainOrder
+from .tensorboard_log import tensorboard_log
 from .watchdog import watched
 
 LORA_FILE = "lora.safetensors"  # as training/lora.py names it
@@ -138,6 +140,17 @@ def _publish_lora(config: TrainConfig, source: Path, name: str, metadata: dict[s
                          dtype=config.publish_dtype, metadata=metadata, progress=progress)]
 
 
+def as_checkpoint(config: TrainConfig, source: Path, folder: Path, name: str, progress: Progress) -> Path:
+    """A snapshot as one file that a host can load by itself: a LoRA is merged into its base. Raises as `publish`."""
+    metadata = {"title": name, "base_name": Path(config.base).name}
+    if not config.lora_rank:
+        return _publish_model(replace(config, models_dir=str(folder), publish_format="safetensors"), source, name, metadata,
+                              progress)[0]
+    from .models.lora_file import merge_lora
+
+    return merge_lora(Path(config.base).expanduser(), source / LORA_FILE, folder, name, metadata=metadata, progress=progress)[0]
+
+
 def estimate(config: TrainConfig, profiles: Sequence[str] | None = None) -> list[Any]:
     """What memory profiles will need of the device (training/estimate.py); without a base for Stable Diffusion 1.5."""
     from .training.estimate import estimate as estimate_memory
@@ -250,7 +263,8 @@ def inputs_of(config: TrainConfig) -> dict[str, str]:
 def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress: Progress, *, resume: bool) -> Finished:
     config, started = checked.config, time.perf_counter()
     wait_min = config.storage_wait_min
-    with _told_in_the_run_folder(run, progress), watched(progress), host.job(run.path.name, progress):
+    with reported(run, progress), told_in_the_run_folder(run, progress), ledger(run, progress), watched(progress), \
+            tensorboard_log(run, progress), host.job(run.path.name, progress):
         _enter(run, "preparing", steps=config.steps or 0)
         audit_pictures(config, run, checked.resolution, progress)
         instance = patiently(lambda: prepare(config, run, checked.resolution, progress), progress, wait_min)
@@ -306,26 +320,6 @@ def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, prog
 
 def _enter(run: RunFolder, state: str, **values: int) -> None:
     run.write_state(replace(run.state(), state=state, message="", **values))  # type: ignore[arg-type]
-
-
-@contextmanager
-def _told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]:
-    """Whatever happens, the run's state and log say so."""
-    progress.listen(lambda report: run.log(report.text) if report.phase == "log" else None)
-    taken = [run.state().step]
-    progress.listen(lambda report: taken.append(report.done) if report.phase == "training" else None)
-    try:
-        yield
-    except (Cancelled, KeyboardInterrupt):
-        run.write_state(replace(run.state(), state="interrupted", message="stopped by the user", step=taken[-1]))
-        raise
-    except DreamboothError as error:
-        run.write_state(replace(run.state(), state="failed", message=str(error), step=taken[-1]))
-        run.log(str(error))
-        raise
-    except Exception as error:
-        run.write_state(replace(run.state(), state="failed", message=f"{type(error).__name__}: {error}", step=taken[-1]))
-        raise
 
 
 def _require_same_inputs(run: RunFolder, now: dict[str, str]) -> None:

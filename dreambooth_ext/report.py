@@ -6,30 +6,25 @@ unless asked for.
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 import platform
 import sys
+import time
 import zipfile
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from . import __version__
+from . import report_sections as sections
 from .config import TrainConfig
 from .files import gib, write_atomically
 from .options import options_of
-from .plot import curve
 from .run_folder import RunFolder
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "Pillow", "numpy")
 PATH_OPTIONS = ("base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir", "choices")
 PROMPT_OPTIONS = ("token", "class_noun", "instance_prompt", "class_prompt", "class_negative_prompt", "preview_prompts")
-THUMBNAIL_PX = 160
-PICTURES_SHOWN = 24
 
 
 def write_report(run: RunFolder, *, with_paths: bool = False) -> Path:
@@ -42,22 +37,22 @@ def write_report(run: RunFolder, *, with_paths: bool = False) -> Path:
 
 def report_html(run: RunFolder, *, with_paths: bool = False) -> str:
     """The report as one self-contained page."""
-    config, state, metrics = run.config(), run.state(), run.metrics()
+    config, state = run.config(), run.state()
     message = state.message if with_paths else _without(state.message, _paths_of(config, run))
-    seconds = sum(entry.get("seconds", 0.0) for entry in metrics)
-    published = ", ".join(Path(path).name for path in state.published) or "nothing yet"
+    prompts = config.preview_prompts or tuple(
+        text for concept in config.concepts for text in (concept.instance_text, concept.class_texts[0]))
     facts = [("state", state.state), ("message", message), ("steps", f"{state.step} of {state.steps}"),
-             ("training time", f"{seconds:.0f} s"), ("published", published),
-             ("base sha256", run.inputs().get("base", "unknown"))]
-    sections = [
-        f"<h1>{_escaped(run.path.name)}</h1>", _table(facts),
-        "<h2>Loss</h2>", curve([(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]),
-        "<h2>Pictures</h2>", _pictures(sorted(run.dataset_dir.rglob("*.png"))[:PICTURES_SHOWN]),
-        "<h2>Previews</h2>", _pictures(sorted(run.previews_dir.glob("*.png"))[:200], named=True),
-        "<h2>Settings</h2>", _table(_settings(config, with_paths=with_paths, with_prompts=True)),
-        "<h2>Versions</h2>", _table(versions().items()),
-    ]
-    return _PAGE.format(title=_escaped(run.path.name), body="\n".join(sections))
+             ("started", _date(state.started_s)), ("last change", _date(state.updated_s))]
+    parts = {
+        "Which snapshot": sections.grid(run), "Previews of training": sections.timeline(run, list(prompts)),
+        "Curves": sections.curves(run), "Pictures": sections.pictures(run), "Where it came from": sections.provenance(run, config),
+        "Time and memory": sections.took(run),
+        "Settings": sections.table(_settings(config, with_paths=with_paths, with_prompts=True)),
+        "Versions": sections.table(versions().items()),
+    }
+    title = sections.escaped(run.path.name)
+    body = [f"<h1>{title}</h1>", sections.table(facts), *(f"<h2>{name}</h2>{part}" for name, part in parts.items())]
+    return _PAGE.format(title=title, body="\n".join(body))
 
 
 def explain_failure(run: RunFolder, destination: Path, *, with_paths: bool = False, with_prompts: bool = False) -> Path:
@@ -126,40 +121,8 @@ def _without(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
-def _pictures(paths: list[Path], named: bool = False) -> str:
-    figures = []
-    for path in paths:
-        caption = f"<figcaption>{_escaped(path.stem)}</figcaption>" if named else ""
-        source = _data_uri(path)
-        if source:
-            figures.append(f'<figure><img alt="{_escaped(path.stem)}" src="{source}">{caption}</figure>')
-    return f'<div class="pictures">{"".join(figures)}</div>' if figures else "<p>None.</p>"
-
-
-def _data_uri(path: Path) -> str:
-    """Empty for what is no picture, too large, or a link to a picture elsewhere."""
-    from PIL import Image
-
-    if path.is_symlink():
-        return ""
-    try:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return ""
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _table(rows: Iterable[tuple[str, Any]]) -> str:
-    cells = [f"<tr><th>{_escaped(name)}</th><td>{_escaped(value)}</td></tr>" for name, value in rows if value != ""]
-    return f"<table>{''.join(cells)}</table>"
-
-
-def _escaped(text: Any) -> str:
-    return html.escape(str(text), quote=True)
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
 
 
 _PAGE = """<!doctype html>
@@ -172,7 +135,13 @@ table {{ border-collapse: collapse; }} th {{ text-align: left; font-weight: 500;
 td {{ overflow-wrap: anywhere; }} th, td {{ vertical-align: top; padding-block: .1rem; }}
 .pictures {{ display: flex; flex-wrap: wrap; gap: .6rem; }} figure {{ margin: 0; }}
 figcaption {{ font-size: .75rem; color: #666; }} img {{ image-rendering: auto; border-radius: 4px; }}
-svg {{ width: 100%; height: auto; color: #2563eb; }}
+svg {{ width: 100%; max-width: 46rem; height: auto; color: #2563eb; }}
+h3 {{ font-size: 1rem; font-weight: 500; margin-bottom: .2rem; }}
+.wide {{ overflow-x: auto; }} .grid th, .grid td {{ padding: .2rem .4rem .2rem 0; font-size: .85rem; max-width: 12rem; }}
+.grid img {{ display: block; width: 128px; }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #18181b; color: #e4e4e7; }} th, figcaption {{ color: #a1a1aa; }}
+h2 {{ border-color: #3f3f46; }} svg {{ color: #60a5fa; }} }}
+@media print {{ .wide {{ overflow: visible; }} }}
 </style></head><body>
 {body}
 </body></html>

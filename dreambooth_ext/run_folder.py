@@ -8,6 +8,11 @@
     RUN/previews/            step-000100-0.png, one file a prompt
     RUN/metrics.jsonl        one line a step
     RUN/log.txt
+    RUN/wishes.txt           what another process asks of the one that works: stop, preview, snapshot
+    RUN/took.json            seconds by phase, and memory
+    RUN/comparison/          the snapshots side by side, see comparison.py
+    RUN/report.html          written whenever the work on the run ends
+    RUN/tensorboard/         where TensorBoard is installed
     RUN/diffusers/           the result, for DiffusionPipeline.from_pretrained
 """
 
@@ -152,6 +157,29 @@ class RunFolder:
     def log(self, text: str) -> None:
         with suppress(OSError), self.log_path.open("a", encoding="utf-8") as stream:  # no run ends for want of its log
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def last_log_lines(self, count: int) -> list[str]:
+        try:
+            return self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+        except OSError:
+            return []
+
+    def ask(self, wish: str) -> None:
+        """Leave a wish ("stop", "preview", "snapshot") for whatever process works on this run. Raises StorageError."""
+        append_line(self._wishes_path, wish)
+
+    def take_wishes(self) -> list[str]:
+        """The wishes that were left since the last call, oldest first."""
+        try:
+            wishes = self._wishes_path.read_text(encoding="utf-8").split()
+            self._wishes_path.unlink()
+        except OSError:
+            return []
+        return wishes
+
+    @property
+    def _wishes_path(self) -> Path:
+        return self.path / "wishes.txt"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -9,18 +9,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import recipe, uploads
+from . import desktop, recipe, rollback, uploads
+from .check import check
+from .compare import compare, plan, publishable_snapshots
+from .comparison import Wishes, read_comparison
 from .config import TrainConfig
-from .errors import Cancelled, ConfigError, ResumeError, RunBusy, StorageError
+from .errors import Cancelled, ConfigError, DreamboothError, HostError, ResumeError, RunBusy, StorageError
 from .files import require_inside, require_safe_name
 from .host import Host
 from .jobs import JOBS, Job, Jobs
 from .options import options_of
 from .progress import Progress
+from .report import explain_failure, write_report
 from .run_folder import RunFolder, list_runs
 
 PATHS = ("base", "vae", "models_dir", "runs_dir")
 CONCEPT_PATHS = ("instance_dir", "class_dir", "choices")
+LOG_LINES = 60  # of a run, in its details
 
 
 class Work:
@@ -100,10 +105,47 @@ class Service:
                               "Choose another name, or continue that run in the list of runs.")
         return self._queue(run, lambda progress: recipe.train(config, self.host, progress))
 
-    def resume(self, name: str) -> Job:
+    def resume(self, name: str, snapshot: str = "", steps: int | None = None) -> Job:
+        """Go on with a run: from one of its snapshots, if named, and to other `steps`, if given. What comes after that
+        snapshot is removed, but for published files. Raises ResumeError, ConfigError, RunBusy.
+        """
         run = self.run(name)
         self._confined(run.config())
-        return self._queue(run, lambda progress: recipe.resume(run, self.host, progress))
+        if not snapshot and steps is None:
+            return self._queue(run, lambda progress: recipe.resume(run, self.host, progress))
+        if self._is_queued(run):
+            raise RunBusy(f"{name} is to go on from {snapshot or 'its last snapshot'}", "it is running or waiting",
+                          "Stop it first.")
+        rollback.require_possible(run, snapshot, steps)
+
+        def work(progress: Progress) -> Any:
+            rollback.go_back(run, snapshot, steps)
+            return recipe.resume(run, self.host, progress)
+
+        return self._queue(run, work)
+
+    def faults(self, values: Mapping[str, Any]) -> list[str]:
+        """Everything that would keep `start` from starting these settings, files included; empty if nothing would."""
+        try:
+            config = self.settings(values).validate()
+            check(config)
+        except ConfigError as error:
+            return list(error.faults)
+        except DreamboothError as error:
+            return [f"{error.asked}: {error.why}"]
+        return []
+
+    def estimate(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What each memory profile needs of the device."""
+        return [row.to_dict() for row in recipe.estimate(self.settings(values))]
+
+    def compare(self, name: str, wishes: Mapping[str, Any] | None = None) -> Job:
+        """Render and measure a run's snapshots side by side. Raises ConfigError, ResumeError."""
+        run = self.run(name)
+        self._confined(run.config())
+        wanted = Wishes.from_dict(wishes or {})
+        plan(run, wanted, self.host)
+        return self._queue(run, lambda progress: compare(run, self.host, progress, wanted))
 
     def publish(
         self, name: str, *, snapshot: str = "", as_name: str = "", changes: Mapping[str, Any] | None = None
@@ -144,6 +186,10 @@ class Service:
             job.work.discard = discard
         return self.jobs.stop(job_id, by)
 
+    def move(self, job_id: str, places: int) -> bool:
+        """Let a waiting job change places with those around it; -1 is one place sooner. False if it waits no more."""
+        return self.jobs.move(job_id, places)
+
     def request(self, wish: str) -> bool:
         """Ask the running job for a "preview" or a "snapshot" at its next step."""
         job = self.jobs.running
@@ -171,12 +217,55 @@ class Service:
             raise ResumeError(f"{name} is to be opened", "there is no such run", "Choose one from the list of runs.")
         return run
 
+    def free_name(self, name: str) -> str:
+        """name-2, name-3, ...: the first that no run has."""
+        taken = {run.path.name for run in list_runs(self.host.runs_dir)}
+        return next(f"{name}-{number}" for number in range(2, 10_000) if f"{name}-{number}" not in taken)
+
+    def details(self, name: str) -> dict[str, Any]:
+        """What is known of one run: its row in the list, its last figures, its snapshots, and the end of its log."""
+        run = self.run(name)
+        metrics = run.metrics()
+        return {**recipe.describe(run), "figures": metrics[-1] if metrics else {}, "snapshots": self.snapshots(run),
+                "comparison": self.comparison(name), "log": run.last_log_lines(LOG_LINES)}
+
+    def comparison(self, name: str) -> dict[str, Any] | None:
+        """What Choose shows of a run: prompts, seeds, measures, the best one and why; None before any was made."""
+        found = read_comparison(self.run(name))
+        return found.to_dict() if found else None
+
+    def cloned(self, name: str) -> dict[str, Any]:
+        """A run's settings for a new one, under a name that is free."""
+        return {**self.run(name).config().to_dict(), "output_name": self.free_name(name)}
+
+    def report(self, name: str, folder: Path) -> Path:
+        """A run's report, written anew and copied into `folder`."""
+        run = self.run(name)
+        return Path(shutil.copy(write_report(run), folder / f"{run.path.name}-report.html"))
+
+    def explain(self, name: str, folder: Path, *, with_paths: bool = False, with_prompts: bool = False) -> Path:
+        """One zip about a failure. Whoever uses a shared WebUI is not told the paths of its computer."""
+        run = self.run(name)
+        return explain_failure(run, folder / f"{run.path.name}-failure.zip", with_prompts=with_prompts,
+                               with_paths=with_paths and not self.is_shared)
+
+    @property
+    def presets_dir(self) -> Path:
+        return self.host.runs_dir / "presets"
+
+    def open_folder(self, name: str) -> Path:
+        """Show a run's folder in the file manager of the computer that trains. Raises HostError."""
+        run = self.run(name)
+        if self.is_shared:
+            raise HostError(f"{name}'s folder is to be opened", "this WebUI is shared, and it would open on another's screen",
+                            "It stands among the runs, on the computer that trains.")
+        desktop.open_folder(run.path)
+        return run.path
+
     @staticmethod
     def snapshots(run: RunFolder) -> list[str]:
         """Names of the snapshots that can be published, oldest first."""
-        if not run.checkpoints_dir.is_dir():
-            return []
-        return sorted(path.name for path in run.checkpoints_dir.iterdir() if recipe.is_publishable(path))
+        return publishable_snapshots(run)
 
     def snapshot_folder(self, run: RunFolder, snapshot: str) -> Path:
         folder = run.checkpoints_dir / require_safe_name(snapshot, "the snapshot")

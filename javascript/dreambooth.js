@@ -36,20 +36,22 @@
     function ask() {
         const now = Date.now(), data = status();
         if (!data) return;
-        const tab = byId('dreambooth_status');
+        const tab = byId('dreambooth_tabs');
         const visible = !document.hidden && tab && tab.offsetParent !== null;
         const every = isBusy(data.state) ? (visible ? FAST_MS : 3 * FAST_MS) : (visible ? SLOW_MS : 4 * SLOW_MS);
         if (now - page.asked >= every - 50) {
             page.asked = now;
             page.polls += 1;
             click('dreambooth_poll');
+            if (data.phase === 'comparing') click('dreambooth_choose_poll');
         }
         notice(data);
     }
 
     function notice(data) {
         const known = page.last;
-        page.last = {job: data.job, state: data.state};
+        page.last = {job: data.job, state: data.state, waiting: data.waiting};
+        if (known && known.waiting !== data.waiting) click('dreambooth_runs_poll');
         if (isBusy(data.state)) {
             page.title = page.title || document.title;
             const bar = root().querySelector('#dreambooth_status .dreambooth-bar');
@@ -65,10 +67,11 @@
 
     function ended(data) {
         click('dreambooth_runs_poll');
+        click('dreambooth_choose_poll');
         if (data.state !== 'finished' || !data.published) return;
         const sound = root().querySelector('#audio_notification audio');
         if (sound) sound.play().catch(() => null);
-        const tab = byId('dreambooth_status');
+        const tab = byId('dreambooth_tabs');
         const looking = tab && tab.offsetParent !== null;
         if (data.open === 'yes' && looking) openInTxt2img(data);
         else if (data.select === 'yes') refreshCheckpoint();
@@ -83,10 +86,13 @@
     function openInTxt2img(data) {
         refreshCheckpoint();
         const prompt = root().querySelector('#txt2img_prompt textarea');
+        // That of the picture which was chosen, else the run's own.
+        const text = page.cellPrompt && page.cellRun === data.name ? page.cellPrompt : data.prompt;
+        page.cellPrompt = null;
         // A prompt that somebody typed stays; one of ours may be replaced by the next one.
-        if (prompt && data.prompt && (prompt.value.trim() === '' || prompt.value === page.prompt)) {
-            setText('txt2img_prompt', data.prompt);
-            page.prompt = data.prompt;
+        if (prompt && text && (prompt.value.trim() === '' || prompt.value === page.prompt)) {
+            setText('txt2img_prompt', text);
+            page.prompt = text;
         }
         const wanted = root().querySelector('#dreambooth_sample_settings input');
         if (wanted && wanted.checked && data.samples === 'yes') click('dreambooth_apply_sample_settings');
@@ -100,7 +106,13 @@
         if (!element) return;
         const cell = element.closest('.dreambooth-cell');
         if (cell && setText('dreambooth_choose_cell', cell.dataset.snapshot)) {
+            page.cellPrompt = cell.dataset.prompt || null;
+            page.cellRun = cell.dataset.run || null;
             setTimeout(() => click('dreambooth_choose_act'), 100);
+        }
+        const act = element.closest('.dreambooth-act');
+        if (act && !act.disabled && setText(act.dataset.into, act.dataset.value)) {
+            setTimeout(() => click(act.dataset.then), 100);
         }
         if (element.closest('.dreambooth-open-txt2img')) openInTxt2img(status() || {});
     });

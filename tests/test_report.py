@@ -35,7 +35,7 @@ def test_what_came_from_outside_is_escaped(run):
 
 def test_the_page_needs_nothing_else_and_names_no_folder(run):
     page = write_report(run).read_text()
-    assert "http://" not in page and "https://" not in page and "src=\"data:image/png" in page
+    assert "http://" not in page and "https://" not in page and "src=\"data:image/jpeg" in page
     assert "/home/someone" not in page and str(run.path) not in page
     assert "/home/someone/secret/base.ckpt" in report_html(run, with_paths=True)
 

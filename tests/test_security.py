@@ -329,7 +329,7 @@ def test_what_is_offered_for_download_is_alone_in_its_folder(service, run):
     from dreambooth_ext.ui import runs_panel
 
     for make in (runs_panel._report, runs_panel._explanation):
-        made = Path(runs_panel._file(service, "rex", make)[0]["value"])
+        made = Path(make(service, "rex")[0]["value"])
         assert [path.name for path in made.parent.iterdir()] == [made.name]
         assert service.host.runs_dir not in made.parents
 

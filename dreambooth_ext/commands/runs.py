@@ -6,19 +6,20 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from .. import recipe
+from .. import presets, recipe, rollback
 from ..check import check
 from ..config import TrainConfig
-from ..errors import ResumeError
-from ..files import gib, require_safe_name
+from ..errors import ConfigError
+from ..files import gib
 from ..flags import add_config_flags, config_from_flags, given
-from ..host import Host, Txt2Img
+from ..host import Txt2Img
 from ..hosts.standalone import StandaloneHost
 from ..progress import Progress
-from ..run_folder import RunFolder, list_runs
+from ..run_folder import list_runs
 from ..terminal import duration
-from .command import Command, say
+from .command import Command, host_of, run_of, say
 
 _CLASS_IMAGE_OPTIONS = (
     "base", "instance_dir", "token", "class_noun", "class_prompt", "class_negative_prompt", "class_dir",
@@ -28,30 +29,27 @@ _CLASS_IMAGE_OPTIONS = (
 )
 
 
-def _host(config: TrainConfig) -> Host:
-    models_dir, runs_dir = Path(config.models_dir).expanduser(), Path(config.runs_dir).expanduser()
-    return StandaloneHost(models_dir, runs_dir, device=config.device, batch_size=config.class_batch_size)
-
-
 def train(parsed: argparse.Namespace, progress: Progress) -> None:
-    config = config_from_flags(parsed)
+    config = config_from_flags(parsed, _of_preset(parsed))
     parsed.resume_name, parsed.runs_dir = None, config.runs_dir
     progress.listen(lambda report: _offer_resume(parsed, config.output_name, report.phase))
-    _finished(parsed, recipe.train(config, _host(config), progress))
+    _finished(parsed, recipe.train(config, host_of(config), progress))
 
 
 def resume(parsed: argparse.Namespace, progress: Progress) -> None:
-    run = _run(parsed)
+    run = run_of(parsed)
+    if parsed.snapshot or parsed.steps is not None:
+        rollback.go_back(run, parsed.snapshot, parsed.steps)
     config = run.config()
     progress.listen(lambda report: _offer_resume(parsed, parsed.run, report.phase))
-    _finished(parsed, recipe.resume(run, _host(config), progress))
+    _finished(parsed, recipe.resume(run, host_of(config), progress))
 
 
 def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
     config = config_from_flags(parsed)
     checked = check(replace(config, output_name=config.output_name or "class-images"))
     base_sha256 = recipe.sha256_of(Path(checked.config.base).expanduser())
-    images = recipe.class_images(checked, base_sha256, _host(checked.config), progress)
+    images = recipe.class_images(checked, base_sha256, host_of(checked.config), progress)
     folders = sorted({str(image.path.parent) for image in images})
     say(parsed, f"{len(images)} class images in {', '.join(folders)}", count=len(images), folders=folders)
 
@@ -77,11 +75,11 @@ def render(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def publish(parsed: argparse.Namespace, progress: Progress) -> None:
-    run = _run(parsed)
+    run = run_of(parsed)
     config = run.config()
     changes = {name: given(parsed, name, getattr(config, name)) for name in _PUBLISH_OPTIONS}
     config = replace(config, **changes).validate()
-    host = _host(config)
+    host = host_of(config)
     snapshot = Path(parsed.snapshot).expanduser() if parsed.snapshot else None
     paths = recipe.publish(run, progress, snapshot=snapshot, name=parsed.name, config=config)
     host.select(paths[0])
@@ -108,6 +106,16 @@ def demo(parsed: argparse.Namespace, progress: Progress) -> None:
     say(parsed, result.table() + f"\nLook at {result.sheet} ({duration(result.seconds)})", **result.figures())
 
 
+def _of_preset(parsed: argparse.Namespace) -> dict[str, Any]:
+    """A preset's settings; flags go before them."""
+    if not parsed.preset:
+        return {}
+    if parsed.config:
+        raise ConfigError(["--preset: --config is given as well"], "Give one of the two, and the rest as flags.")
+    runs_dir = given(parsed, "runs_dir", TrainConfig().runs_dir)
+    return presets.load(parsed.preset, Path(runs_dir).expanduser() / "presets")
+
+
 def _finished(parsed: argparse.Namespace, finished: recipe.Finished) -> None:
     if not finished.published:  # another process than the first: that one tells
         return
@@ -121,21 +129,18 @@ def _offer_resume(parsed: argparse.Namespace, name: str, phase: str) -> None:
         parsed.resume_name = name
 
 
-def _run(parsed: argparse.Namespace) -> RunFolder:
-    path = Path(parsed.run).expanduser()
-    if len(path.parts) == 1:
-        path = Path(parsed.runs_dir).expanduser() / require_safe_name(parsed.run, "the run's name")
-    run = RunFolder(path)
-    if not run.exists:
-        raise ResumeError(f"{parsed.run} is to be opened", f"there is no such run in {path.parent}",
-                          "`python -m dreambooth_ext runs` lists the runs there are.")
-    return run
-
-
 _PUBLISH_OPTIONS = ("publish_format", "publish_dtype", "models_dir", "vae")
 
 
+def _declare_resume(parser: argparse.ArgumentParser) -> None:
+    _declare_run(parser)
+    parser.add_argument("--snapshot", default="", metavar="NAME",
+                        help="go back to it first, such as step-000200; what came after it is removed from the run")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps in all, if they are to be others than before")
+
+
 def _declare_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", metavar="NAME", help="start from this preset; `presets` lists them")
     parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
     add_config_flags(parser)
 
@@ -182,7 +187,7 @@ def _declare_demo(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, Command] = {
     "train": (train, "Pictures in, a finished and selected model out.", _declare_train),
-    "resume": (resume, "Continue a run that was interrupted.", _declare_run),
+    "resume": (resume, "Continue a run: where it was interrupted, or from one of its snapshots.", _declare_resume),
     "class-images": (class_images, "Render the class images that are missing.", _declare_class_images),
     "render": (render, "Render pictures with a checkpoint.", _declare_render),
     "publish": (publish, "Convert a run's result into model files.", _declare_publish),

@@ -190,6 +190,8 @@ class A1111Host(WebuiTools):
 
         info = self._listed(base)
         values = {**webui_settings.neutral_values(shared.opts), "sd_model_checkpoint": info.title}
+        if "CLIP_stop_at_last_layers" in values:
+            values["CLIP_stop_at_last_layers"] = request.clip_skip
         self._tell_if_switched(base, progress)
         self._borrowed = True
         while True:

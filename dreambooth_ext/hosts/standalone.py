@@ -59,7 +59,8 @@ class StandaloneHost:
     def txt2img(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
         from ..models.sampling import render
 
-        yield from render(self._loaded(base), request, progress, batch_size=self.batch_size(request.width, request.height))
+        yield from render(self._loaded(base), request, progress, self.batch_size(request.width, request.height),
+                          request.clip_skip)
 
     def batch_size(self, width: int, height: int) -> int:
         import torch

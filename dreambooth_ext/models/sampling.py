@@ -51,7 +51,7 @@ def ddim_sample(
 ) -> torch.Tensor:
     """Scaled latents (B, 4, h, w) from unit noise of that shape, in float32. Raises Cancelled between steps."""
     x = noise.to(model.device, torch.float32)
-    eps = guided_eps(model, prompt, negative, guidance_scale, _nothing_masked(model, x))
+    eps = guided_eps(model, prompt, negative, guidance_scale, nothing_masked(model, x))
     return ddim(eps, x, model.alphas_cumprod(), steps, progress)
 
 
@@ -127,7 +127,7 @@ def sample_latents(
                            guidance_scale=request.guidance_scale, progress=progress)
 
 
-def _nothing_masked(model: StableDiffusion, x: torch.Tensor) -> torch.Tensor | None:
+def nothing_masked(model: StableDiffusion, x: torch.Tensor) -> torch.Tensor | None:
     """What an inpainting model reads beside the latents in txt2img: everything masked, a grey picture."""
     if not model.inpainting:
         return None

@@ -1,20 +1,24 @@
-"""Which snapshot is the best one: previews by snapshot and prompt, all of one seed; one click publishes a snapshot."""
+"""Which snapshot is the best one: the same prompts and seeds by base and snapshots, measured; one click publishes one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from ..comparison import Wishes, step_of_snapshot
 from ..errors import DreamboothError
+from ..options import options_of
 from ..run_folder import RunFolder
 from ..service import Service
-from . import html
+from . import fields, html
+from .compare_grid import grid_html, is_comparing, mark_of
 from .compat import hidden, on
-from .watch_panel import WatchPanel, prompts_of, status_html, step_of
+from .watch_panel import WatchPanel, status_html
 
-BASE_COLUMN = 0  # previews of step 0 show what the base makes of the prompts
+WISHES = {option.name: option for option in options_of(Wishes)}
 
 
 def build(service: Service, watch: WatchPanel) -> None:
@@ -24,81 +28,127 @@ def build(service: Service, watch: WatchPanel) -> None:
         chosen = gr.Dropdown(label="Run", choices=names, value=names[0] if names else None, interactive=True,
                              elem_id="dreambooth_choose_run")
         again = gr.Button("Refresh", elem_id="dreambooth_choose_refresh", scale=0, size="sm")
-    grid = gr.HTML(value=grid_html(service, names[0] if names else ""), elem_id="dreambooth_choose_grid")
-    with gr.Row():
-        snapshot = gr.Dropdown(label="Snapshot", choices=[], interactive=True, elem_id="dreambooth_choose_snapshot",
-                               info="A click on a column's button chooses and publishes it.")
-        publish = gr.Button("Publish and open in txt2img", variant="primary", elem_id="dreambooth_choose_publish")
+    wishes, compare, stop = _wishes(service, names)
     said = gr.HTML(value="", elem_id="dreambooth_choose_said", elem_classes=["dreambooth-said"])
+    grid = gr.HTML(value=grid_html(service, names[0] if names else ""), elem_id="dreambooth_choose_grid")
+    found = _snapshots(service, names[0] if names else "")
+    with gr.Row():
+        snapshot = gr.Dropdown(label="Snapshot", choices=found, value=found[-1] if found else None, interactive=True,
+                               elem_id="dreambooth_choose_snapshot", info="A click on a picture publishes its snapshot.")
+        publish = gr.Button("Publish and open in txt2img", variant="primary", elem_id="dreambooth_choose_publish")
+        back = gr.Button("Go on training from here ...", elem_id="dreambooth_choose_back")
+    with gr.Group(visible=False, elem_id="dreambooth_back_confirm") as confirm:
+        gr.HTML(value=html.note("What came after this snapshot will be gone from the run: later snapshots, previews and "
+                                "figures. Published models stay.", "warning"))
+        with gr.Row():
+            steps = gr.Textbox(label="Steps in all", info="Empty: as many as the run was to have.", max_lines=1,
+                               elem_id="dreambooth_back_steps")
+            really = gr.Button("Yes, go back and train on", elem_id="dreambooth_back_yes", variant="stop")
+            never = gr.Button("No", elem_id="dreambooth_back_no")
     cell = hidden(gr.Textbox, "dreambooth_choose_cell", label="chosen snapshot")
-    act = hidden(gr.Button, "dreambooth_choose_act", value="publish")
+    act, poll = (hidden(gr.Button, f"dreambooth_choose_{name}", value=name) for name in ("act", "poll"))
+    seen = gr.State(None)
+    shown = [grid, snapshot, seen]
 
-    def shown(name: str | None) -> list[Any]:
-        found = _snapshots(service, name or "")
-        return [grid_html(service, name or ""), gr.update(choices=found, value=found[-1] if found else None)]
-
-    on(again.click, lambda name: [gr.update(choices=_names(service)), *shown(name or _first(service))], [chosen],
-       [chosen, grid, snapshot])
-    on(chosen.change, shown, [chosen], [grid, snapshot])
+    on(again.click, lambda name: [gr.update(choices=_names(service)), *_shown(service, name or _first(service), None)],
+       [chosen], [chosen, *shown])
+    on(chosen.change, lambda name: _shown(service, name, None), [chosen], shown)
+    on(poll.click, lambda name, seen: _shown(service, name or _first(service), seen), [chosen, seen], shown)
+    on(compare.click, lambda name, *raw: _compare(service, name or _first(service), raw), [chosen, *wishes],
+       [said, watch.status])
+    on(stop.click, lambda: _stop(service), [], [said, watch.status])
     for button, source in ((publish, snapshot), (act, cell)):
         on(button.click, lambda name, which: _publish(service, name or _first(service), which), [chosen, source],
            [said, watch.status])
+    on(back.click, lambda: gr.update(visible=True), [], [confirm])
+    on(never.click, lambda: gr.update(visible=False), [], [confirm])
+    on(really.click, lambda name, which, count: _go_back(service, name or _first(service), which, count),
+       [chosen, snapshot, steps], [said, confirm, watch.status])
 
 
-def grid_html(service: Service, name: str) -> str:
-    """Rows are prompts, columns are steps; each column whose snapshot is kept can be published."""
-    if not name:
-        return html.note("Snapshots of a run stand here side by side, of one seed, so that the best can be picked.")
-    try:
-        run = service.run(name)
-    except DreamboothError as error:
-        return html.note(str(error), "fault")
-    cells: dict[tuple[int, int], Path] = {}
-    for path in run.previews_dir.glob("step-*.png") if run.previews_dir.is_dir() else ():
-        cells[step_of(path), _prompt_number(path)] = path
-    if not cells:
-        return html.note("This run has no previews.")
-    steps = sorted({step for step, _ in cells})
-    prompts = prompts_of(run)
-    kept = {step_of(Path(snapshot)): snapshot for snapshot in service.snapshots(run)}
-    rows = []
-    for number in sorted({number for _, number in cells}):
-        title = prompts[number] if number < len(prompts) else ""
-        row = [html.escaped(title)]
-        row += [html.picture(cells[step, number], title) if (step, number) in cells else "" for step in steps]
-        rows.append(row)
-    rows.append(["", *(_button(kept.get(step, "")) for step in steps)])
-    return html.table(("prompt", *("base" if step == BASE_COLUMN else f"step {step}" for step in steps)), rows)
+def _wishes(service: Service, names: list[str]) -> tuple[list[Any], Any, Any]:
+    """(widgets in the order of WISHES, the button that compares, the one that stops it)."""
+    widgets: dict[str, Any] = {}
+
+    def add(name: str, **changes: Any) -> None:
+        widgets[name] = fields.widget(WISHES[name], elem_id=f"dreambooth_compare_{name}", **changes)
+
+    with gr.Row(elem_classes=["dreambooth-compare"]):
+        with gr.Column(scale=5, min_width=320):
+            add("prompts", lines=3)
+        with gr.Column(scale=2, min_width=180):
+            add("count")
+            compare = gr.Button("Compare", variant="primary", elem_id="dreambooth_compare")
+            stop = gr.Button("Stop", size="sm", elem_id="dreambooth_compare_stop")
+    with gr.Accordion("More about the comparison", open=False, elem_id="dreambooth_compare_more"), \
+            gr.Row(elem_classes=["dreambooth-grid"]):
+        for name in WISHES:
+            if name not in widgets:
+                add(name)
+    return [widgets[name] for name in WISHES], compare, stop
 
 
-def _button(snapshot: str) -> str:
-    if not snapshot:
-        return ""
-    return f'<button class="dreambooth-cell" data-snapshot="{html.escaped(snapshot)}">Publish</button>'
+def _shown(service: Service, name: str | None, seen: Any) -> list[Any]:
+    """The grid and the list of snapshots, unless the page has them already."""
+    run = _run(service, name or "")
+    mark = [name, mark_of(service, run)] if run else [name]
+    if seen == mark:
+        return [gr.update(), gr.update(), seen]
+    found = _snapshots(service, name or "")
+    return [grid_html(service, name or ""), gr.update(choices=found, value=found[-1] if found else None), mark]
+
+
+def _compare(service: Service, name: str, raw: tuple[Any, ...]) -> list[str]:
+    values = fields.values_from(WISHES, raw)
+    return _told(service, "Choose a run first.", name,
+                 lambda: f"Comparing the snapshots of {service.compare(name, values).name} ...")
+
+
+def _stop(service: Service) -> list[str]:
+    job = service.jobs.running
+    if job is None or not is_comparing(job):
+        return [html.note("No comparison is running."), status_html(service)]
+    service.stop(job.id, "this tab")
+    return [html.note("Stopping; what was rendered is kept."), status_html(service)]
 
 
 def _publish(service: Service, name: str, snapshot: str | None) -> list[str]:
-    if not name or not snapshot:
-        return [html.note("Choose a run and one of its snapshots first.", "fault"), status_html(service)]
+    def publish() -> str:
+        model = f"{service.run(name).config().output_name}-step{step_of_snapshot(Path(snapshot or '').name)}"
+        return f"Publishing {snapshot} of {service.publish(name, snapshot=snapshot or '', as_name=model).name} ..."
+
+    return _told(service, "Choose a run and one of its snapshots first.", name and snapshot, publish)
+
+
+def _go_back(service: Service, name: str, snapshot: str | None, count: str) -> list[Any]:
+    def go_back() -> str:
+        steps: Any = fields.number(count)
+        job = service.resume(name, snapshot=snapshot or "", steps=steps)
+        return f"{job.name} goes on from {snapshot}; the Train tab shows how."
+
+    said, status = _told(service, "Choose a run and one of its snapshots first.", name and snapshot, go_back)
+    return [said, gr.update(visible=False), status]
+
+
+def _told(service: Service, missing: str, given: Any, act: Callable[[], str]) -> list[str]:
+    """[what came of it, the job's state]"""
     try:
-        step = step_of(Path(snapshot))
-        job = service.publish(name, snapshot=snapshot, as_name=f"{service.run(name).config().output_name}-step{step}")
+        said = html.note(act(), "good") if given else html.note(missing, "fault")
     except DreamboothError as error:
-        return [html.note(str(error), "fault"), status_html(service)]
-    return [html.note(f"Publishing {snapshot} of {job.name} ...", "good"), status_html(service)]
+        said = html.note(str(error), "fault")
+    return [said, status_html(service)]
+
+
+def _run(service: Service, name: str) -> RunFolder | None:
+    try:
+        return service.run(name)
+    except DreamboothError:
+        return None
 
 
 def _snapshots(service: Service, name: str) -> list[str]:
-    try:
-        run: RunFolder = service.run(name)
-    except DreamboothError:
-        return []
-    return service.snapshots(run)
-
-
-def _prompt_number(path: Path) -> int:
-    number = path.stem.rpartition("-")[2]
-    return int(number) if number.isdigit() else 0
+    run = _run(service, name)
+    return service.snapshots(run) if run else []
 
 
 def _names(service: Service) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -30,7 +30,7 @@ def widget(option: Option, **changes: Any) -> Any:
     if option.kind is int and not option.optional:
         return gr.Number(precision=0, **arguments)
     if option.kind is tuple:
-        return gr.Textbox(lines=2, placeholder="one a line", **arguments)
+        return gr.Textbox(**{"lines": 2, "placeholder": "one a line", **arguments})
     # An empty number field of gradio 3 says 0, so what may be empty is a text field.
     return gr.Textbox(max_lines=1, **arguments)
 
@@ -47,7 +47,17 @@ def shown(option: Option, value: Any) -> Any:
 def values_of(names: Sequence[str], raw: Iterable[Any]) -> dict[str, Any]:
     """What the widgets say, as settings; text that is no number stays text, for `validate` to name."""
     options = all_options()
-    return {name: _value(options[name], value) for name, value in zip(names, raw, strict=True)}
+    return values_from({name: options[name] for name in names}, raw)
+
+
+def values_from(options: Mapping[str, Option], raw: Iterable[Any]) -> dict[str, Any]:
+    """The same for widgets of other options, in their order."""
+    return {name: _value(option, value) for (name, option), value in zip(options.items(), raw, strict=True)}
+
+
+def number(text: Any) -> Any:
+    """A field that may be left empty: None, or a whole number; other text stays text, for the settings to refuse."""
+    return _value(Option("number", int, True, None, "", ""), text)
 
 
 def _value(option: Option, value: Any) -> Any:

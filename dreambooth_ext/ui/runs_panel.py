@@ -1,10 +1,8 @@
-"""All runs: resume, publish again, take the settings of one, delete."""
+"""All runs: look at one, resume, publish again, take the settings of one, report, explain, delete; the queue on top."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,80 +10,93 @@ from typing import Any
 import gradio as gr
 
 from ..errors import DreamboothError
-from ..report import explain_failure, write_report
-from ..run_folder import RunFolder
+from ..report import report_html
 from ..service import Service
 from . import fields, html
 from .compat import hidden, on
+from .run_cards import runs_html
 from .train_panel import TrainPanel
 from .watch_panel import WatchPanel, status_html
+
+BUTTONS = {
+    "open": "Open", "resume": "Resume", "publish": "Publish again", "clone": "Use its settings", "folder": "Open its folder",
+    "report": "Report", "explain": "Explain this failure ...", "delete": "Delete ...",
+}
+PLACES = {"up": -1, "down": 1}
 
 
 def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     """Lay the list out and wire its buttons."""
+    names = _names(service)
     with gr.Row():
-        names = _names(service)
         chosen = gr.Dropdown(label="Run", choices=names, value=names[0] if names else None, interactive=True,
-                             elem_id="dreambooth_run")
+                             elem_id="dreambooth_run", info="A click on a card chooses it, too.")
         again = gr.Button("Refresh", elem_id="dreambooth_runs_refresh", scale=0, size="sm")
     with gr.Row(elem_classes=["dreambooth-buttons"]):
-        resume = gr.Button("Resume", elem_id="dreambooth_resume")
-        publish = gr.Button("Publish again", elem_id="dreambooth_publish")
-        clone = gr.Button("Use its settings", elem_id="dreambooth_clone")
-        report = gr.Button("Report", elem_id="dreambooth_report")
-        explain = gr.Button("Explain this failure", elem_id="dreambooth_explain")
-        delete = gr.Button("Delete ...", elem_id="dreambooth_delete", variant="stop")
-    with gr.Row(visible=False, elem_id="dreambooth_confirm") as confirm:
+        buttons = {name: gr.Button(text, elem_id=f"dreambooth_run_{name}" if name in ("open", "folder") else f"dreambooth_{name}",
+                                   size="sm", **({"variant": "stop"} if name == "delete" else {}))
+                   for name, text in BUTTONS.items()}
+    confirm, really, never = _confirmation()
+    asked, choices, make = _explanation_choices()
+    made = gr.File(label="Made for you", visible=False, interactive=False, elem_id="dreambooth_made")
+    said = gr.HTML(value="", elem_id="dreambooth_runs_said", elem_classes=["dreambooth-said"])
+    opened = gr.HTML(value="", elem_id="dreambooth_run_opened", elem_classes=["dreambooth-said"])
+    listed = gr.HTML(value=runs_html(service, names[0] if names else ""), elem_id="dreambooth_runs")
+    poll, act = (hidden(gr.Button, f"dreambooth_runs_{name}", value=name) for name in ("poll", "act"))
+    wish = hidden(gr.Textbox, "dreambooth_runs_wish", label="wish")
+
+    for button in (again, poll):
+        on(button.click, lambda name: [gr.update(choices=_names(service)), runs_html(service, name or "")], [chosen],
+           [chosen, listed])
+    on(chosen.change, lambda name: runs_html(service, name or ""), [chosen], [listed])
+    on(act.click, lambda name, wish: _fulfil(service, name or "", wish or ""), [chosen, wish],
+       [chosen, listed, said, watch.status])
+    on(buttons["open"].click, lambda name: _open(service, name), [chosen], [opened, said])
+    for name, start in (("resume", service.resume), ("publish", service.publish)):
+        on(buttons[name].click, lambda run, start=start: _act(service, lambda: start(run or "")), [chosen], [said, watch.status])
+    on(buttons["clone"].click, lambda name: _clone(service, form, name or ""), [chosen], [*form.widgets.values(), said])
+    on(buttons["folder"].click, lambda name: _show_folder(service, name or ""), [chosen], [said])
+    on(buttons["report"].click, lambda name: _report(service, name or ""), [chosen], [made, said])
+    on(buttons["explain"].click, lambda: gr.update(visible=True), [], [asked])
+    on(make.click, lambda name, *told: _explanation(service, name or "", *told), [chosen, *choices], [made, said])
+    on(buttons["delete"].click, lambda: gr.update(visible=True), [], [confirm])
+    on(never.click, lambda: gr.update(visible=False), [], [confirm])
+    on(really.click, lambda name: _delete(service, name or ""), [chosen], [said, confirm, chosen, listed, opened])
+
+
+def _confirmation() -> tuple[Any, Any, Any]:
+    with gr.Row(visible=False, elem_id="dreambooth_confirm") as row:
         gr.HTML(value=html.note("Its snapshots, previews and log will be gone. Published models stay.", "warning"))
         really = gr.Button("Yes, delete it", elem_id="dreambooth_delete_yes", variant="stop")
         never = gr.Button("No", elem_id="dreambooth_delete_no")
-    made = gr.File(label="Made for you", visible=False, interactive=False, elem_id="dreambooth_made")
-    said = gr.HTML(value="", elem_id="dreambooth_runs_said", elem_classes=["dreambooth-said"])
-    listed = gr.HTML(value=runs_html(service), elem_id="dreambooth_runs")
-    poll = hidden(gr.Button, "dreambooth_runs_poll", value="refresh")
-
-    def relist() -> list[Any]:
-        return [gr.update(choices=_names(service)), runs_html(service)]
-
-    for button in (again, poll):
-        on(button.click, relist, [], [chosen, listed])
-    on(resume.click, lambda name: _act(service, lambda: service.resume(name)), [chosen], [said, watch.status])
-    on(publish.click, lambda name: _act(service, lambda: service.publish(name)), [chosen], [said, watch.status])
-    on(clone.click, lambda name: _clone(service, form, name), [chosen], [*form.widgets.values(), said])
-    on(report.click, lambda name: _file(service, name, _report), [chosen], [made, said])
-    on(explain.click, lambda name: _file(service, name, _explanation), [chosen], [made, said])
-    on(delete.click, lambda: gr.update(visible=True), [], [confirm])
-    on(never.click, lambda: gr.update(visible=False), [], [confirm])
-    on(really.click, lambda name: _delete(service, name), [chosen], [said, confirm, chosen, listed])
+    return row, really, never
 
 
-def runs_html(service: Service) -> str:
-    """A table, newest first; the queue stands on top."""
-    rows = [[html.escaped(row["name"]), _state(row), f"{row['step']} of {row['steps']}", html.escaped(row["base"]),
-             html.escaped(", ".join(row["prompts"])), html.size(row["size_bytes"]), _when(row["started_s"])]
-            for row in service.runs()]
-    if not rows:
-        return html.note("No run yet. The Train tab starts one; it is kept here with its snapshots and can be resumed.")
-    return _queue(service) + html.table(("name", "state", "steps", "base", "prompt", "on disk", "started"), rows)
-
-
-def _queue(service: Service) -> str:
-    waiting = [job.name for job in service.jobs.all() if job.state == "queued"]
-    return html.note("Waiting in this order: " + ", ".join(waiting)) if waiting else ""
-
-
-def _state(row: dict[str, Any]) -> str:
-    first = str(row["message"]).partition("\n")[0]
-    return f'<span title="{html.escaped(row["message"])}">{html.escaped(row["state"])}</span>' + (
-        f'<br><small>{html.escaped(first)}</small>' if first else "")
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
+def _explanation_choices() -> tuple[Any, list[Any], Any]:
+    with gr.Row(visible=False, elem_id="dreambooth_explain_choices") as row:
+        paths = gr.Checkbox(label="with paths of this computer", value=False, elem_id="dreambooth_explain_paths")
+        prompts = gr.Checkbox(label="with prompts", value=False, elem_id="dreambooth_explain_prompts")
+        make = gr.Button("Make the zip", elem_id="dreambooth_explain_make", size="sm")
+    return row, [paths, prompts], make
 
 
 def _names(service: Service) -> list[str]:
     return [row["name"] for row in service.runs()]
+
+
+def _fulfil(service: Service, chosen: str, wish: str) -> list[Any]:
+    """What a click inside the list asks for: pick:RUN, up:JOB, down:JOB, out:JOB."""
+    verb, _, value = wish.partition(":")
+    said: Any = ""
+    if verb == "pick" and value in _names(service):
+        chosen = value
+    elif verb in PLACES:
+        service.move(value, PLACES[verb])
+    elif verb == "out":
+        job = service.jobs.find(value)
+        if job is not None and job.state == "queued" and service.stop(value, "this tab"):
+            said = html.note(f"{job.name} is out of the queue.", "good")
+    return [gr.update(choices=_names(service), value=chosen or None), runs_html(service, chosen), said, status_html(service)]
 
 
 def _act(service: Service, start: Callable[[], Any]) -> list[str]:
@@ -96,22 +107,41 @@ def _act(service: Service, start: Callable[[], Any]) -> list[str]:
     return [html.note(f"{job.name}: started; the Train tab shows how it goes.", "good"), status_html(service)]
 
 
-def _file(service: Service, name: str, make: Callable[[RunFolder, Path], Path]) -> list[Any]:
-    """A file of a run, copied to where gradio may serve it from, and what it is."""
+def _open(service: Service, name: str | None) -> list[str]:
+    """The run's report, on the page itself. A frame keeps its style apart, and lets no script run."""
     try:
-        path = make(service.run(name), Path(tempfile.mkdtemp(prefix="dreambooth-")))
+        page = report_html(service.run(name or ""))
+    except DreamboothError as error:
+        return ["", html.note(str(error), "fault")]
+    title = html.escaped(f"{name}: report")
+    return [f'<p class="dreambooth-note"></p><iframe class="dreambooth-opened" sandbox title="{title}" '
+            f'srcdoc="{html.escaped(page)}"></iframe>', ""]
+
+
+def _show_folder(service: Service, name: str) -> str:
+    try:
+        return html.note(f"{service.open_folder(name)} is open on the computer that trains.", "good")
+    except DreamboothError as error:
+        return html.note(str(error), "fault")
+
+
+def _file(service: Service, make: Callable[[Path], Path]) -> list[Any]:
+    """A file of a run, alone in a folder from which gradio may serve it, and what it is."""
+    try:
+        path = make(Path(tempfile.mkdtemp(prefix="dreambooth-")))
     except DreamboothError as error:
         return [gr.update(visible=False), html.note(str(error), "fault")]
     return [gr.update(value=str(path), visible=True), html.note(f"{path.name}: click on its size to save it.", "good")]
 
 
-def _report(run: RunFolder, folder: Path) -> Path:
-    return Path(shutil.copy(write_report(run), folder / f"{run.path.name}-report.html"))
+def _report(service: Service, name: str) -> list[Any]:
+    return _file(service, lambda folder: service.report(name, folder))
 
 
-def _explanation(run: RunFolder, folder: Path) -> Path:
-    """Paths and prompts are left out, so that it can be shown to others."""
-    return explain_failure(run, folder / f"{run.path.name}-failure.zip")
+def _explanation(service: Service, name: str, with_paths: bool = False, with_prompts: bool = False) -> list[Any]:
+    """Paths and prompts are left out unless wished for, so that it can be shown to others."""
+    return _file(service, lambda folder: service.explain(name, folder, with_paths=with_paths is True,
+                                                         with_prompts=with_prompts is True))
 
 
 def _delete(service: Service, name: str) -> list[Any]:
@@ -121,8 +151,8 @@ def _delete(service: Service, name: str) -> list[Any]:
     except DreamboothError as error:
         said = html.note(str(error), "fault")
     names = _names(service)
-    return [said, gr.update(visible=False), gr.update(choices=names, value=names[0] if names else None),
-            runs_html(service)]
+    left = names[0] if names else ""
+    return [said, gr.update(visible=False), gr.update(choices=names, value=left or None), runs_html(service, left), ""]
 
 
 def _clone(service: Service, form: TrainPanel, name: str) -> list[Any]:
@@ -138,12 +168,6 @@ def _clone(service: Service, form: TrainPanel, name: str) -> list[Any]:
         if field_name == "base":
             value = next((c.title for c in service.host.checkpoints() if str(c.path) == value), value)
         if field_name == "output_name":
-            value = free_name(service, name)
+            value = service.free_name(name)
         values.append(fields.shown(options[field_name], value))
     return [*values, html.note(f"The Train tab has {name}'s settings now.", "good")]
-
-
-def free_name(service: Service, name: str) -> str:
-    """name-2, name-3, ...: the first that no run has."""
-    taken = set(_names(service))
-    return next(f"{name}-{number}" for number in range(2, 10_000) if f"{name}-{number}" not in taken)

@@ -97,10 +97,10 @@ def status_html(service: Service, said: str = "") -> str:
     share = status["done"] / status["total"] if status["total"] else 0.0
     body = html.bar(1.0 if status["state"] == "finished" else share, _label(status)) + html.figures(status)
     body += html.note(said) + _outcome(job, status)
-    waiting = [other.name for other in service.jobs.all() if other.state == "queued"]
+    waiting = [other for other in service.jobs.all() if other.state == "queued"]
     if waiting:
-        body += html.note("Waiting: " + ", ".join(waiting))
-    data = _for_script(job, run_of(service, job))
+        body += html.note("Waiting: " + ", ".join(other.name for other in waiting))
+    data = {**_for_script(job, run_of(service, job)), "waiting": " ".join(other.id for other in waiting)}
     if "published" in data:
         data["open"] = "yes" if service.open_txt2img and data["select"] == "yes" else "no"
         if service.host.name != "standalone":
@@ -122,7 +122,7 @@ def _framed(data: dict[str, str], body: str) -> str:
 
 def _for_script(job: Job, run: RunFolder | None) -> dict[str, str]:
     """What the page's script needs: whether to poll on, and what to hand over to txt2img at the end."""
-    data = {"state": job.state, "job": job.id, "name": job.name}
+    data = {"state": job.state, "job": job.id, "name": job.name, "phase": job.last.phase}
     published = _published(job)
     config = config_of(run)
     if published and config is not None:

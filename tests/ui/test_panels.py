@@ -197,6 +197,6 @@ def test_a_runs_report_and_its_failure_explained(service, values):
     config = service.settings(values)
     RunFolder.for_config(config).create(config)
     for make, name in ((runs_panel._report, "rex-report.html"), (runs_panel._explanation, "rex-failure.zip")):
-        update, said = runs_panel._file(service, "rex", make)
+        update, said = make(service, "rex")
         assert update["value"].endswith(name) and name in said
-    assert "no such run" in runs_panel._file(service, "nothing", runs_panel._report)[1]
+    assert "no such run" in runs_panel._report(service, "nothing")[1]

@@ -1,0 +1,113 @@
+"""The commands about settings: judging them, presets, and those of other trainers; and which checkpoints there are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from .. import presets
+from ..errors import ConfigError
+from ..files import write_json
+from ..flags import add_config_flags, config_from_flags
+from ..hosts.standalone import StandaloneHost
+from ..jobs import Jobs
+from ..progress import Progress
+from ..service import Service
+from .command import Command, say
+
+
+def check(parsed: argparse.Namespace, progress: Progress) -> None:
+    """The same judgement as in the tab and through the API; nothing is started."""
+    config = config_from_flags(parsed)
+    faults = _service(config.models_dir, config.runs_dir).faults(config.to_dict())
+    if faults:
+        raise ConfigError(faults, "Nothing was started.")
+    say(parsed, f"{config.output_name} can be started.", faults=[])
+
+
+def models(parsed: argparse.Namespace, progress: Progress) -> None:
+    found = StandaloneHost(Path(parsed.models_dir).expanduser(), Path(parsed.models_dir)).checkpoints()
+    rows = [{"file": str(each.path), "title": each.title, "loaded": each.loaded} for each in found]
+    lines = [f"{'*' if each.loaded else ' '} {each.title}" for each in found]
+    say(parsed, "\n".join(lines) or f"There are no checkpoints in {parsed.models_dir}.", checkpoints=rows)
+
+
+def list_presets(parsed: argparse.Namespace, progress: Progress) -> None:
+    folder = _presets_dir(parsed.runs_dir)
+    if parsed.name:
+        print(json.dumps(presets.load(parsed.name, folder), indent=2))
+        return
+    say(parsed, "\n".join(presets.names(folder)), presets=presets.names(folder))
+
+
+def save_preset(parsed: argparse.Namespace, progress: Progress) -> None:
+    config = config_from_flags(parsed).require_usable()
+    path = presets.save(parsed.preset_name, config, _presets_dir(config.runs_dir))
+    say(parsed, f"Saved as {path.stem}: what differs from the defaults, without what belongs to one run.", written=str(path))
+
+
+def delete_preset(parsed: argparse.Namespace, progress: Progress) -> None:
+    presets.delete(parsed.name, _presets_dir(parsed.runs_dir))
+    say(parsed, f"The preset {parsed.name} is gone.", deleted=parsed.name)
+
+
+def import_settings(parsed: argparse.Namespace, progress: Progress) -> None:
+    imported = presets.import_settings(Path(parsed.file).expanduser())
+    out = Path(parsed.out).expanduser()
+    if out.exists():
+        raise ConfigError([f"--out: {out.name} is there already"], "Give another name.")
+    write_json(out, imported.settings)
+    lines = [f"Wrote {out}: {len(imported.settings)} settings were taken, {len(imported.not_taken)} were not.", *imported.not_taken]
+    say(parsed, "\n".join(lines), written=str(out), settings=imported.settings, not_taken=list(imported.not_taken))
+
+
+def _service(models_dir: str, runs_dir: str) -> Service:
+    return Service(StandaloneHost(Path(models_dir).expanduser(), Path(runs_dir).expanduser()), jobs=Jobs())
+
+
+def _presets_dir(runs_dir: str) -> Path:
+    return _service(runs_dir, runs_dir).presets_dir
+
+
+def _declare_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
+    add_config_flags(parser)
+
+
+def _declare_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models-dir", default="models", metavar="DIR", help="folder of the checkpoints (default: models)")
+
+
+def _declare_presets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="print what is in this one")
+    _declare_runs_dir(parser)
+
+
+def _declare_save(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset_name", metavar="NAME", help="name of the preset")
+    _declare_check(parser)
+
+
+def _declare_delete(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="one of your own")
+    _declare_runs_dir(parser)
+
+
+def _declare_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="db_config.json, or sd-scripts' arguments as .json or .toml")
+    parser.add_argument("--out", default="settings.json", metavar="FILE", help="for train --config (default: settings.json)")
+
+
+def _declare_runs_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the runs; presets stand in it (default: runs)")
+
+
+COMMANDS: dict[str, Command] = {
+    "check": (check, "Judge settings and files as `train` would, without starting anything.", _declare_check),
+    "models": (models, "List the checkpoints that can be trained from.", _declare_models),
+    "presets": (list_presets, "List the presets, or print one.", _declare_presets),
+    "save-preset": (save_preset, "Keep settings under a name.", _declare_save),
+    "delete-preset": (delete_preset, "Remove a preset of your own.", _declare_delete),
+    "import": (import_settings, "Take settings of sd_dreambooth_extension or sd-scripts.", _declare_import),
+}

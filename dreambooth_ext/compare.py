@@ -1,0 +1,198 @@
+"""Render the same prompts and seeds with the base and with each snapshot, by the host, and measure what came of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import recipe
+from .comparison import BASE, Column, Comparison, Wishes, folder_of, prompts_for, read_comparison, step_of_snapshot
+from .config import TrainConfig
+from .errors import ConfigError, OutOfMemory, ResumeError
+from .files import make_folder, write_atomically
+from .host import Host, Txt2Img
+from .likeness import measure
+from .patience import patiently
+from .progress import Progress
+from .record import reported
+from .run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BORROWED = "dreambooth-comparing-"  # begins the names of the files that stand in the models folder meanwhile
+STEPS_WITHOUT_PREVIEWS = 20
+
+
+def publishable_snapshots(run: RunFolder) -> list[str]:
+    """Names of the snapshots that hold a model, oldest first."""
+    if not run.checkpoints_dir.is_dir():
+        return []
+    found = [path.name for path in run.checkpoints_dir.iterdir() if not path.is_symlink() and recipe.is_publishable(path)]
+    return sorted((name for name in found if step_of_snapshot(name)), key=step_of_snapshot)
+
+
+def plan(run: RunFolder, wishes: Wishes, host: Host) -> Comparison:
+    """What will be rendered, without measures. Raises ResumeError without snapshots, ConfigError for unknown ones."""
+    from .models.load import inspect
+
+    config, kept = run.config(), publishable_snapshots(run)
+    if not kept:
+        raise ResumeError(f"{run.path.name} is to be compared with its base", "it has no snapshot yet",
+                          "Let it train on until its first snapshot, or ask for one now.")
+    unknown = [name for name in wishes.snapshots if name not in kept]
+    if unknown:
+        raise ConfigError([f"--snapshots: {name} is not there" for name in unknown], "Choose among: " + ", ".join(kept))
+    prompts, kinds = prompts_for(config, wishes.prompts)
+    side = config.resolution or inspect(Path(config.base).expanduser(), check_numbers=False).resolution
+    names = [name for name in kept if name in wishes.snapshots] if wishes.snapshots else kept
+    columns = tuple(Column(name, step_of_snapshot(name)) for name in (BASE, *names))
+    return Comparison(prompts, kinds, tuple(range(wishes.seed, wishes.seed + wishes.count)), wishes.render_steps,
+                      wishes.guidance_scale or config.preview_guidance_scale, side, columns, host.name)
+
+
+def compare(run: RunFolder, host: Host, progress: Progress, wishes: Wishes) -> Comparison:
+    """Render what is missing, measure, and write RUN/comparison. Raises ResumeError, ConfigError, HostError, Cancelled.
+
+    What was rendered before with the same prompts, seeds and settings is not rendered again.
+    """
+    asked, config = plan(run, wishes, host), run.config()
+    with reported(run, progress), host.job(run.path.name, progress):
+        _forget_other(run, asked)
+        patiently(lambda: asked.write(run), progress, config.storage_wait_min)
+        missing = {column.name: _missing(run, asked, column) for column in asked.columns}
+        done, total = 0, sum(len(places) for places in missing.values())
+        progress.start("comparing", total)
+        for column in asked.columns:
+            if missing[column.name]:
+                with _as_checkpoint(run, config, column, host, progress) as model:
+                    for place, image in _rendered(host, model, config, asked, missing[column.name], progress):
+                        _save(image, asked.path(run, column.name, *place))
+                        done += 1
+                        progress.report(done, total)
+        with host.free_gpu():
+            measured = _measured(run, config, asked, progress)
+        patiently(lambda: measured.write(run), progress, config.storage_wait_min)
+    if measured.why:
+        progress.log(measured.why)
+    progress.report(total, total)
+    return measured
+
+
+def forget_after(run: RunFolder, step: int) -> None:
+    """Drop the columns of snapshots after `step`, which are no more."""
+    found = read_comparison(run)
+    for folder in folder_of(run).glob("step-*"):
+        if step_of_snapshot(folder.name) > step and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
+    if found is not None:
+        replace(found, columns=tuple(column for column in found.columns if column.step <= step)).write(run)
+
+
+Place = tuple[int, int]  # number of the prompt, seed
+
+
+def _missing(run: RunFolder, asked: Comparison, column: Column) -> list[Place]:
+    return [(number, seed) for number in range(len(asked.prompts)) for seed in asked.seeds
+            if not asked.path(run, column.name, number, seed).is_file()]
+
+
+def _forget_other(run: RunFolder, asked: Comparison) -> None:
+    """Pictures of other prompts or settings are removed."""
+    before = read_comparison(run)
+    if before is None or not before.asks_the_same(asked):
+        shutil.rmtree(folder_of(run), ignore_errors=True)
+
+
+@contextmanager
+def _as_checkpoint(run: RunFolder, config: TrainConfig, column: Column, host: Host, progress: Progress) -> Iterator[Path]:
+    """A file that the host can load: the base's own, or one written for the while, as publishing would write it."""
+    if column.name == BASE:
+        yield Path(config.base).expanduser()
+        return
+    folder = host.models_dir
+    _remove_borrowed(folder)
+    # Its own name for each snapshot: hosts take a file of the same name for the model that they have loaded already.
+    name = f"{BORROWED}{run.path.name[:60].strip(' .')}-{column.name}"
+    phase = progress.phase
+    try:
+        yield recipe.as_checkpoint(config, run.checkpoints_dir / column.name, folder, name, progress)
+    finally:
+        progress.phase = phase
+        _remove_borrowed(folder)
+
+
+def _remove_borrowed(folder: Path) -> None:
+    """Also those that an earlier process left behind when it was killed."""
+    for path in folder.glob(f"{BORROWED}*"):
+        with suppress(OSError):  # Windows keeps a file that is still open; the next comparison removes it
+            path.unlink()
+
+
+def _rendered(
+    host: Host, model: Path, config: TrainConfig, asked: Comparison, places: Sequence[Place], progress: Progress
+) -> Iterator[tuple[Place, Image]]:
+    silent = Progress(cancelled=lambda: progress.cancelled)
+    batch = config.class_batch_size or host.batch_size(asked.side, asked.side)
+    for number, prompt in enumerate(asked.prompts):
+        seeds = [seed for wanted, seed in places if wanted == number]
+        for start in range(0, len(seeds), batch):
+            progress.check()
+            some = tuple(seeds[start : start + batch])
+            request = Txt2Img(prompt, some, steps=asked.render_steps, guidance_scale=asked.guidance_scale, width=asked.side,
+                              height=asked.side, clip_skip=config.clip_skip)
+            for seed, image in zip(some, host.txt2img(model, request, silent), strict=True):
+                yield (number, seed), image
+
+
+def _save(image: Image, path: Path) -> None:
+    make_folder(path.parent)
+    with write_atomically(path) as stream:
+        image.save(stream, "PNG")
+
+
+def _measured(run: RunFolder, config: TrainConfig, asked: Comparison, progress: Progress) -> Comparison:
+    """With the base as the eye. What cannot be measured (no prompt of the subject, no prepared picture) stays None."""
+    subjects = _pictures(sorted(run.dataset_dir.glob("concept-*/*.png")))
+    if not subjects:
+        progress.log("The run's prepared pictures are gone, so that nothing can be measured against them.")
+        return asked
+    paths = {column.name: [[asked.path(run, column.name, number, seed) for seed in asked.seeds]
+                           for number in range(len(asked.prompts))] for column in asked.columns}
+    flat = [path for rows in paths.values() for row in rows for path in row]
+    progress.log("Measuring: " + f"{len(flat)} pictures, seen through the base.")
+    seen = _features(config, asked.side, [*subjects, *_pictures(flat)], progress)
+    own, rest = seen[: len(subjects)], seen[len(subjects):]
+    shape = (len(asked.columns), len(asked.prompts), len(asked.seeds))
+    measures = measure(own, rest.reshape(*shape, *rest.shape[1:]), asked.kinds)
+    columns = tuple(replace(column, nearness=near, drift=drift)
+                    for column, (near, drift) in zip(asked.columns, measures, strict=True))
+    return replace(asked, columns=columns)
+
+
+def _pictures(paths: Sequence[Path]) -> list[Image]:
+    from PIL import Image
+
+    return [Image.open(path).convert("RGB") for path in paths if not path.is_symlink()]
+
+
+def _features(config: TrainConfig, side: int, images: list[Image], progress: Progress) -> Any:
+    import torch
+
+    from .models.features import features
+    from .models.load import load_checkpoint
+
+    on_gpu = torch.cuda.is_available() and config.device in ("auto", "cuda")
+    dtype = torch.float16 if on_gpu else torch.float32
+    model = load_checkpoint(Path(config.base).expanduser(), dtypes={"unet": dtype, "text_encoder": dtype, "text_encoder_2": dtype})
+    try:
+        return features(model.to("cuda" if on_gpu else "cpu"), images, side, Progress(cancelled=lambda: progress.cancelled))
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemory("pictures are to be measured", f"the GPU ran out of memory ({error})",
+                          "Close what else uses the GPU; the pictures are kept, so compare again.") from error
+    finally:
+        model.to("cpu")

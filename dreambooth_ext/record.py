@@ -1,0 +1,54 @@
+"""What the work on a run leaves in its folder, however it ends: state, log, report; and what others ask of it meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from .errors import Cancelled, DreamboothError
+from .progress import Progress
+from .report import write_report
+from .run_folder import RunFolder
+
+
+@contextmanager
+def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]:
+    """Whatever happens, the run's state and log say so."""
+    progress.listen(lambda report: run.log(report.text) if report.phase == "log" else None)
+    run.take_wishes()  # of a former process, which did not come to them
+    progress.listen(lambda report: _fulfil(run.take_wishes(), progress))
+    taken = [run.state().step]
+    progress.listen(lambda report: taken.append(report.done) if report.phase == "training" else None)
+    try:
+        yield
+    except (Cancelled, KeyboardInterrupt):
+        run.write_state(replace(run.state(), state="interrupted", message="stopped by the user", step=taken[-1]))
+        raise
+    except DreamboothError as error:
+        run.write_state(replace(run.state(), state="failed", message=str(error), step=taken[-1]))
+        run.log(str(error))
+        raise
+    except Exception as error:
+        run.write_state(replace(run.state(), state="failed", message=f"{type(error).__name__}: {error}", step=taken[-1]))
+        raise
+
+
+def _fulfil(wishes: list[str], progress: Progress) -> None:
+    for wish in wishes:
+        if wish == "stop":
+            progress.cancel()
+        else:
+            progress.request(wish)
+
+
+@contextmanager
+def reported(run: RunFolder, progress: Progress) -> Iterator[None]:
+    """However it ends, the run has its report. A report that cannot be written costs no run."""
+    try:
+        yield
+    finally:
+        try:
+            write_report(run)
+        except (DreamboothError, OSError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
+            progress.log(f"The report could not be written ({type(error).__name__}: {error}).")

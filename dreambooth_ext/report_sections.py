@@ -1,0 +1,183 @@
+"""The parts of a run's report as HTML: pictures, timeline, grid, curves, where everything came from, what it took."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .comparison import BASE, Column, Comparison, read_comparison
+from .config import TrainConfig
+from .files import gib
+from .ledger import read_ledger
+from .plot import curve
+from .run_folder import RunFolder
+from .share_plot import shares
+
+THUMBNAIL_PX = 160
+PICTURES_SHOWN = 24
+STEPS_SHOWN = 20  # columns of the timeline: the first, the last, and some between
+AUDIT_FILE = "audit.json"
+
+
+def escaped(text: Any) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def table(rows: Iterable[tuple[str, Any]]) -> str:
+    cells = [f"<tr><th>{escaped(name)}</th><td>{escaped(value)}</td></tr>" for name, value in rows if value != ""]
+    return f"<table>{''.join(cells)}</table>"
+
+
+def took(run: RunFolder) -> str:
+    """Seconds by phase, pace and memory."""
+    known, times = read_ledger(run), [entry["seconds"] for entry in run.metrics() if "seconds" in entry]
+    rows: list[tuple[str, Any]] = [(phase, duration(seconds)) for phase, seconds in known["seconds"].items()]
+    if times:
+        rows.append(("a step", f"{sorted(times)[len(times) // 2]:.3g} s (median of {len(times)})"))
+    memory = known["memory_gib"]
+    rows.append(("most memory of the GPU", f"{memory:.1f} GiB" if memory else "no GPU was used, or none was measured"))
+    size = sum(path.lstat().st_size for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
+    return table([*rows, ("the run's folder", gib(size))])
+
+
+def curves(run: RunFolder) -> str:
+    """Loss, validation loss and learning rate by step; each only if it was measured."""
+    names = {"loss": "Loss", "validation_loss": "Validation loss: fixed pictures and noise", "lr": "Learning rate"}
+    parts = []
+    for name, title in names.items():
+        points = [(entry["step"], entry[name]) for entry in run.metrics() if name in entry]
+        if len(points) > 1 or name == "loss":
+            parts.append(f"<h3>{title}</h3>{curve(points, title)}")
+    return "".join(parts)
+
+
+def pictures(run: RunFolder) -> str:
+    """What it learnt from, as it was trained."""
+    paths = sorted(run.dataset_dir.rglob("*.png"))
+    more = f"<p>{len(paths) - PICTURES_SHOWN} more are not shown.</p>" if len(paths) > PICTURES_SHOWN else ""
+    figures = "".join(f"<figure>{shown}</figure>" for path in paths[:PICTURES_SHOWN] if (shown := picture(path, path.stem)))
+    return f'<div class="pictures">{figures}</div>{more}' if figures else "<p>None.</p>"
+
+
+def timeline(run: RunFolder, prompts: list[str]) -> str:
+    """Previews of training: a row for each prompt, a column for each step."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(run.previews_dir.glob("step-*-*.png")):
+        _, step, number = path.stem.split("-", 2)
+        if step.isdigit():
+            found.setdefault(number, {})[int(step)] = path
+    steps = _some(sorted({step for row in found.values() for step in row}))
+    rows = []
+    for number in sorted(found):
+        title = prompts[int(number)] if number.isdigit() and int(number) < len(prompts) else number
+        cells = [picture(found[number][step], f"step {step}") if step in found[number] else "" for step in steps]
+        rows.append((title, cells))
+    return _grid([("base" if step == 0 else f"step {step}") for step in steps], rows)
+
+
+def grid(run: RunFolder) -> str:
+    """The comparison of snapshots, if one was made."""
+    found = read_comparison(run)
+    if found is None:
+        return "<p>No comparison was made. Choose, or <code>compare</code> on the command line, makes one.</p>"
+    rows = [(prompt, [picture(found.path(run, column.name, number, found.seeds[0]), column.name) for column in found.columns])
+            for number, prompt in enumerate(found.prompts)]
+    best = found.best
+    chosen = f"<p>{escaped(found.why)}</p>" if best else ""
+    return chosen + _curve(found) + _grid([_title(column, best) for column in found.columns], rows)
+
+
+def provenance(run: RunFolder, config: TrainConfig) -> str:
+    """Which base, VAE, pictures and class images it came from, and what came of it."""
+    inputs, state = run.inputs(), run.state()
+    rows: list[tuple[str, Any]] = [("base", f"{Path(config.base).name}, sha256 {inputs.get('base', 'unknown')}")]
+    if "vae" in inputs:
+        rows.append(("VAE", f"{Path(config.vae).name}, sha256 {inputs['vae']}"))
+    files = [name for name in inputs if "/" in name]
+    captions = sum(name.endswith(".txt") for name in files)
+    rows.append(("pictures", f"{len(files) - captions}, and {captions} captions; each sha256 is in inputs.json"))
+    rows += [(f"class images of concept {index}", told) for index, told in enumerate(_class_images(run), start=1)]
+    audit = _json(run.path / AUDIT_FILE).get("concepts")
+    rows += [("audit", str(entry["summary"])) for entry in audit if isinstance(entry, dict) and "summary" in entry] \
+        if isinstance(audit, list) else []
+    rows.append(("published", ", ".join(Path(path).name for path in state.published) or "nothing yet"))
+    return table(rows)
+
+
+def picture(path: Path, alt: str) -> str:
+    """An <img> that carries its data; empty for what is no picture, too large, or a link to a picture elsewhere."""
+    from PIL import Image
+
+    if path.is_symlink():
+        return ""
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=88)
+    return f'<img alt="{escaped(alt)}" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _class_images(run: RunFolder) -> list[str]:
+    """For each concept: how many, of which prompt, rendered by which host."""
+    prior = _json(run.dataset_dir / "manifest.json").get("prior")
+    by_concept: dict[int, list[Mapping[str, Any]]] = {}
+    for entry in prior if isinstance(prior, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("concept", 0), int):
+            by_concept.setdefault(entry.get("concept", 0), []).append(entry)
+    told = []
+    for _, entries in sorted(by_concept.items()):
+        prompts = sorted({str(entry.get("prompt", "")) for entry in entries})
+        told.append(f'{len({str(entry.get("sha256")) for entry in entries})} of "{" | ".join(prompts)}"')
+    return told
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _some(steps: list[int]) -> list[int]:
+    if len(steps) <= STEPS_SHOWN:
+        return steps
+    return [steps[round(index * (len(steps) - 1) / (STEPS_SHOWN - 1))] for index in range(STEPS_SHOWN)]
+
+
+def _grid(heads: list[str], rows: list[tuple[str, list[str]]]) -> str:
+    if not rows:
+        return "<p>None.</p>"
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    body = "".join(f"<tr><th>{escaped(title)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for title, cells in rows)
+    return f'<div class="wide"><table class="grid"><tr><td></td>{head}</tr>{body}</table></div>'
+
+
+def _title(column: Column, best: Column | None) -> str:
+    if column.name == BASE:
+        return "base"
+    measures = [f"{word} {value:.0%}" for word, value in (("near", column.nearness), ("drift", column.drift)) if value is not None]
+    mark = " (best)" if best is not None and best.name == column.name else ""
+    return "<br>".join([f"step {column.step}{mark}", *measures])
+
+
+def _curve(found: Comparison) -> str:
+    near = [(column.step, column.nearness) for column in found.columns if column.nearness is not None]
+    drift = [(column.step, column.drift) for column in found.columns if column.drift is not None]
+    return shares({"nearness to the subject": near, "drift of the class": drift}, found.best.step if found.best else None)

@@ -1,0 +1,68 @@
+"""Going back to a snapshot of a run, and going on from there: perhaps to more steps than were planned at first."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+from .compare import forget_after
+from .comparison import step_of_snapshot
+from .errors import ConfigError, ResumeError
+from .files import require_safe_name, write_json
+from .run_folder import RunFolder
+
+
+def require_possible(run: RunFolder, snapshot: str = "", steps: int | None = None) -> int:
+    """The step that the run would go on from. Raises ResumeError, ConfigError, and writes nothing."""
+    from .training.checkpoint import snapshots
+
+    config, kept = run.config(), snapshots(run.checkpoints_dir)
+    if snapshot:
+        folder = run.checkpoints_dir / require_safe_name(snapshot, "the snapshot")
+        if folder not in [path for _, path in kept]:
+            raise ResumeError(f"{run.path.name} is to go on from {snapshot}", "there is no such snapshot any more",
+                              "Choose one of: " + (", ".join(path.name for _, path in kept) or "none is left"))
+        if config.draw_order == "diffusers":
+            raise ResumeError(f"{run.path.name} is to go on from {snapshot}", "its draws are diffusers', which have no resume",
+                              "Start it again under another name.")
+    first = step_of_snapshot(snapshot) if snapshot else kept[-1][0] if kept else 0
+    if steps is not None:
+        replace(config, steps=steps).validate()
+        if steps <= first:
+            raise ConfigError([f"--steps: {steps} is not more than the {first} steps that are taken already"],
+                              "Give more steps, or go back to an earlier snapshot.")
+    elif snapshot and config.steps is not None and first >= config.steps:
+        raise ConfigError([f"--steps: {snapshot} is the last one, with all of its {config.steps} steps"],
+                          "Say to how many steps it is to go on, or choose an earlier snapshot.")
+    return first
+
+
+def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None) -> int:
+    """Make a resume go on from `snapshot` (the last one, if not given), up to `steps`. Returns the step.
+
+    What came after it is removed: later snapshots, previews, figures, and the finished model in the run's folder. Published
+    files stay. Cut short at any moment, it can be asked for again. Raises RunBusy and the errors of `require_possible`.
+    """
+    from .training.checkpoint import snapshots
+
+    with run.lock():
+        first = require_possible(run, snapshot, steps)
+        state = run.state()
+        if steps is not None:
+            write_json(run.path / "config.json", replace(run.config(), steps=steps).to_dict())
+            state = replace(state, steps=steps)
+        if snapshot or (steps is not None and state.state == "finished"):
+            run.write_state(replace(state, state="interrupted", step=first, message=f"goes on from step {first}"))
+        if not snapshot:
+            return first
+        for step, folder in reversed(snapshots(run.checkpoints_dir)):
+            if step > first:
+                shutil.rmtree(folder)
+        shutil.rmtree(run.diffusers_dir, ignore_errors=True)
+        for path in run.previews_dir.glob("step-*.png"):
+            if int(path.name.split("-")[1]) > first:
+                path.unlink()
+        run.truncate_metrics(first)
+        forget_after(run, first)
+        run.log(f"Taken back to step {first}; what came after it was removed.")
+        return first

@@ -1,0 +1,51 @@
+"""Shares by step as inline SVG: one line with its marks for each measure, a ring about the step that was chosen."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 200, 52, 16, 26, 24
+STYLES = ('stroke-width="2.5"', 'stroke-width="2" stroke-dasharray="6 4"')  # told apart without colours as well
+COLOURS = ("var(--dreambooth-near, #2563eb)", "var(--dreambooth-drift, #d97706)")
+Points = Sequence[tuple[int, float]]
+
+
+def shares(series: Mapping[str, Points], chosen: int | None = None, label: str = "measures by step") -> str:
+    """An <svg> of up to two named lines of (step, share); empty with fewer than two points."""
+    drawn = {name: [(step, share) for step, share in points if math.isfinite(share)] for name, points in series.items()}
+    drawn = {name: points for name, points in drawn.items() if points}
+    steps = sorted({step for points in drawn.values() for step, _ in points})
+    if len(steps) < 2:
+        return ""
+    values = [share for points in drawn.values() for _, share in points]
+    top, low = max(1.0, *values), min(0.0, *values)
+
+    def x(step: float) -> float:
+        return LEFT + (step - steps[0]) / (steps[-1] - steps[0]) * (WIDTH - LEFT - RIGHT)
+
+    def y(share: float) -> float:
+        return TOP + (top - share) / (top - low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [_level(y(share), share) for share in (0.0, 0.5, 1.0)]
+    for number, (name, points) in enumerate(drawn.items()):
+        colour, style = COLOURS[number % 2], STYLES[number % 2]
+        path = " ".join(f"{x(step):.1f},{y(share):.1f}" for step, share in points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" {style}/>')
+        parts += [f'<circle cx="{x(step):.1f}" cy="{y(share):.1f}" r="{6 if step == chosen else 3}" '
+                  f'fill="{colour}"><title>step {step}: {html.escape(name)} {share:.0%}</title></circle>'
+                  for step, share in points]
+        left = LEFT + number * 290
+        parts.append(f'<line x1="{left}" x2="{left + 26}" y1="12" y2="12" stroke="{colour}" {style}/>'
+                     f'<text x="{left + 32}" y="16" font-size="12" fill="currentColor">{html.escape(name)}</text>')
+    shown = steps if len(steps) <= 10 else [*steps[:: math.ceil(len(steps) / 9)], steps[-1]]
+    parts += [f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" font-size="12" fill="gray" text-anchor="middle">{step}</text>'
+              for step in shown]
+    return (f'<svg class="dreambooth-curve dreambooth-shares" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            f'aria-label="{html.escape(label)}">{"".join(parts)}</svg>')
+
+
+def _level(y: float, share: float) -> str:
+    return (f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="gray" stroke-opacity=".3"/>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" font-size="12" fill="gray" text-anchor="end">{share:.0%}</text>')

@@ -1,0 +1,148 @@
+"""The grid of Choose: rows are prompts, columns the base and the snapshots; above them the measures, below the buttons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..comparison import BASE, SUBJECT, Column, Comparison, folder_of, read_comparison, step_of_snapshot
+from ..errors import DreamboothError
+from ..jobs import Job
+from ..run_folder import RunFolder
+from ..service import Service
+from ..share_plot import shares
+from . import html
+from .watch_panel import prompts_of, step_of
+
+SMALL_PX = 56
+SMALL_SHOWN = 7  # further seeds under each picture
+NEAR, DRIFT = "nearness to the subject", "drift of the class"
+EXPLAINED = (
+    "Nearness: how far the pictures have come on the way from what the base makes of the same prompts and seeds (0 %) to "
+    "the subject's own pictures (100 %). Drift: how far pictures of the class have moved from the base's own, by the same "
+    "measure. Both are seen through the base's own network; trust your eyes more.")
+
+
+def grid_html(service: Service, name: str) -> str:
+    """The comparison if there is one, else the previews of training."""
+    if not name:
+        return html.note("Snapshots of a run stand here side by side, of one seed, so that the best can be picked.")
+    try:
+        run = service.run(name)
+        kept = service.snapshots(run)
+    except DreamboothError as error:
+        return html.note(str(error), "fault")
+    found = read_comparison(run)
+    if found is not None:
+        return _compared(run, found, kept)
+    hint = html.note("Below are the previews that training made. Compare renders the prompts that you choose with the base "
+                     "and with each snapshot, measures them, and says which one is best.") if kept else ""
+    return hint + _previews(run, kept)
+
+
+def mark_of(service: Service, run: RunFolder) -> Any:
+    """Changes whenever the grid would."""
+    def of(folder: Path) -> list[Any]:
+        try:
+            paths = list(folder.iterdir())
+            return [folder.name, len(paths), max((path.stat().st_mtime_ns for path in paths), default=0)]
+        except OSError:
+            return []
+
+    folder = folder_of(run)
+    columns = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return [of(folder), [of(column) for column in columns], of(run.previews_dir), service.snapshots(run)]
+
+
+def is_comparing(job: Job) -> bool:
+    return job.last.phase == "comparing"
+
+
+def _compared(run: RunFolder, found: Comparison, kept: list[str]) -> str:
+    best = found.best
+    heads = [_head(column, column is best or (best is not None and column.name == best.name), column.name in kept)
+             for column in found.columns]
+    rows = []
+    for number, prompt in enumerate(found.prompts):
+        cells = "".join(f"<td{_best(column, best)}>{_cell(run, found, column, number, column.name in kept)}</td>"
+                        for column in found.columns)
+        kind = "shows the subject" if found.kinds[number] == SUBJECT else "shows the class"
+        rows.append(f'<tr><th scope="row">{html.escaped(prompt)}<small>{kind}</small></th>{cells}</tr>')
+    head = "".join(f'<th scope="col"{_best(column, best)}>{text}</th>' for column, text in zip(found.columns, heads, strict=True))
+    table = (f'<div class="dreambooth-scroll"><table class="dreambooth-table dreambooth-compared"><thead><tr><td></td>{head}'
+             f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
+    seeds = f"seed {found.seeds[0]}" if len(found.seeds) == 1 else f"seeds {found.seeds[0]} to {found.seeds[-1]}"
+    how = f"{seeds}, {found.render_steps} steps, CFG {found.guidance_scale:g}, {found.side} px, by {found.host or 'the host'}"
+    return html.note(found.why, "good") + curve_of(found) + table + html.note(f"{how}. {EXPLAINED}", "small")
+
+
+def curve_of(found: Comparison) -> str:
+    """Both measures by step."""
+    def points(name: str) -> list[tuple[int, float]]:
+        return [(column.step, getattr(column, name)) for column in found.columns if getattr(column, name) is not None]
+
+    best = found.best
+    return shares({NEAR: points("nearness"), DRIFT: points("drift")}, best.step if best else None)
+
+
+def _head(column: Column, is_best: bool, is_kept: bool) -> str:
+    title = "base" if column.name == BASE else f"step {column.step}"
+    badge = ' <span class="dreambooth-badge">best</span>' if is_best else ""
+    lines = [f"{title}{badge}"]
+    if column.name != BASE and column.nearness is not None:
+        lines.append(f'<small title="{NEAR}">near {column.nearness:.0%}</small>')
+    if column.name != BASE and column.drift is not None:
+        lines.append(f'<small title="{DRIFT}">drift {column.drift:.0%}</small>')
+    if column.name != BASE and not is_kept:
+        lines.append("<small>no longer kept</small>")
+    return "".join(lines)
+
+
+def _best(column: Column, best: Column | None) -> str:
+    return ' class="dreambooth-best"' if best is not None and column.name == best.name else ""
+
+
+def _cell(run: RunFolder, found: Comparison, column: Column, number: int, is_kept: bool) -> str:
+    prompt = found.prompts[number]
+    text = f"{prompt}, {'base' if column.name == BASE else f'step {column.step}'}"
+    first, *rest = found.seeds
+    large = html.picture(found.path(run, column.name, number, first), f"{text}, seed {first}")
+    small = "".join(html.picture(found.path(run, column.name, number, seed), f"{text}, seed {seed}", SMALL_PX)
+                    for seed in rest[:SMALL_SHOWN])
+    if large and is_kept and column.name != BASE:
+        data = {"snapshot": column.name, "prompt": prompt, "run": run.path.name}
+        attributes = " ".join(f'data-{name}="{html.escaped(value)}"' for name, value in data.items())
+        large = (f'<button class="dreambooth-cell dreambooth-shot" {attributes} '
+                 f'aria-label="Publish step {column.step} and open it in txt2img">{large}</button>')
+    return large + (f'<div class="dreambooth-seeds">{small}</div>' if small else "") if large else "&nbsp;"
+
+
+def _previews(run: RunFolder, kept: list[str]) -> str:
+    """Rows are prompts, columns are steps; each column whose snapshot is kept can be published."""
+    cells: dict[tuple[int, int], Path] = {}
+    for path in run.previews_dir.glob("step-*.png") if run.previews_dir.is_dir() else ():
+        cells[step_of(path), _prompt_number(path)] = path
+    if not cells:
+        return html.note("This run has no previews.")
+    steps = sorted({step for step, _ in cells})
+    prompts = prompts_of(run)
+    names = {step_of_snapshot(name): name for name in kept}
+    rows = []
+    for number in sorted({number for _, number in cells}):
+        title = prompts[number] if number < len(prompts) else ""
+        row = [html.escaped(title)]
+        row += [html.picture(cells[step, number], title) if (step, number) in cells else "" for step in steps]
+        rows.append(row)
+    rows.append(["", *(_button(names.get(step, "")) for step in steps)])
+    return html.table(("prompt", *("base" if step == 0 else f"step {step}" for step in steps)), rows)
+
+
+def _button(snapshot: str) -> str:
+    if not snapshot:
+        return ""
+    return f'<button class="dreambooth-cell" data-snapshot="{html.escaped(snapshot)}">Publish</button>'
+
+
+def _prompt_number(path: Path) -> int:
+    number = path.stem.rpartition("-")[2]
+    return int(number) if number.isdigit() else 0
