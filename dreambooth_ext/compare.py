@@ -169,8 +169,8 @@ def _measured(run: RunFolder, config: TrainConfig, asked: Comparison, progress: 
     own, rest = seen[: len(subjects)], seen[len(subjects):]
     shape = (len(asked.columns), len(asked.prompts), len(asked.seeds))
     measures = measure(own, rest.reshape(*shape, *rest.shape[1:]), asked.kinds)
-    columns = tuple(replace(column, nearness=near, drift=drift)
-                    for column, (near, drift) in zip(asked.columns, measures, strict=True))
+    columns = tuple(replace(column, nearness=one.nearness, drift=one.drift, error=one.error)
+                    for column, one in zip(asked.columns, measures, strict=True))
     return replace(asked, columns=columns)
 
 

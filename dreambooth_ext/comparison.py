@@ -22,7 +22,7 @@ from .run_folder import RunFolder
 
 BASE = "base"
 SUBJECT, CLASS = "subject", "class"  # what a prompt shows: whether it names the token
-HARDLY_DIFFER = 0.05  # of nearness less drift: less is within what other seeds would give
+HARDLY_DIFFER = 0.05  # of nearness less drift: nobody would see less
 SNAPSHOT = re.compile(r"step-(\d{6,12})")
 
 
@@ -52,17 +52,21 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Column:
-    """The base or a snapshot. Measures are shares, 0 to 1 and more; None where there is nothing to measure them by."""
+    """The base or a snapshot, and its measures (likeness.py); None where there is nothing to measure by.
+
+    `error`: the standard error, over seeds and prompts, of how far its value is behind the largest.
+    """
 
     name: str
     step: int
     nearness: float | None = None
     drift: float | None = None
+    error: float | None = None
 
     @property
     def value(self) -> float | None:
-        """What a snapshot is chosen by: nearness beyond that of the subject's own pictures counts for nothing."""
-        return None if self.nearness is None else min(self.nearness, 1.0) - (self.drift or 0.0)
+        """What a snapshot is chosen by."""
+        return None if self.nearness is None else self.nearness - (self.drift or 0.0)
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,12 @@ class Comparison:
 
     @property
     def best(self) -> Column | None:
-        """The earliest of those that hardly differ from the one with the most value."""
+        """The earliest of those that hardly differ from the one of most value: not more than other seeds would make them."""
         valued = [(column.value, column) for column in self.columns if column.name != BASE and column.value is not None]
         most = max((value for value, _ in valued), default=None)
-        return None if most is None else next(column for value, column in valued if value >= most - HARDLY_DIFFER)
+        if most is None:
+            return None
+        return next(column for value, column in valued if value >= most - max(HARDLY_DIFFER, column.error or 0.0))
 
     @property
     def why(self) -> str:
@@ -92,13 +98,12 @@ class Comparison:
         if best is None:
             return ""
         told = f"Step {best.step}: {_measures(best)}."
-        others = [column for column in self.columns if column.name not in (BASE, best.name) and column.value is not None]
-        later = [column for column in others if column.step > best.step]
-        if later and all(abs((column.value or 0) - (best.value or 0)) <= HARDLY_DIFFER for column in later):
-            told += " Later ones hardly differ, so that the earliest will do."
+        later = [column for column in self.columns if column.step > best.step and column.value is not None]
+        alike = [column for column in later if (column.value or 0) >= (best.value or 0) - max(HARDLY_DIFFER, column.error or 0)]
+        if later and len(alike) == len(later):
+            told += " What came later hardly differs, so that the earliest will do."
         elif later:
-            last = later[-1]
-            told += f" Going on to step {last.step} made it {_measures(last)}."
+            told += f" Going on to step {later[-1].step} made it {_measures(later[-1])}."
         if (best.nearness or 0.0) < 0.5:
             told += " It is still nearer to the base than to the subject: more steps may help."
         return told
@@ -169,14 +174,15 @@ def _names_subject(config: TrainConfig, prompt: str) -> bool:
 
 def _measures(column: Column) -> str:
     text = f"{column.nearness or 0:.0%} of the way from the base to the subject"
-    return text + (f", the class drifted {column.drift:.0%} of it" if column.drift is not None else "")
+    return text + (f", with {column.drift:.0%} drift of the class" if column.drift is not None else "")
 
 
 def _column(entry: Mapping[str, Any]) -> Column:
     name = str(entry["name"])
     if name != BASE and not SNAPSHOT.fullmatch(name):
         raise ValueError(name)
-    return Column(name, _whole(entry["step"]), _measure(entry.get("nearness")), _measure(entry.get("drift")))
+    return Column(name, _whole(entry["step"]), _measure(entry.get("nearness")), _measure(entry.get("drift")),
+                  _measure(entry.get("error")))
 
 
 def _measure(value: Any) -> float | None:

@@ -51,7 +51,9 @@
     function notice(data) {
         const known = page.last;
         page.last = {job: data.job, state: data.state, waiting: data.waiting};
-        if (known && known.waiting !== data.waiting) click('dreambooth_runs_poll');
+        const another = known && known.job && known.job !== data.job;
+        if (known && (known.waiting !== data.waiting || another)) click('dreambooth_runs_poll');
+        if (another) click('dreambooth_choose_poll');
         if (isBusy(data.state)) {
             page.title = page.title || document.title;
             const bar = root().querySelector('#dreambooth_status .dreambooth-bar');

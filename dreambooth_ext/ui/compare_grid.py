@@ -18,9 +18,9 @@ SMALL_PX = 56
 SMALL_SHOWN = 7  # further seeds under each picture
 NEAR, DRIFT = "nearness to the subject", "drift of the class"
 EXPLAINED = (
-    "Nearness: how far the pictures have come on the way from what the base makes of the same prompts and seeds (0 %) to "
-    "the subject's own pictures (100 %). Drift: how far pictures of the class have moved from the base's own, by the same "
-    "measure. Both are seen through the base's own network; trust your eyes more.")
+    "Nearness: 0 % is what the base makes of the same prompts and seeds, 100 % as like the subject's pictures as those are to "
+    "each other. Drift: 0 % is the base's own pictures of the class, 100 % as different from them as other seeds are. Both are "
+    "seen by the base's own network, on few pictures: let your eyes decide.")
 
 
 def grid_html(service: Service, name: str) -> str:

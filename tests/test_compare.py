@@ -1,0 +1,203 @@
+"""Snapshots of a real run, small as it is, rendered side by side by the host, measured, and gone on from."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreambooth_ext import recipe
+from dreambooth_ext.compare import BORROWED, compare, plan
+from dreambooth_ext.comparison import BASE, Wishes, folder_of, read_comparison
+from dreambooth_ext.config import Concept, TrainConfig
+from dreambooth_ext.errors import Cancelled, ConfigError, HostError, ResumeError, RunBusy
+from dreambooth_ext.host import Txt2Img
+from dreambooth_ext.hosts.standalone import StandaloneHost
+from dreambooth_ext.progress import Progress
+from dreambooth_ext.rollback import go_back
+from dreambooth_ext.run_folder import RunFolder
+
+WISHES = Wishes(count=2, render_steps=2)
+
+
+class CountingHost(StandaloneHost):
+    """Counts the pictures that were asked for."""
+
+    rendered = 0
+    fails_with = ""
+
+    def txt2img(self, base, request, progress):
+        if self.fails_with and self.fails_with in base.name:
+            raise HostError("pictures are to be rendered", "the WebUI failed", "Try again.")
+        for image in super().txt2img(base, request, progress):
+            self.rendered += 1
+            yield image
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished run of 4 steps with snapshots at 2 and 4, and of its base and models."""
+    from dreambooth_ext.models.family import SD1
+    from dreambooth_ext.models.specimen import SMALL, specimen
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "pictures").mkdir()
+    draws = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(draws.integers(0, 255, (80, 96, 3), dtype=np.uint8)).save(folder / "pictures" / f"{number}.png")
+    base = specimen(SD1, size=SMALL["sd1"]).write(folder / "base.safetensors", torch.float16)
+    config = TrainConfig(
+        base=str(base), output_name="rex", models_dir=str(folder / "models"), runs_dir=str(folder / "runs"), steps=4,
+        snapshot_every=2, resolution=64, preview_steps=2, with_prior_preservation=False, learning_rate=1e-3,
+        publish_format="safetensors", concepts=(Concept(instance_dir=str(folder / "pictures"), token="rxz", class_noun="dog"),))
+    recipe.train(config, host_in(folder), Progress())
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of that run, to do with as one likes."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    shutil.copytree(trained / "models", tmp_path / "models")
+    run = RunFolder(tmp_path / "runs" / "rex")
+    config = replace(run.config(), models_dir=str(tmp_path / "models"), runs_dir=str(tmp_path / "runs"))
+    (run.path / "config.json").unlink()
+    state = run.state()
+    run.create(config)
+    run.write_state(state)
+    return run
+
+
+@pytest.fixture
+def host(tmp_path):
+    return host_in(tmp_path)
+
+
+def host_in(folder):
+    return CountingHost(folder / "models", folder / "runs")
+
+
+def test_each_picture_is_what_the_published_snapshot_renders(run, host, trained):
+    before = sorted(path.name for path in host.models_dir.iterdir())
+    found = compare(run, host, Progress(), WISHES)
+    assert [column.name for column in found.columns] == [BASE, "step-000002", "step-000004"]
+    assert found == read_comparison(run) and sorted(path.name for path in host.models_dir.iterdir()) == before
+    models = {BASE: trained / "base.safetensors"}
+    for name in ("step-000002", "step-000004"):
+        models[name] = recipe.publish(run, Progress(), snapshot=run.checkpoints_dir / name, name=f"rex-{name}")[0]
+    for name, model in models.items():
+        for number, prompt in enumerate(found.prompts):
+            for seed in found.seeds:
+                request = Txt2Img(prompt, (seed,), steps=2, width=64, height=64)
+                expected = next(StandaloneHost(host.models_dir, host.runs_dir).txt2img(model, request, Progress()))
+                with Image.open(found.path(run, name, number, seed)) as ours:
+                    assert np.abs(np.asarray(ours, int) - np.asarray(expected, int)).max() <= 1, (name, prompt, seed)
+    measures = [(column.nearness, column.drift) for column in found.columns]
+    assert measures[0] == (0.0, 0.0) and all(isinstance(value, float) for pair in measures for value in pair)
+    assert (run.path / "report.html").read_text().count("step 2") >= 1
+
+
+def test_what_was_rendered_before_is_not_rendered_again(run, host):
+    compare(run, host, Progress(), WISHES)
+    assert host.rendered == 3 * 3 * 2
+    first = {path: path.read_bytes() for path in folder_of(run).rglob("*.png")}
+    compare(run, host, Progress(), replace(WISHES, count=3))
+    assert host.rendered == 3 * 3 * 3 and all(path.read_bytes() == content for path, content in first.items())
+    other = compare(run, host, Progress(), replace(WISHES, prompts=("rxz dog in snow",)))
+    assert host.rendered == 3 * 3 * 3 + 3 * 2 and other.columns[1].drift is None and other.columns[1].nearness is not None
+    assert len(list(folder_of(run).rglob("*.png"))) == 3 * 2
+
+
+def test_a_stopped_or_failed_comparison_keeps_its_pictures_and_leaves_no_borrowed_file(run, host):
+    progress = Progress()
+    progress.listen(lambda report: progress.cancel() if report.phase == "comparing" and report.done == 8 else None)
+    with pytest.raises(Cancelled):
+        compare(run, host, progress, WISHES)
+    kept = host.rendered
+    assert 8 <= kept < 18 and list(host.models_dir.glob(f"{BORROWED}*")) == []
+    host.fails_with = "step-000004"
+    with pytest.raises(HostError):
+        compare(run, host, Progress(), WISHES)
+    assert list(host.models_dir.glob(f"{BORROWED}*")) == []
+    host.fails_with = ""
+    compare(run, host, Progress(), WISHES)
+    assert host.rendered <= 18 + kept  # nothing but what a stop cut off was rendered twice
+    assert read_comparison(run).best is not None
+
+
+def test_what_a_killed_comparison_left_behind_goes_with_the_next(run, host):
+    left = host.models_dir / f"{BORROWED}other-step-000002.safetensors"
+    left.write_bytes(b"x")
+    compare(run, host, Progress(), replace(WISHES, count=1, snapshots=("step-000002",)))
+    assert not left.exists() and [column.name for column in read_comparison(run).columns] == [BASE, "step-000002"]
+
+
+def test_a_lora_is_rendered_merged_into_its_base(trained, tmp_path):
+    config = replace(RunFolder(trained / "runs" / "rex").config(), lora_rank=2, output_name="lora", runs_dir=str(tmp_path / "runs"),
+                     models_dir=str(tmp_path / "models"), learning_rate=0.05)
+    host = host_in(tmp_path)
+    recipe.train(config, host, Progress())
+    run = RunFolder(tmp_path / "runs" / "lora")
+    found = compare(run, host, Progress(), replace(WISHES, count=1))
+    pixels = [np.asarray(Image.open(found.path(run, column.name, 0, 1))) for column in found.columns]
+    assert len(pixels) == 3 and not np.array_equal(pixels[0], pixels[2])
+
+
+def test_what_cannot_be_compared_is_refused(run, host):
+    with pytest.raises(ConfigError, match="step-000009"):
+        plan(run, Wishes(snapshots=("step-000009",)), host)
+    shutil.rmtree(run.checkpoints_dir)
+    with pytest.raises(ResumeError, match="no snapshot"):
+        plan(run, Wishes(), host)
+
+
+# ---- going back, and on from there
+
+
+def published(host, name="rex"):
+    from safetensors.torch import load_file
+
+    return load_file(host.models_dir / f"{name}.safetensors")
+
+
+def test_going_back_and_on_ends_like_the_first_time(run, host):
+    compare(run, host, Progress(), replace(WISHES, count=1))
+    expected, metrics = published(host), run.metrics()
+    assert go_back(run, "step-000002") == 2
+    assert run.state().state == "interrupted" and [entry["step"] for entry in run.metrics()] == [1, 2]
+    assert [path.name for path in run.checkpoints_dir.iterdir()] == ["step-000002"] and not run.diffusers_dir.exists()
+    assert {path.name.split("-")[1] for path in run.previews_dir.iterdir()} == {"000000", "000002"}
+    assert [column.name for column in read_comparison(run).columns] == [BASE, "step-000002"]
+    (host.models_dir / "rex.safetensors").unlink()
+    recipe.resume(run, host, Progress())
+    again = published(host)
+    assert expected.keys() == again.keys() and all(torch.equal(expected[name], again[name]) for name in expected)
+    assert [entry["loss"] for entry in run.metrics()] == [entry["loss"] for entry in metrics]
+
+
+def test_a_finished_run_goes_on_to_more_steps(run, host):
+    with pytest.raises(ResumeError):
+        recipe.resume(run, host, Progress())
+    assert go_back(run, steps=6) == 4
+    assert recipe.resume(run, host, Progress()).steps == 6
+    assert [entry["step"] for entry in run.metrics()] == [1, 2, 3, 4, 5, 6] and run.state().state == "finished"
+
+
+@pytest.mark.parametrize(("snapshot", "steps", "error", "told"), [
+    ("step-000003", None, ResumeError, "step-000002, step-000004"), ("../rex", None, Exception, ""),
+    ("step-000004", None, ConfigError, "--steps"), ("step-000002", 2, ConfigError, "--steps"),
+    ("", "many", ConfigError, "--steps"), ("", 3, ConfigError, "--steps"), ("", 10**9, ConfigError, "--steps"),
+])
+def test_what_cannot_be_gone_back_to_is_refused_and_changes_nothing(run, snapshot, steps, error, told):
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(error, match=told):
+        go_back(run, snapshot, steps)
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != ".lock" and path.is_file()} == {
+        path: when for path, when in before.items() if path.name != ".lock"}
+
+
+def test_nothing_is_taken_back_while_a_process_works_on_it(run):
+    with run.lock(), pytest.raises(RunBusy):
+        go_back(run, "step-000002")

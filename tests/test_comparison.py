@@ -1,0 +1,85 @@
+"""What is asked of a comparison, what is read back, and which snapshot is called the best, without any network."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from dreambooth_ext.comparison import BASE, CLASS, SUBJECT, Column, Comparison, Wishes, folder_of, prompts_for, read_comparison
+from dreambooth_ext.config import Concept, TrainConfig
+from dreambooth_ext.errors import ConfigError
+from dreambooth_ext.run_folder import RunFolder
+
+CONFIG = TrainConfig(base="b.ckpt", output_name="r", concepts=(Concept(instance_dir="p", token="rxz", class_noun="dog"),))
+
+
+def comparison(*measures):
+    """measures: (nearness, drift) of steps 100, 200, ..."""
+    columns = [Column(BASE, 0, 0.0, 0.0)]
+    columns += [Column(f"step-{100 * number:06d}", 100 * number, *pair) for number, pair in enumerate(measures, start=1)]
+    return Comparison(("a", "b"), (SUBJECT, CLASS), (1, 2), 20, 7.0, 64, tuple(columns), "standalone")
+
+
+@pytest.mark.parametrize(("measures", "best", "told"), [
+    ([(0.4, 0.0), (0.9, 0.1), (0.92, 0.3)], 200, "Going on to step 300"),  # over-trained: the class pays for it
+    ([(0.80, 0.1), (0.82, 0.1), (0.83, 0.1)], 100, "hardly differs"),  # the earliest of what hardly differs
+    ([(0.2, 0.0), (0.3, 0.0), (0.45, 0.0)], 300, "more steps may help"),
+    ([(0.9, 0.1, 0.2), (1.05, 0.1, 0.0)], 100, "hardly differs"),  # within what other seeds would make of them
+    ([(0.9, 0.1, 0.1), (1.05, 0.1, 0.0)], 200, "Step 200"),
+    ([(0.95, None), (0.5, None)], 100, "Step 100"),  # no prompt of the class
+])
+def test_the_best_one_and_why(measures, best, told):
+    found = comparison(*measures)
+    assert found.best.step == best and told in found.why
+
+
+def test_without_measures_there_is_no_best_one():
+    assert comparison((None, None), (None, 0.1)).best is None and comparison((None, None)).why == ""
+
+
+def test_prompts_with_the_token_show_the_subject():
+    prompts, kinds = prompts_for(CONFIG)
+    assert prompts == ("rxz dog", "rxz dog on a beach", "dog") and kinds == (SUBJECT, SUBJECT, CLASS)
+    wished = ["photo of RXZ, sitting", " ", "a cat", "rxzed dog", "a cat"]
+    assert prompts_for(CONFIG, wished) == (("photo of RXZ, sitting", "a cat", "rxzed dog"), (SUBJECT, CLASS, CLASS))
+    style = replace(CONFIG, concepts=(replace(CONFIG.concepts[0], kind="style", instance_prompt="art of rxz, [filewords]"),))
+    assert prompts_for(style)[0] == ("art of rxz", "art of rxz a mountain landscape", "dog")
+
+
+@pytest.mark.parametrize(("values", "named"), [
+    ({"count": 0}, "--count"), ({"count": "many"}, "--count"), ({"render_steps": 1000}, "--render-steps"), ({"seed": -1}, "--seed"),
+    ({"guidance_scale": "strong"}, "--guidance-scale"), ({"prompts": "a dog"}, "--prompts"), ({"nonsense": 1}, "nonsense"),
+    ({"count": True}, "--count"), ({"snapshots": [1]}, "--snapshots"),
+])
+def test_bad_wishes_are_refused_by_name(values, named):
+    with pytest.raises(ConfigError) as caught:
+        Wishes.from_dict(values)
+    assert caught.value.faults[0].startswith(named)
+
+
+def test_it_is_read_as_it_was_written(tmp_path):
+    run, found = RunFolder(tmp_path), comparison((0.5, 0.1), (0.7, None))
+    assert read_comparison(run) is None
+    found.write(run)
+    assert read_comparison(run) == found
+
+
+@pytest.mark.parametrize("change", [
+    {"columns": [{"name": "../../etc", "step": 1}]}, {"columns": [{"name": "step-000001"}]}, {"columns": 5}, {"prompts": [1]},
+    {"prompts": "ab"}, {"kinds": ["subject"]}, {"kinds": ["x", "y"]}, {"seeds": []}, {"seeds": [10**30]}, {"side": "big"},
+    {"side": True}, {"guidance_scale": [1]}, {"columns": [[]]}, {"seeds": list(range(65))},
+], ids=str)
+def test_a_tampered_file_is_none(tmp_path, change):
+    run = RunFolder(tmp_path)
+    comparison((0.5, 0.1)).write(run)
+    path = folder_of(run) / "comparison.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert read_comparison(run) is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "5", '{"columns": [{"name": "base", "step": 0, "nearness": NaN}]}',
+                                     "[" * 99999])
+def test_what_is_no_comparison_is_none(tmp_path, content):
+    folder_of(RunFolder(tmp_path)).mkdir()
+    (folder_of(RunFolder(tmp_path)) / "comparison.json").write_text(content)
+    assert read_comparison(RunFolder(tmp_path)) is None
