@@ -148,7 +148,11 @@ def as_checkpoint(config: TrainConfig, source: Path, folder: Path, name: str, pr
                               progress)[0]
     from .models.lora_file import merge_lora
 
-    return merge_lora(Path(config.base).expanduser(), source / LORA_FILE, folder, name, metadata=metadata, progress=progress)[0]
+    lora = _publish_lora(replace(config, models_dir=str(folder)), source, f"{name}-lora", metadata, progress)[0]
+    try:
+        return merge_lora(Path(config.base).expanduser(), lora, folder, name, metadata=metadata, progress=progress)[0]
+    finally:
+        lora.unlink()
 
 
 def estimate(config: TrainConfig, profiles: Sequence[str] | None = None) -> list[Any]:

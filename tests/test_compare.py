@@ -40,14 +40,15 @@ class CountingHost(StandaloneHost):
 def trained(tmp_path_factory):
     """The folder of a finished run of 4 steps with snapshots at 2 and 4, and of its base and models."""
     from dreambooth_ext.models.family import SD1
-    from dreambooth_ext.models.specimen import SMALL, specimen
+    from dreambooth_ext.models.specimen import Size, specimen
 
+    smallest = Size((32, 64, 64, 64), (1, 1, 1, 0), 1, (32,), (2,), (32, 32, 32, 32))
     folder = tmp_path_factory.mktemp("trained")
     (folder / "pictures").mkdir()
     draws = np.random.default_rng(0)
     for number in range(3):
         Image.fromarray(draws.integers(0, 255, (80, 96, 3), dtype=np.uint8)).save(folder / "pictures" / f"{number}.png")
-    base = specimen(SD1, size=SMALL["sd1"]).write(folder / "base.safetensors", torch.float16)
+    base = specimen(SD1, size=smallest).write(folder / "base.safetensors", torch.float16)
     config = TrainConfig(
         base=str(base), output_name="rex", models_dir=str(folder / "models"), runs_dir=str(folder / "runs"), steps=4,
         snapshot_every=2, resolution=64, preview_steps=2, with_prior_preservation=False, learning_rate=1e-3,
