@@ -38,16 +38,20 @@ def test_the_base_is_at_nothing_the_subject_at_all_and_between_it_rises():
     found = measure(world.own, world.columns((0.25, 0.1), (0.5, 0.3), (0.75, 0.6), (1.0, 1.0)), KINDS)
     near, drift = [one.nearness for one in found], [one.drift for one in found]
     assert near[0] == 0 and drift[0] == 0 and near == sorted(near) and drift == sorted(drift)
-    assert near[-1] == pytest.approx(1, abs=0.1) and drift[-1] == pytest.approx(1, abs=0.25)
+    assert 0.6 < near[-1] < 1 and drift[-1] == pytest.approx(1, abs=0.25)
 
 
-def test_the_subject_itself_is_as_near_as_its_pictures_are_to_each_other():
-    """On average over many worlds, however few pictures there are."""
-    near = []
-    for seed in range(40):
-        world = World(seed, seeds=4)
-        near.append(measure(world.own, world.columns((1, 0)), KINDS)[1].nearness)
-    assert np.mean(near) == pytest.approx(1, abs=0.03)
+def test_nothing_is_nearer_than_what_all_the_subjects_pictures_have_in_common():
+    world, rng = World(), np.random.default_rng(1)
+    seen = world.columns((1, 0), (1, 0))
+    centre = np.concatenate([world.own.mean(axis=(2, 3)), seen[0].mean(axis=(3, 4)).reshape(-1, CHANNELS)]).mean(axis=0)
+    pictures = world.own.mean(axis=(2, 3)) - centre
+    common = (pictures / np.linalg.norm(pictures, axis=1, keepdims=True)).mean(axis=0)
+    seen[1, 0] = _maps(centre + 5 * common + np.zeros((8, CHANNELS)))
+    assert measure(world.own, seen, KINDS)[1].nearness == pytest.approx(1)
+    for _ in range(20):
+        seen[2, 0] = _maps(centre + 5 * common + rng.normal(0, 2, (8, CHANNELS)))
+        assert measure(world.own, seen, KINDS)[2].nearness < 1
 
 
 def test_the_error_says_what_the_seeds_leave_open():
@@ -71,13 +75,12 @@ def test_what_there_is_nothing_to_measure_by_stays_none(kinds):
     assert (found.nearness is None) == (kinds[0] == "class") and found.drift is None
 
 
-def test_too_few_pictures_or_a_base_that_knows_the_subject_give_no_figures():
+def test_a_base_that_is_at_the_subject_already_gives_no_figures():
     world = World()
     seen = world.columns((0.5, 0.2))
+    assert measure(world.own[:0], seen, KINDS) == [Measured(), Measured()]
+    seen[0, 0] = world.own[:1]
     assert measure(world.own[:1], seen, KINDS) == [Measured(), Measured()]
-    knows = world.columns((1.0, 0.2))
-    knows[0, 0] = _maps(world.subject + np.zeros((8, CHANNELS)))  # its very mean: nearer than its pictures are
-    assert measure(world.own, knows, KINDS)[1] == Measured()
 
 
 def test_one_seed_is_enough_for_figures():
