@@ -14,7 +14,7 @@ from .card import write_cards
 from .check import Checked, check
 from .config import TrainConfig
 from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
-from .errors import Cancelled, ConfigError, DreamboothError, OutOfMemory, ResumeError, StorageError
+from .errors import ConfigError, DreamboothError, OutOfMemory, ResumeError, StorageError
 from .files import require_space, write_json
 from .host import Host
 from .ledger import ledger
