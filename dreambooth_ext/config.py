@@ -17,6 +17,7 @@ VERSION = 1  # of the settings file; older ones are brought up to date by `migra
 CLASS_IMAGES_PER_PICTURE = 200  # Ruiz et al. (2023), section 4
 CLASS_IMAGES_AT_MOST = 1000  # by default; more than 2000 never helped
 STEPS_PER_PICTURE = 100
+COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 PATHS = ("base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir", "choices")
 
 
@@ -62,6 +63,8 @@ class TrainConfig:
 
     resolution: int | None = option(None, "Resolution", "Side of the training pictures. Empty: what the base was made for.", unit="px", minimum=64, maximum=2048, group="pictures", advanced=False)
     crop: str = option("smart", "Crop", "How a picture becomes square.", choices=("smart", "center", "buckets"), group="pictures")
+    upscaler: str = option("Lanczos", "Upscaler", "Enlarges pictures that are smaller than training needs: Lanczos, or the name of one of the WebUI's upscalers.", group="pictures")
+    flatten_on: str = option("white", "Background", "Colour that transparent pictures are put on: white, black, grey, or #rrggbb.", group="pictures")
     random_flip: bool = option(False, "Mirror at random", "Show each picture mirrored half of the time. Not for faces or lettering.", group="pictures")
     use_captions: bool = option(True, "Use captions", "Take a picture's prompt from the .txt file beside it, if there is one.", group="pictures")
     caption_dropout: float = option(0.0, "Caption dropout", "Share of pictures shown with an empty prompt.", minimum=0, maximum=1, group="pictures")
@@ -184,6 +187,8 @@ class TrainConfig:
             (not self.base, "--base: a checkpoint file is needed"),
             (not self.concepts, "--instance-dir: a folder of pictures is needed"),
             (bool(self.resolution and self.resolution % 8), "--resolution: must be a multiple of 8"),
+            (not self.upscaler.strip(), "--upscaler: a name is needed; Lanczos is always there"),
+            (colour_of(self.flatten_on) is None, f"--flatten-on: {self.flatten_on!r} is no colour: white, black, grey, or #rrggbb"),
             (self.zero_terminal_snr and self.prediction_type == "epsilon", "--zero-terminal-snr: epsilon prediction has no signal at the last timestep; it needs v_prediction"),
             (self.lr_warmup_steps > (self.steps or self.lr_warmup_steps), "--lr-warmup-steps: longer than the whole run"),
             (self.text_encoder_stop_step is not None and not self.train_text_encoder, "--text-encoder-stop-step: the text encoder is not trained"),
@@ -200,6 +205,16 @@ class TrainConfig:
             of = f" (concept {number})" if len(self.concepts) > 1 else ""
             found += [f"{text}{of}" for text in _faults_of_concept(concept)]
         return found
+
+
+def colour_of(text: str) -> tuple[int, int, int] | None:
+    """Red, green and blue (0 to 255) of white, black, grey or #rrggbb; None if it is none of these."""
+    if text in COLOURS:
+        return COLOURS[text]
+    if len(text) != 7 or text[0] != "#" or set(text[1:].lower()) - set("0123456789abcdef"):
+        return None
+    red, green, blue = bytes.fromhex(text[1:])
+    return red, green, blue
 
 
 def _faults_of_home(owner: TrainConfig | Concept) -> list[str]:

@@ -14,7 +14,7 @@ from .card import write_cards
 from .check import Checked, check
 from .config import TrainConfig
 from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
-from .errors import ConfigError, DreamboothError, OutOfMemory, ResumeError, StorageError
+from .errors import ConfigError, DreamboothError, HostError, OutOfMemory, ResumeError, StorageError
 from .files import require_space, write_json
 from .host import Host
 from .ledger import ledger
@@ -188,7 +188,7 @@ def audit_pictures(config: TrainConfig, run: RunFolder, resolution: int, progres
         found = []
         for concept in config.concepts:
             progress.start("preparing", 0, "looking at the pictures")
-            kind = "style" if "style" in concept.instance_text.lower().split() else "subject"
+            kind = "style" if concept.kind == "style" or "style" in concept.instance_text.lower().split() else "subject"
             found.append(audit(Path(concept.instance_dir).expanduser(), kind=kind, resolution=resolution, progress=progress))
             lines = found[-1].lines()
             for line in lines[:FINDINGS_TOLD]:
@@ -200,15 +200,22 @@ def audit_pictures(config: TrainConfig, run: RunFolder, resolution: int, progres
         progress.log(f"The pictures could not be looked at beforehand ({type(error).__name__}: {error}); the run goes on.")
 
 
-def prepare(config: TrainConfig, run: RunFolder, resolution: int, progress: Progress) -> list[TrainingImage]:
-    """Prepare the pictures of all concepts into the run's dataset folder."""
-    from .dataset.prepare import prepare_concept
+def prepare(
+    config: TrainConfig, run: RunFolder, resolution: int, progress: Progress, host: Host | None = None
+) -> list[TrainingImage]:
+    """Prepare the pictures of all concepts into the run's dataset folder. Raises HostError if `host` lacks the upscaler."""
+    from .dataset.prepare import LANCZOS, prepare_concept
 
+    there = [LANCZOS, *(host.upscalers() if host else [])]
+    if config.upscaler not in there:
+        raise HostError(f"small pictures are to be enlarged with {config.upscaler}", "there is no such upscaler here",
+                        f"Choose one of: {', '.join(there)}.")
     images: list[TrainingImage] = []
     for index, concept in enumerate(config.concepts):
         progress.start("preparing", 0)
         prepared = prepare_concept(concept, index, run.dataset_dir / f"concept-{index}", resolution=resolution,
-                                   crop=config.crop, use_captions=config.use_captions, progress=progress)
+                                   crop=config.crop, use_captions=config.use_captions, flatten_on=config.flatten_on,
+                                   upscaler=config.upscaler, upscale=host.upscale if host else None, progress=progress)
         images += prepared * concept.repeats
     return images
 
@@ -271,7 +278,7 @@ def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress
             tensorboard_log(run, progress), host.job(run.path.name, progress):
         _enter(run, "preparing", steps=config.steps or 0)
         audit_pictures(config, run, checked.resolution, progress)
-        instance = patiently(lambda: prepare(config, run, checked.resolution, progress), progress, wait_min)
+        instance = patiently(lambda: prepare(config, run, checked.resolution, progress, host), progress, wait_min)
         prior: list[TrainingImage] = []
         if config.with_prior_preservation:
             _enter(run, "class images")

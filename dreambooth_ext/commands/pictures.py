@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..config import TrainConfig
-from ..errors import ConfigError
+from ..config import TrainConfig, colour_of
+from ..errors import ConfigError, PictureError
 from ..files import write_atomically
 from ..options import options_of
 from ..progress import Progress
@@ -45,18 +45,28 @@ def audit(parsed: argparse.Namespace, progress: Progress) -> None:
 def prepare(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..dataset.choices import orders, read_choices
     from ..dataset.prepare import prepare as prepare_pictures
+    from ..dataset.verdict import plain
 
     folder, out, resolution = _path(parsed.folder), _path(parsed.out), _resolution(parsed)
     _require_own(out, folder)
+    if colour_of(parsed.flatten_on) is None:
+        raise ConfigError([f"--flatten-on: {parsed.flatten_on!r} is no colour: white, black, grey, or #rrggbb"])
     leave_out, boxes = orders(read_choices(_path(parsed.choices))) if parsed.choices else (set(), {})
+    refused: dict[str, str] = {}
     progress.start("cropping", 0)
-    prepared = prepare_pictures(folder, out, resolution=resolution, crop=parsed.crop, progress=progress, overrides=boxes,
-                                leave_out=leave_out)
+    prepared = prepare_pictures(folder, out, resolution=resolution, crop=parsed.crop, flatten_on=parsed.flatten_on,
+                                progress=progress, overrides=boxes, leave_out=leave_out, refused=refused)
     pictures: list[Mapping[str, object]] = [
         {"file": picture.path.name, "source": picture.source.name, "width": picture.width, "height": picture.height,
          "box": list(picture.box)} for picture in prepared]
     left_out = f"; {len(leave_out)} left out, as chosen" if leave_out else ""
-    say(parsed, f"Prepared {len(prepared)} pictures in {out}{left_out}.", folder=str(out), pictures=pictures)
+    lines = [plain(f"{name}: cannot be used, {why}.") for name, why in refused.items()]
+    say(parsed, "\n".join([*lines, f"Prepared {len(prepared)} pictures in {out}{left_out}."]), folder=str(out), pictures=pictures,
+        unreadable=list(refused.items()))
+    if refused:
+        progress.start("preparing", 0)  # the work is done, as far as it could be: exit code 1
+        raise PictureError(f"{len(prepared) + len(refused)} pictures of {folder} were to be prepared",
+                           f"{len(refused)} of them cannot be used", "The others are prepared. Remove these, or save them anew.")
 
 
 def _path(text: str) -> Path:
@@ -99,6 +109,7 @@ def _declare_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", required=True, help="where the prepared pictures go")
     _declare_resolution(parser)
     parser.add_argument("--crop", choices=_OPTIONS["crop"].choices, default=_OPTIONS["crop"].default, help=_OPTIONS["crop"].help)
+    parser.add_argument("--flatten-on", default="white", metavar="COLOUR", help=_OPTIONS["flatten_on"].help)
     parser.add_argument("--choices", metavar="FILE", help="what `audit --choices` wrote and you changed")
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import presets, recipe, rollback
-from ..check import check
 from ..config import TrainConfig
 from ..errors import ConfigError
 from ..files import gib
@@ -20,13 +19,6 @@ from ..progress import Progress
 from ..run_folder import list_runs
 from ..terminal import duration
 from .command import Command, host_of, run_of, say
-
-_CLASS_IMAGE_OPTIONS = (
-    "base", "instance_dir", "token", "class_noun", "class_prompt", "class_negative_prompt", "class_dir",
-    "num_class_images", "resolution", "class_steps", "class_guidance_scale", "class_batch_size",
-    "foreign_class_images", "steps", "train_batch_size", "gradient_accumulation_steps", "runs_dir", "models_dir",
-    "seed", "device",
-)
 
 
 def train(parsed: argparse.Namespace, progress: Progress) -> None:
@@ -43,15 +35,6 @@ def resume(parsed: argparse.Namespace, progress: Progress) -> None:
     config = run.config()
     progress.listen(lambda report: _offer_resume(parsed, parsed.run, report.phase))
     _finished(parsed, recipe.resume(run, host_of(config), progress))
-
-
-def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
-    config = config_from_flags(parsed)
-    checked = check(replace(config, output_name=config.output_name or "class-images"))
-    base_sha256 = recipe.sha256_of(Path(checked.config.base).expanduser())
-    images = recipe.class_images(checked, base_sha256, host_of(checked.config), progress)
-    folders = sorted({str(image.path.parent) for image in images})
-    say(parsed, f"{len(images)} class images in {', '.join(folders)}", count=len(images), folders=folders)
 
 
 def render(parsed: argparse.Namespace, progress: Progress) -> None:
@@ -150,11 +133,6 @@ def _declare_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
 
 
-def _declare_class_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
-    add_config_flags(parser, _CLASS_IMAGE_OPTIONS)
-
-
 def _declare_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", required=True, metavar="FILE", help="checkpoint to render with")
     parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="one or more prompts")
@@ -188,7 +166,6 @@ def _declare_demo(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, Command] = {
     "train": (train, "Pictures in, a finished and selected model out.", _declare_train),
     "resume": (resume, "Continue a run: where it was interrupted, or from one of its snapshots.", _declare_resume),
-    "class-images": (class_images, "Render the class images that are missing.", _declare_class_images),
     "render": (render, "Render pictures with a checkpoint.", _declare_render),
     "publish": (publish, "Convert a run's result into model files.", _declare_publish),
     "runs": (runs, "List the runs there are.", _declare_runs),

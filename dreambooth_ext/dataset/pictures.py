@@ -47,6 +47,7 @@ class Original:
     rotated: bool  # by EXIF
     frames: int
     profile: bytes  # ICC, empty if none is embedded
+    size: tuple[int, int]  # upright, in the file; `image` is smaller if it was decoded at a fraction of its size
 
     @property
     def has_alpha(self) -> bool:
@@ -97,8 +98,15 @@ def open_picture(path: Path, *, flatten_on: tuple[int, int, int] = FLATTEN_ON,
 
     With `at_least` (width, height) a JPEG may be decoded at a fraction of its size, never below these.
     """
+    return open_with_size(path, flatten_on=flatten_on, at_least=at_least)[0]
+
+
+def open_with_size(path: Path, *, flatten_on: tuple[int, int, int] = FLATTEN_ON,
+                   at_least: tuple[int, int] | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """As `open_picture`, and the (width, height) that the upright original has. Raises PictureError."""
     with _refusals(path):
-        return _opened(path, at_least).srgb(flatten_on)
+        original = _opened(path, at_least)
+        return original.srgb(flatten_on), original.size
 
 
 def open_original(path: Path) -> Original:
@@ -110,7 +118,7 @@ def _opened(path: Path, at_least: tuple[int, int] | None) -> Original:
     with _refusals(path), Image.open(path) as image:
         if image.width * image.height > LARGEST_PIXELS:
             raise Image.DecompressionBombError
-        mode = image.mode
+        mode, (width, height) = image.mode, image.size
         # A photograph with a preview or a depth map (MPO) counts those as frames, too, and is no animation.
         frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         if at_least is not None:
@@ -119,13 +127,16 @@ def _opened(path: Path, at_least: tuple[int, int] | None) -> Original:
             image.draft("RGB", (side, side))
         image.load()
         # Read before the picture is turned, which takes the tag away.
-        rotated = image.getexif().get(ORIENTATION, 1) not in (0, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
+        rotated = orientation not in (0, 1)
         # Both copy a picture that needs nothing done; at 12 megapixels that is a tenth of the work.
         upright = (ImageOps.exif_transpose(image) or image) if rotated else image
-        return Original(_eight_bit(upright), mode, rotated, frames, image.info.get("icc_profile") or b"")
+        size = (height, width) if orientation in _ON_ITS_SIDE else (width, height)
+        return Original(_eight_bit(upright), mode, rotated, frames, image.info.get("icc_profile") or b"", size)
 
 
 ORIENTATION = 0x0112  # EXIF
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def is_link_elsewhere(path: Path) -> bool:

@@ -8,25 +8,29 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from ..config import Concept
-from ..errors import PictureError
+from ..config import Concept, colour_of
+from ..errors import PictureError, StorageError
 from ..files import write_atomically, write_json
 from ..progress import SILENT, Progress
 from .buckets import bucket_for
 from .captions import caption_of, prompt_for
 from .choices import orders_of
 from .crop import Box, crop_box, without_letterbox
+from .faces import detector
 from .manifest import TrainingImage, sha256_of
-from .pictures import ORIENTATION, open_picture, pictures_of, require_none_bad
+from .pictures import FLATTEN_ON, open_with_size, pictures_of, require_none_bad, require_own_file
 from .resize import resize
 
-RECIPE = 2  # changes whenever the same input would give other bytes
+RECIPE = 3  # changes whenever the same input would give other bytes
+LANCZOS = "Lanczos"  # in linear light; every other upscaler is a host's
+Upscale = Callable[[Image.Image, str, float], Image.Image]  # Host.upscale
 
 
 @dataclass(frozen=True)
@@ -41,51 +45,72 @@ class Prepared:
     box: Box
 
 
-def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "smart", progress: Progress = SILENT,
-            overrides: Mapping[str, Box] | None = None, leave_out: Collection[str] = ()) -> list[Prepared]:
+@dataclass(frozen=True)
+class Manner:
+    """How pictures are prepared: all that shapes the result but the picture itself. `upscale` is the host's, if it has any."""
+
+    resolution: int
+    crop: str = "smart"
+    flatten_on: str = "white"  # as config.colour_of reads it
+    upscaler: str = LANCZOS
+    upscale: Upscale | None = None
+
+    def key(self, source: Path, source_sha256: str, box: Box | None) -> str:
+        """Names the result: by the picture's content and name (which is in the PNG), and by all that shapes it."""
+        finder = "" if self.crop == "center" else detector()
+        values = [RECIPE, source_sha256, source.name, self.resolution, self.crop, self.flatten_on, self.upscaler, box, finder]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "smart", flatten_on: str = "white",
+            upscaler: str = LANCZOS, upscale: Upscale | None = None, progress: Progress = SILENT,
+            overrides: Mapping[str, Box] | None = None, leave_out: Collection[str] = (),
+            refused: MutableMapping[str, str] | None = None) -> list[Prepared]:
     """Prepare the pictures of a folder into `out_dir`, but those whose names are in `leave_out`.
 
     `overrides` gives, by file name, the part of the upright picture to crop within; all of it, if it has the right shape.
-    Raises PictureError if the folder has no pictures or any of them cannot be used.
+    `upscaler` is for pictures smaller than the target. With `refused`, pictures that cannot be used are put there, name to
+    reason, and the rest is all there is; else they raise PictureError, as a folder without pictures does. Raises HostError
+    of the upscaler, StorageError.
     """
     sources = pictures_of(pictures_dir, leave_out)
+    manner = Manner(resolution, crop, flatten_on, upscaler, upscale)
     index_path = out_dir / "prepared.json"
     former = _read_index(index_path)
     if not index_path.exists():
         write_json(index_path, {"version": 1, "pictures": {}})  # says whose folder this is, should the work be cut off
     index: dict[str, dict] = {}
-    prepared = []
-    bad: dict[str, str] = {}
-    for number, source in enumerate(sources, start=1):
-        progress.check()
-        box = (overrides or {}).get(source.name)
-        try:
-            key = _key(_content_of(source), resolution, crop, box)
-            entry = former.get(source.name)
-            if entry is None or entry["key"] != key or not _is_there(out_dir / entry["file"], entry["sha256"]):
-                entry = {"key": key, **_prepare_one(source, out_dir, resolution, crop, box, key)}
-        except PictureError as error:  # the others are looked at as well, so that all that are bad are named at once
-            bad[source.name] = error.why
-            continue
-        index[source.name] = entry
-        prepared.append(Prepared(out_dir / entry["file"], source, entry["sha256"], entry["width"], entry["height"],
-                                 tuple(entry["box"])))
-        progress.report(number, len(sources), source.name)
+    bad: MutableMapping[str, str] = {} if refused is None else refused
+    try:
+        for number, source in enumerate(sources, start=1):
+            progress.check()
+            try:  # the others are looked at as well, so that all that are bad are named at once
+                index[source.name] = _entry(source, out_dir, manner, (overrides or {}).get(source.name), former)
+            except PictureError as error:
+                bad[source.name] = error.why
+            progress.report(number, len(sources), source.name)
+    except BaseException:
+        with suppress(StorageError):  # stopped in the middle: what is done is not done again
+            write_json(index_path, {"version": 1, "pictures": {**former, **index}})
+        raise
     write_json(index_path, {"version": 1, "pictures": index})
-    require_none_bad(pictures_dir, len(sources), bad)
+    if refused is None:
+        require_none_bad(pictures_dir, len(sources), bad)
     wanted = {entry["file"] for entry in index.values()}
     for path in out_dir.glob("*.png"):
         if path.name not in wanted:
             path.unlink()
-    return prepared
+    return [Prepared(out_dir / entry["file"], source, entry["sha256"], entry["width"], entry["height"], tuple(entry["box"]))
+            for source in sources if (entry := index.get(source.name))]
 
 
 def prepare_concept(concept: Concept, index: int, out_dir: Path, *, resolution: int, crop: str, use_captions: bool,
+                    flatten_on: str = "white", upscaler: str = LANCZOS, upscale: Upscale | None = None,
                     progress: Progress = SILENT) -> list[TrainingImage]:
     """The training images of one concept, each with its prompt."""
     leave_out, boxes = orders_of(concept.choices)
     prepared = prepare(Path(concept.instance_dir).expanduser(), out_dir, resolution=resolution, crop=crop, progress=progress,
-                       overrides=boxes, leave_out=leave_out)
+                       flatten_on=flatten_on, upscaler=upscaler, upscale=upscale, overrides=boxes, leave_out=leave_out)
     return [
         TrainingImage(picture.path, prompt_for(concept, caption_of(picture.source) if use_captions else None),
                       picture.sha256, picture.width, picture.height, index)
@@ -93,37 +118,63 @@ def prepare_concept(concept: Concept, index: int, out_dir: Path, *, resolution: 
     ]
 
 
-def as_trained(source: Path, *, resolution: int, crop: str = "smart", box: Box | None = None) -> tuple[Image.Image, Box]:
+def as_trained(source: Path, *, resolution: int, crop: str = "smart", box: Box | None = None, flatten_on: str = "white",
+               upscaler: str = LANCZOS, upscale: Upscale | None = None) -> tuple[Image.Image, Box]:
     """A picture as training will see it, and the part of the upright original that was kept. Raises PictureError."""
-    image = open_picture(source, at_least=None if box else (2 * resolution, 2 * resolution))
-    kept = _inside(box, image, source) if box else without_letterbox(image)
-    inner = image.crop(kept)
-    width, height = bucket_for(inner.width, inner.height, resolution) if crop == "buckets" else (resolution, resolution)
-    left, top, right, bottom = crop_box(inner, width, height, "center" if crop == "buckets" else crop)
-    part = (left + kept[0], top + kept[1], right + kept[0], bottom + kept[1])
-    return resize(image.crop(part), width, height), _in_original(part, image.width, source)
+    return _as_trained(source, Manner(resolution, crop, flatten_on, upscaler, upscale), box)
 
 
-def _in_original(part: Box, width: int, source: Path) -> Box:
+def _as_trained(source: Path, manner: Manner, box: Box | None) -> tuple[Image.Image, Box]:
+    colour = colour_of(manner.flatten_on) or FLATTEN_ON
+    least = 2 * manner.resolution
+    image, full = open_with_size(source, flatten_on=colour, at_least=None if box else (least, least))
+    part, (width, height) = _part(image, manner, _inside(box, image, source) if box else None)
+    if image.size != full and (part[2] - part[0] < 2 * width or part[3] - part[1] < 2 * height):
+        # Bars took more than was allowed for: never is less than twice the target read where there is more.
+        image, full = open_with_size(source, flatten_on=colour)
+        part, (width, height) = _part(image, manner, None)
+    kept = image.crop(part)
+    factor = max(width / kept.width, height / kept.height)
+    if factor > 1 and manner.upscaler != LANCZOS and manner.upscale is not None:
+        kept = manner.upscale(kept, manner.upscaler, factor).convert("RGB")
+    return resize(kept, width, height), _in_original(part, full[0] / image.width, full)
+
+
+def _part(image: Image.Image, manner: Manner, within: Box | None) -> tuple[Box, tuple[int, int]]:
+    """What of a picture is kept, and the size that it is to have."""
+    outer = within or without_letterbox(image)
+    inner = image.crop(outer)
+    size = manner.resolution, manner.resolution
+    if manner.crop == "buckets":
+        size = bucket_for(inner.width, inner.height, manner.resolution)
+    left, top, right, bottom = crop_box(inner, *size, "center" if manner.crop == "center" else "smart")
+    return (left + outer[0], top + outer[1], right + outer[0], bottom + outer[1]), size
+
+
+def _in_original(part: Box, scale: float, full: tuple[int, int]) -> Box:
     """A part of a picture that may have been read at a fraction of its size, in pixels of the upright original."""
-    with Image.open(source) as header:
-        upright = header.size if header.getexif().get(ORIENTATION, 1) < 5 else header.size[::-1]
-    scale = upright[0] / width
     left, top, right, bottom = (round(edge * scale) for edge in part)
-    return left, top, min(right, upright[0]), min(bottom, upright[1])
+    return left, top, min(right, full[0]), min(bottom, full[1])
 
 
-def _prepare_one(source: Path, out_dir: Path, resolution: int, crop: str, box: Box | None, key: str) -> dict:
-    image, part = as_trained(source, resolution=resolution, crop=crop, box=box)
-    data = _png(image, {"source": source.name, "recipe": key})
+def _entry(source: Path, out_dir: Path, manner: Manner, box: Box | None, former: Mapping[str, dict]) -> dict:
+    """The index's entry of one picture, made anew unless all that shapes it is as before. Raises PictureError."""
+    content = _content_of(source)
+    key = manner.key(source, content, box)
+    entry = former.get(source.name)
+    if entry is not None and entry["key"] == key and _is_there(out_dir / entry["file"], entry["sha256"]):
+        return entry
+    image, part = _as_trained(source, manner, box)
+    data = _png(image, {"source": source.name, "source_sha256": content, "recipe": key})
     path = out_dir / f"{key[:20]}.png"
     with write_atomically(path) as stream:
         stream.write(data)
-    digest = hashlib.sha256(data).hexdigest()
-    return {"file": path.name, "sha256": digest, "width": image.width, "height": image.height, "box": list(part)}
+    return {"key": key, "file": path.name, "sha256": hashlib.sha256(data).hexdigest(), "width": image.width,
+            "height": image.height, "box": list(part)}
 
 
 def _content_of(source: Path) -> str:
+    require_own_file(source)
     try:
         return sha256_of(source)
     except OSError as error:
@@ -147,11 +198,6 @@ def _png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
-
-
-def _key(source_sha256: str, resolution: int, crop: str, box: Box | None) -> str:
-    """Names all that shapes the result."""
-    return hashlib.sha256(json.dumps([RECIPE, source_sha256, resolution, crop, box]).encode()).hexdigest()
 
 
 def _read_index(path: Path) -> dict[str, dict]:

@@ -99,7 +99,7 @@ class Audit:
         for advice in reversed(ADVICE):
             lines += [f"{picture.name}: {verdict.reason}" for picture in self.pictures for verdict in picture.verdicts
                       if verdict.advice == advice and (advice != "keep")]
-        return [_plain(line) for line in (*lines, *self.together.advice)]
+        return [plain(line) for line in (*lines, *self.together.advice)]
 
     def to_dict(self) -> dict[str, Any]:
         values = {"version": 1, **asdict(self), "summary": self.summary}
@@ -108,5 +108,6 @@ class Audit:
         return values
 
 
-def _plain(line: str) -> str:
+def plain(line: str) -> str:
+    """Without control characters, which a file's name may hold, and which would steer a terminal."""
     return "".join(character if character.isprintable() else "?" for character in line)

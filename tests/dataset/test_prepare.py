@@ -49,7 +49,7 @@ def test_only_what_changed_is_done_again(folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     prepare(folder, out, resolution=64)
     done = []
-    monkeypatch.setattr(module, "_prepare_one", lambda *a, real=module._prepare_one: done.append(a[0].name) or real(*a))
+    monkeypatch.setattr(module, "_as_trained", lambda *a, real=module._as_trained: done.append(a[0].name) or real(*a))
     scene(folder / "1.png", at=(40, 40))
     (folder / "2.png").unlink()
     next(out.glob("*.png")).write_bytes(b"damaged")
