@@ -24,14 +24,14 @@ ui: setup
 	$(RUN) -m dreambooth_ext ui
 
 test: setup check
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal $(PYTEST_FLAGS)
 
 check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
 soak: setup
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m soak tests $(PYTEST_FLAGS)
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m soak tests $(PYTEST_FLAGS)
 
 # The WebUI's own torch, in an environment of its own (its wheels are large, so it is run by hand).
 test-host:

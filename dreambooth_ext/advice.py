@@ -71,7 +71,14 @@ def review(folder: Path) -> list[Verdict]:
     """Every picture with what is wrong with it. Raises PictureError."""
     from .dataset.pictures import list_pictures
 
-    return [_verdict(path, path.stat().st_mtime_ns) for path in list_pictures(folder)]
+    return [_verdict(path, _changed_ns(path)) for path in list_pictures(folder)]
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:  # gone since, or a link to nowhere: looking at it says so
+        return 0
 
 
 @lru_cache(maxsize=1024)

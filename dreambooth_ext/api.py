@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, DreamboothError, HostError, RunBusy
-from .origin import nobody, require_own_page
+from .origin import anybody, nobody, require_own_name, require_own_page
 from .run_routes import routes as routes_of_runs
 from .service import Service, schema
 
@@ -32,11 +32,12 @@ BODY_BYTES_AT_MOST = 1 << 20  # all settings together have some KiB
 
 
 def mount(
-    app: Any, service: Service, credentials: Mapping[str, str], allows: Callable[[str], bool] = nobody
+    app: Any, service: Service, credentials: Mapping[str, str], allows: Callable[[str], bool] = nobody,
+    answers: Callable[[str], bool] = anybody,
 ) -> None:
     """Add the routes to a FastAPI `app`. With `credentials`, each request needs one of them (HTTP Basic).
 
-    Pages of other sites are refused, but for the origins that `allows` knows.
+    Pages of other sites are refused, but for the origins that `allows` knows, and so are hosts that `answers` does not know.
     """
     from fastapi import Request
     from starlette.concurrency import run_in_threadpool
@@ -48,6 +49,7 @@ def mount(
                 return JSONResponse({"error": "a user and password of --api-auth are needed"}, 401,
                                     {"WWW-Authenticate": "Basic"})
             try:
+                require_own_name(request.headers.get("host", ""), answers)
                 require_own_page(request.headers, allows)
             except HostError as error:
                 return JSONResponse({"error": str(error), "faults": [error.why]}, 403)

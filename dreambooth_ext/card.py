@@ -88,7 +88,7 @@ def _write_preview(path: Path, config: TrainConfig, run: RunFolder, step: int) -
 
 def preview_of(run: RunFolder, step: int) -> Path | None:
     """The last picture of the first prompt that was rendered at `step` or before; None if there is none."""
-    steps = {path: step_in(path.name) or 0 for path in run.previews_dir.glob("step-*-0.png") if not path.is_symlink()}
+    steps = {path: step_in(path.name) or 0 for path in run.previews() if path.stem.endswith("-0")}
     return max((path for path, its in steps.items() if 0 < its <= step), key=lambda path: steps[path], default=None)
 
 

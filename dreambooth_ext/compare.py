@@ -13,7 +13,7 @@ from . import recipe
 from .comparison import BASE, Column, Comparison, Wishes, folder_of, prompts_for, read_comparison, step_of_snapshot
 from .config import TrainConfig
 from .errors import ConfigError, OutOfMemory, ResumeError
-from .files import make_folder, write_atomically
+from .files import is_link, make_folder, write_atomically
 from .host import Host, Txt2Img
 from .likeness import measure
 from .patience import patiently
@@ -30,7 +30,7 @@ STEPS_WITHOUT_PREVIEWS = 20
 
 def publishable_snapshots(run: RunFolder) -> list[str]:
     """Names of the snapshots that hold a model, oldest first."""
-    if not run.checkpoints_dir.is_dir():
+    if not run.checkpoints_dir.is_dir() or is_link(run.checkpoints_dir):
         return []
     found = [path.name for path in run.checkpoints_dir.iterdir() if not path.is_symlink() and recipe.is_publishable(path)]
     return sorted((name for name in found if step_of_snapshot(name)), key=step_of_snapshot)

@@ -14,6 +14,7 @@ from .files import require_safe_name
 from .options import faults_of, from_mapping, option
 
 VERSION = 1  # of the settings file; older ones are brought up to date by `migrated`
+BYTES_AT_MOST = 1 << 20  # of a settings file: all of them together have some KiB
 CLASS_IMAGES_PER_PICTURE = 200  # Ruiz et al. (2023), section 4
 CLASS_IMAGES_AT_MOST = 1000  # by default; more than 2000 never helped
 STEPS_PER_PICTURE = 100
@@ -148,6 +149,8 @@ class TrainConfig:
     def read(cls, path: Path) -> TrainConfig:
         """Read a settings file. Raises ConfigError."""
         try:
+            if path.stat().st_size > BYTES_AT_MOST:
+                raise ConfigError([f"--config: {path} is far too large for settings"], "Choose a file of settings.")
             values = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ConfigError([f"--config: {path} cannot be read ({error.strerror})"]) from error

@@ -13,13 +13,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import DiskFull, NotWritable, StorageError, UnsafePath
 
 _NAME = re.compile(r"[A-Za-z0-9._ -]{1,120}")
+_PARTIAL, _FORMER = ".partial", ".former"  # what is being written, and what is being removed, have such hidden names
+_NAME_AT_MOST = 150  # a file system takes 255 bytes, and a hidden name is longer
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 
 
@@ -32,7 +34,7 @@ def write_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     temporary: Path | None = None
     try:
         make_folder(path.parent)
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:_NAME_AT_MOST]}.", suffix=_PARTIAL, dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
@@ -89,7 +91,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     try:
         make_folder(folder.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:_NAME_AT_MOST]}.", suffix=_PARTIAL, dir=folder.parent))
     except OSError as error:
         raise storage_error(folder, error) from error
     try:
@@ -102,7 +104,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                 sync_folder(path)
         sync_folder(temporary)
         temporary.chmod(0o777 & ~_umask())
-        former = folder.with_name(f".{folder.name}.former")
+        former = _aside(folder)
         shutil.rmtree(former, ignore_errors=True)
         if folder.exists():
             os.replace(folder, former)
@@ -112,6 +114,62 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         raise storage_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, which is never seen half removed under its name; what a crash leaves, `sweep` takes away."""
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        os.replace(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}{_FORMER}")
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what a killed process left in `folder`: of the file `name` alone, else of everything, in folders below too.
+
+    Nobody else may be writing there. A folder that was moved aside, and has no successor yet, gets its name back.
+    """
+    for place, folders, names in os.walk(folder):
+        for each in [*folders, *names]:
+            path = Path(place, each)
+            if not each.endswith((_PARTIAL, _FORMER)) or not each.startswith(f".{name}." if name else ".") or path.is_symlink():
+                continue
+            final = Path(place, each[1 : -len(_FORMER)])
+            if each.endswith(_FORMER) and not final.exists():
+                with suppress(OSError):
+                    os.replace(path, final)
+            else:
+                _remove(path)
+        folders[:] = [] if name else [each for each in folders if not each.startswith(".")]
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder; what cannot be removed stays, and harms nobody under its hidden name."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def is_link(path: Path) -> bool:
+    """A symbolic link, or a junction of Windows."""
+    return path.is_symlink() or bool(getattr(os.path, "isjunction", lambda _: False)(path))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder that others may be writing in; links count nothing."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
 
 
 def write_json(path: Path, value: Any) -> None:

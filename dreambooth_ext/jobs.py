@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import Cancelled, DreamboothError
+from .errors import Cancelled, DreamboothError, RunBusy
 from .progress import Progress, Report
 
 ENDED = ("finished", "cancelled", "failed")
@@ -24,10 +24,14 @@ ENDED_JOBS_KEPT = 50
 
 @dataclass
 class Job:
-    """A piece of work and what is known of it. Times are seconds since 1970; state: queued, running or one of ENDED."""
+    """A piece of work and what is known of it. Times are seconds since 1970; state: queued, running or one of ENDED.
+
+    Of jobs with the same `key`, one at a time may wait or run.
+    """
 
     name: str
     work: Callable[[Progress], Any]
+    key: Any = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     state: str = "queued"
     message: str = ""
@@ -73,8 +77,11 @@ class Jobs:
         self.running: Job | None = None
 
     def start(self, job: Job) -> Job:
-        """Queue a job; it runs at once if nothing else does."""
+        """Queue a job; it runs at once if nothing else does. Raises RunBusy if there is one of the same key."""
         with self._lock:
+            others = [*([self.running] if self.running else []), *self._waiting]
+            if job.key is not None and any(other.key == job.key for other in others):
+                raise RunBusy(f"{job.name} is to be worked on", "it is running or waiting already", "Watch it, or stop it first.")
             self._waiting.append(job)
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="dreambooth", daemon=True)

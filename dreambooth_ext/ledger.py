@@ -41,6 +41,7 @@ def ledger(run: RunFolder, progress: Progress) -> Iterator[None]:
     finally:
         close()
         with suppress(StorageError):
+            run.require_there()
             write_json(run.path / FILE, took)
 
 

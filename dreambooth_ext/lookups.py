@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import Cancelled, DreamboothError
+from .errors import Cancelled, DreamboothError, HostError
 from .progress import Progress
 
 PATIENCE_S = 0.08  # what is answered within it needs no second question; a page's handler has 0.2 s in all
@@ -89,5 +89,6 @@ class Lookups:
             except (DreamboothError, ImportError) as error:
                 answer.error = error
             except Exception as error:  # noqa: BLE001  a sentence less, and no page that breaks
-                answer.error = DreamboothError("Something is to be looked up", f"{type(error).__name__}: {error}")
+                answer.error = HostError("Something is to be looked up", f"{type(error).__name__}: {error}",
+                                         "Try again; if it stays so, report it with this line.")
             answer.event.set()

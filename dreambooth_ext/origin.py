@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from .errors import HostError
@@ -12,6 +13,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 def nobody(origin: str) -> bool:
     return False
+
+
+def anybody(host: str) -> bool:
+    return True
 
 
 def require_own_page(headers: Mapping[str, str], allows: Callable[[str], bool] = nobody) -> None:
@@ -28,6 +33,23 @@ def require_own_page(headers: Mapping[str, str], allows: Callable[[str], bool] =
     if site in ("cross-site", "same-site") or (foreign and site != "same-origin"):
         raise HostError("a web page wants to act here", f"it is another site's ({origin or site})",
                         "Open the WebUI itself; a page of your own can be allowed with --cors-allow-origins.")
+
+
+def is_address(host: str) -> bool:
+    """Whether a Host header is an address, or localhost: any other name may have been rebound to this computer."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        ip_address(name)
+    except ValueError:
+        return host.lower().partition(":")[0] == "localhost"
+    return True
+
+
+def require_own_name(host: str, answers: Callable[[str], bool]) -> None:
+    """Raise HostError for a Host header that is none of the server's names (DNS rebinding)."""
+    if not answers(host):
+        raise HostError("a request came here", f"it was sent to {host!r}, which is no name of this computer",
+                        "Behind a proxy, name its address with --cors-allow-origins.")
 
 
 def is_loopback(host: str) -> bool:

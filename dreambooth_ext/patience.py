@@ -33,10 +33,12 @@ def patiently(write: Callable[[], T], progress: Progress, wait_min: float) -> T:
                                  f"it waits for {wait_min:g} min at most.")
             if time.monotonic() >= until:
                 raise
+            progress.say(f"Paused: {error.why}. {error.instead}".strip())
             _wait(progress, min(LOOK_AGAIN_S, until - time.monotonic()))
         else:
             if until is not None:
                 progress.log("Written. The run goes on.")
+                progress.say("")
             return result
 
 

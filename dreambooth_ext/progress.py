@@ -34,6 +34,7 @@ class Progress:
         self._stop = threading.Event()
         self._requests: set[str] = set()
         self.phase = ""
+        self._last = (0, 0)
 
     def listen(self, listener: Callable[[Report], None]) -> None:
         self._listeners.append(listener)
@@ -43,9 +44,14 @@ class Progress:
         self.report(0, total, text)
 
     def report(self, done: int, total: int, text: str = "", image: Any = None, **figures: Any) -> None:
+        self._last = (done, total)
         message = Report(self.phase, done, total, text, figures, image)
         for listener in self._listeners:
             listener(message)
+
+    def say(self, text: str) -> None:
+        """A word on where the work stands, at the count that was reported last."""
+        self.report(*self._last, text)
 
     def log(self, text: str) -> None:
         """Say something that is no step of a count: warnings, what is in effect, where a file went."""

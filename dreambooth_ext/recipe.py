@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import __version__
 from .card import write_cards
@@ -15,13 +15,13 @@ from .check import Checked, check
 from .config import TrainConfig
 from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
 from .errors import ConfigError, DreamboothError, HostError, OutOfMemory, ResumeError, StorageError
-from .files import require_space, write_json
+from .files import require_space, size_of, sweep, write_json
 from .host import Host
 from .ledger import ledger
 from .patience import patiently
 from .progress import Progress
 from .record import reported, told_in_the_run_folder
-from .run_folder import RunFolder, step_in
+from .run_folder import RunFolder, printable, step_in
 from .team import Team, TrainOrder
 from .tensorboard_log import tensorboard_log
 from .watchdog import watched
@@ -29,6 +29,8 @@ from .watchdog import watched
 LORA_FILE = "lora.safetensors"  # as training/lora.py names it
 AUDIT_FILE = "audit.json"  # in the run's folder
 FINDINGS_TOLD = 10
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,11 @@ def train(config: TrainConfig, host: Host, progress: Progress) -> Finished:
 def _lead(config: TrainConfig, team: Team, host: Host, progress: Progress) -> Finished:
     checked = check(config)
     run = RunFolder.for_config(checked.config)
-    if run.exists:
-        raise ConfigError([f"--output-name: a run named {run.path.name} is there already ({run.state().state})"],
-                          f"Choose another name, or continue it: python -m dreambooth_ext resume {run.path.name}")
+    run.require_free()
     with run.lock():
+        run.require_free()  # nobody made one meanwhile
         checked = replace(checked, config=_with_own_choices(checked.config, run))
-        run.create(checked.config)
-        run.write_inputs(inputs_of(checked.config))
+        run.create(checked.config, inputs_of(checked.config))
         for warning in checked.warnings:
             progress.log(warning)
         return _corridor(checked, run, team, host, progress, resume=False)
@@ -90,6 +90,8 @@ def resume(run: RunFolder, host: Host, progress: Progress) -> Finished:
                               "`publish` writes its model again; `train` under another name starts anew.")
         checked = check(config)
         with run.lock():
+            run.require_own()
+            sweep(run.path)
             _require_same_inputs(run, inputs_of(config))
             return _corridor(checked, run, team, host, progress, resume=True)
 
@@ -102,11 +104,14 @@ def publish(
     Raises ResumeError if the run has no result yet, CheckpointError and StorageError of models/publish.py.
     """
     config = config or run.config()
+    run.require_own()
     source = snapshot or run.diffusers_dir
     if not is_publishable(source):
         raise ResumeError(f"{run.path.name} is to be published", "it has no finished model yet",
                           f"Continue it first: python -m dreambooth_ext resume {run.path.name}")
     progress.start("publishing", 1)
+    for suffix in ("ckpt", "safetensors", "yaml", "json", "preview.png"):
+        sweep(Path(config.models_dir).expanduser(), f"{name or config.output_name}.{suffix}")
     make = _publish_lora if config.lora_rank else _publish_model
     made = provenance(config, run, step_in(source.name))
     paths = make(config, source, name or config.output_name, made, progress)
@@ -253,49 +258,73 @@ def class_image_plans(checked: Checked, base_sha256: str, host: str = "") -> lis
 
 
 def inputs_of(config: TrainConfig) -> dict[str, str]:
-    """sha256 of everything a run learns from: the base, another VAE, each picture and its caption."""
+    """sha256 of everything a run learns from: the base, another VAE, each picture and its caption. Raises PictureError."""
     from .dataset.choices import orders_of
     from .dataset.pictures import pictures_of
 
-    hashes = {"base": sha256_of(Path(config.base).expanduser())}
+    hashes = {"base": _hash_of(Path(config.base).expanduser())}
     if config.vae:
-        hashes["vae"] = sha256_of(Path(config.vae).expanduser())
+        hashes["vae"] = _hash_of(Path(config.vae).expanduser())
     for index, concept in enumerate(config.concepts):
         if concept.choices:
-            hashes[f"{index}/choices"] = sha256_of(Path(concept.choices).expanduser())
+            hashes[f"{index}/choices"] = _hash_of(Path(concept.choices).expanduser())
         for path in pictures_of(Path(concept.instance_dir).expanduser(), orders_of(concept.choices)[0]):
-            hashes[f"{index}/{path.name}"] = sha256_of(path)
+            hashes[f"{index}/{path.name}"] = _hash_of(path)
             caption = path.with_suffix(".txt")
             if config.use_captions and caption.is_file():
-                hashes[f"{index}/{caption.name}"] = sha256_of(caption)
+                hashes[f"{index}/{caption.name}"] = _hash_of(caption)
     return hashes
 
 
+def _hash_of(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise StorageError(f"{path.name} is to be read from {path.parent}", str(error.strerror or error),
+                           "Check that the drive is there and that the file may be read.") from error
+
+
 def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress: Progress, *, resume: bool) -> Finished:
-    config, started = checked.config, time.perf_counter()
-    wait_min = config.storage_wait_min
+    config, started, base_sha256 = checked.config, time.perf_counter(), run.inputs().get("base", "")
+
+    def kept(write: Callable[[], T]) -> T:
+        """What is written waits for a disk that is full or gone."""
+        def there() -> T:
+            run.require_there()
+            return write()
+
+        return patiently(there, progress, config.storage_wait_min)
+
     with reported(run, progress), told_in_the_run_folder(run, progress), ledger(run, progress), watched(progress), \
             tensorboard_log(run, progress), host.job(run.path.name, progress):
-        _enter(run, "preparing", steps=config.steps or 0)
+        kept(lambda: _enter(run, "preparing", steps=config.steps or 0))
         audit_pictures(config, run, checked.resolution, progress)
-        instance = patiently(lambda: prepare(config, run, checked.resolution, progress, host), progress, wait_min)
+        instance = kept(lambda: prepare(config, run, checked.resolution, progress, host))
         prior: list[TrainingImage] = []
         if config.with_prior_preservation:
-            _enter(run, "class images")
-            prior = patiently(lambda: class_images(checked, run.inputs()["base"], host, progress, team), progress, wait_min)
+            kept(lambda: _enter(run, "class images"))
+            prior = kept(lambda: class_images(checked, base_sha256, host, progress, team))
         dataset = TrainingSet(tuple(instance), tuple(prior))
-        dataset.write(run.dataset_dir / "manifest.json")
-        _enter(run, "training")
+        kept(lambda: dataset.write(run.dataset_dir / "manifest.json"))
+        kept(lambda: _enter(run, "training"))
         with host.free_gpu():
             team.train(TrainOrder(config, run.path, resume))
             steps = _train_model(config, dataset, run, progress, resume)
-        _enter(run, "publishing", step=steps)
-        paths = patiently(lambda: publish(run, progress, config=config), progress, wait_min)
+        kept(lambda: _enter(run, "publishing", step=steps))
+        paths = kept(lambda: publish(run, progress, config=config))
         if config.auto_select:
-            host.select(paths[0])
+            _select(paths[0], host, progress)
         published = tuple(str(path) for path in paths)
-        run.write_state(replace(run.state(), state="finished", message="", published=published))
+        kept(lambda: run.write_state(replace(run.state(), state="finished", message="", published=published)))
     return Finished(run, tuple(paths), steps, time.perf_counter() - started)
+
+
+def _select(path: Path, host: Host, progress: Progress) -> None:
+    """The model is written: that it cannot be selected is told, and fails no run."""
+    try:
+        host.select(path)
+    except (HostError, StorageError) as error:
+        progress.log(str(error))
 
 
 def _follow(team: Team, host: Host, progress: Progress) -> Finished:
@@ -343,8 +372,11 @@ def _require_same_inputs(run: RunFolder, now: dict[str, str]) -> None:
 
 
 def describe(run: RunFolder) -> dict[str, Any]:
-    """A run as the list of runs shows it."""
-    config, state = run.config(), run.state()
-    size = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
-    return {"name": run.path.name, "base": Path(config.base).name, "size_bytes": size,
-            "prompts": [concept.instance_text for concept in config.concepts], **asdict(state)}
+    """A run as the list of runs shows it; one that cannot be read says so in its message."""
+    base, prompts, state = "", [], run.state()
+    try:
+        config = run.config()
+        base, prompts = Path(config.base).name, [concept.instance_text for concept in config.concepts]
+    except (ConfigError, ResumeError) as error:
+        state = replace(state, message=str(error))
+    return {"name": printable(run.path.name), "base": base, "size_bytes": size_of(run.path), "prompts": prompts, **asdict(state)}

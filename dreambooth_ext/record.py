@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from .errors import Cancelled, DreamboothError
+from .errors import Cancelled, DreamboothError, StorageError
 from .progress import Progress
 from .report import write_report
 from .run_folder import RunFolder
@@ -20,17 +20,23 @@ def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]
     progress.listen(lambda report: _fulfil(run.take_wishes(), progress))
     taken = [run.state().step]
     progress.listen(lambda report: taken.append(report.done) if report.phase == "training" else None)
+
+    def note(state: str, message: str) -> None:
+        with suppress(StorageError):  # a disk that is full or gone must not hide what has happened
+            run.require_there()
+            run.write_state(replace(run.state(), state=state, message=message, step=taken[-1]))
+
     try:
         yield
     except (Cancelled, KeyboardInterrupt):
-        run.write_state(replace(run.state(), state="interrupted", message="stopped by the user", step=taken[-1]))
+        note("interrupted", "stopped by the user")
         raise
     except DreamboothError as error:
-        run.write_state(replace(run.state(), state="failed", message=str(error), step=taken[-1]))
+        note("failed", str(error))
         run.log(str(error))
         raise
     except Exception as error:
-        run.write_state(replace(run.state(), state="failed", message=f"{type(error).__name__}: {error}", step=taken[-1]))
+        note("failed", f"{type(error).__name__}: {error}")
         raise
 
 
@@ -49,6 +55,7 @@ def reported(run: RunFolder, progress: Progress) -> Iterator[None]:
         yield
     finally:
         try:
+            run.require_there()
             write_report(run)
         except (DreamboothError, OSError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
             progress.log(f"The report could not be written ({type(error).__name__}: {error}).")

@@ -18,7 +18,7 @@ from pathlib import Path
 from . import __version__
 from . import report_sections as sections
 from .config import TrainConfig
-from .files import gib, write_atomically
+from .files import write_atomically
 from .options import options_of
 from .run_folder import RunFolder
 
@@ -61,8 +61,8 @@ def explain_failure(run: RunFolder, destination: Path, *, with_paths: bool = Fal
     hidden = [] if with_paths else _paths_of(config, run)
     hidden += [] if with_prompts else _texts(config, PROMPT_OPTIONS)
     settings = dict(_settings(config, with_paths=with_paths, with_prompts=with_prompts))
-    log = run.log_path.read_text(encoding="utf-8", errors="replace") if run.log_path.is_file() else ""
-    parts = {"log.txt": _without(log, hidden), "state.json": _without(json.dumps(run.state().__dict__, indent=2), hidden),
+    state = json.dumps(run.state().__dict__, indent=2)
+    parts = {"log.txt": _without(run.log_text(), hidden), "state.json": _without(state, hidden),
              "settings.json": json.dumps(settings, indent=2), "versions.json": json.dumps(versions(), indent=2),
              "metrics.jsonl": "".join(json.dumps(entry) + "\n" for entry in run.metrics())}
     with write_atomically(destination) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -80,10 +80,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def size_of(run: RunFolder) -> str:
-    return gib(sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()))
 
 
 def _settings(config: TrainConfig, *, with_paths: bool, with_prompts: bool) -> list[tuple[str, str]]:

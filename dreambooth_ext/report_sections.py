@@ -12,7 +12,7 @@ from typing import Any
 
 from .comparison import BASE, Column, Comparison, read_comparison
 from .config import TrainConfig
-from .files import gib
+from .files import gib, size_of
 from .ledger import read_ledger
 from .plot import curve
 from .run_folder import RunFolder
@@ -41,8 +41,7 @@ def took(run: RunFolder) -> str:
         rows.append(("a step", f"{sorted(times)[len(times) // 2]:.3g} s (median of {len(times)})"))
     memory = known["memory_gib"]
     rows.append(("most memory of the GPU", f"{memory:.1f} GiB" if memory else "no GPU was used, or none was measured"))
-    size = sum(path.lstat().st_size for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
-    return table([*rows, ("the run's folder", gib(size))])
+    return table([*rows, ("the run's folder", gib(size_of(run.path)))])
 
 
 def curves(run: RunFolder) -> str:
@@ -58,7 +57,7 @@ def curves(run: RunFolder) -> str:
 
 def pictures(run: RunFolder) -> str:
     """What it learnt from, as it was trained."""
-    paths = sorted(run.dataset_dir.rglob("*.png"))
+    paths = run.prepared()
     more = f"<p>{len(paths) - PICTURES_SHOWN} more are not shown.</p>" if len(paths) > PICTURES_SHOWN else ""
     figures = "".join(f"<figure>{shown}</figure>" for path in paths[:PICTURES_SHOWN] if (shown := picture(path, path.stem)))
     return f'<div class="pictures">{figures}</div>{more}' if figures else "<p>None.</p>"
@@ -67,14 +66,14 @@ def pictures(run: RunFolder) -> str:
 def timeline(run: RunFolder, prompts: list[str]) -> str:
     """Previews of training: a row for each prompt, a column for each step."""
     found: dict[str, dict[int, Path]] = {}
-    for path in sorted(run.previews_dir.glob("step-*-*.png")):
-        _, step, number = path.stem.split("-", 2)
-        if step.isdigit():
+    for path in run.previews():
+        _, step, number = (*path.stem.split("-", 2), "")[:3]
+        if step.isdecimal():
             found.setdefault(number, {})[int(step)] = path
     steps = _some(sorted({step for row in found.values() for step in row}))
     rows = []
     for number in sorted(found):
-        title = prompts[int(number)] if number.isdigit() and int(number) < len(prompts) else number
+        title = prompts[int(number)] if number.isdecimal() and int(number) < len(prompts) else number
         cells = [picture(found[number][step], f"step {step}") if step in found[number] else "" for step in steps]
         rows.append((title, cells))
     return _grid([("base" if step == 0 else f"step {step}") for step in steps], rows)

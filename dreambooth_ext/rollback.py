@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 from .compare import forget_after
 from .comparison import step_of_snapshot
 from .errors import ConfigError, ResumeError
-from .files import require_safe_name, write_json
-from .run_folder import RunFolder
+from .files import remove_folder, require_safe_name, write_json
+from .run_folder import RunFolder, step_in
 
 
 def require_possible(run: RunFolder, snapshot: str = "", steps: int | None = None) -> int:
@@ -46,6 +45,7 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None) -> int
     from .training.checkpoint import snapshots
 
     with run.lock():
+        run.require_own()
         first = require_possible(run, snapshot, steps)
         state = run.state()
         if steps is not None:
@@ -57,11 +57,11 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None) -> int
             return first
         for step, folder in reversed(snapshots(run.checkpoints_dir)):
             if step > first:
-                shutil.rmtree(folder)
-        shutil.rmtree(run.diffusers_dir, ignore_errors=True)
-        for path in run.previews_dir.glob("step-*.png"):
-            if int(path.name.split("-")[1]) > first:
-                path.unlink()
+                remove_folder(folder)
+        remove_folder(run.diffusers_dir)
+        for path in run.previews():
+            if (step_in(path.name) or 0) > first:
+                path.unlink(missing_ok=True)
         run.truncate_metrics(first)
         forget_after(run, first)
         run.log(f"Taken back to step {first}; what came after it was removed.")

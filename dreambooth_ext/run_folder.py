@@ -1,6 +1,6 @@
 """What a run leaves on disk, and where.
 
-    RUN/config.json          the settings, as validated
+    RUN/config.json          the settings, as validated; written last and deleted last: what has none is no run
     RUN/state.json           where the run stands: state, step, steps, message, times
     RUN/inputs.json          sha256 of the base and of each picture: a resume compares them
     RUN/dataset/             prepared pictures, and manifest.json
@@ -21,16 +21,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .config import TrainConfig
-from .errors import ResumeError, RunBusy
-from .files import append_line, make_folder, require_safe_name, storage_error, sync_folder, write_json
+from .errors import ConfigError, ResumeError, RunBusy, StorageError, UnsafePath
+from .files import append_line, is_link, make_folder, require_safe_name, storage_error, sync_folder, write_atomically, write_json
 
 STATES = ("new", "preparing", "class images", "training", "publishing", "finished", "interrupted", "failed")
 
@@ -50,6 +51,11 @@ class RunState:
 
 _STATE: dict[str, Any] = {"state": str, "step": int, "steps": int, "message": str, "started_s": (int, float),
                           "updated_s": (int, float)}
+BESIDE_RUNS = ("class-images", "presets", "uploads")  # folders of the runs' folder that are no runs
+_LOG_BYTES_SHOWN = 1 << 20
+_OBJECT_BYTES_AT_MOST = 16 << 20  # inputs.json of 1000 pictures has some 100 KiB
+_LINE_BYTES_AT_MOST = 1 << 16
+_BEFORE_CONFIG = re.compile(r"\.lock|(inputs|state|choices-\d+)\.json|\..*\.partial")  # what a start that was killed has left
 _TOO_LARGE = 1e11  # steps, or seconds since 1970, of a file that somebody has tampered with
 
 
@@ -67,16 +73,66 @@ class RunFolder:
 
     @classmethod
     def for_config(cls, config: TrainConfig) -> RunFolder:
-        return cls(Path(config.runs_dir).expanduser() / require_safe_name(config.output_name, "--output-name"))
+        return cls(Path(config.runs_dir).expanduser() / require_run_name(config.output_name, "--output-name"))
 
     @property
     def exists(self) -> bool:
         return (self.path / "config.json").is_file()
 
-    def create(self, config: TrainConfig) -> None:
+    def create(self, config: TrainConfig, inputs: Mapping[str, str] | None = None) -> None:
+        """Make it a run. Raises StorageError, and then it is none."""
         make_folder(self.path)
-        write_json(self.path / "config.json", config.to_dict())
+        self.write_inputs(dict(inputs or {}))
         self.write_state(RunState(started_s=time.time()))
+        write_json(self.path / "config.json", config.to_dict())
+
+    def require_free(self) -> None:
+        """Raise ConfigError if the folder holds a run, or files of somebody else's."""
+        if self.exists:
+            raise ConfigError([f"--output-name: a run named {self.path.name} is there already ({self.state().state})"],
+                              f"Choose another name, or continue it: python -m dreambooth_ext resume {self.path.name}")
+        found = self.path.iterdir() if self.path.is_dir() else ()
+        others = sorted(path.name for path in found if not _BEFORE_CONFIG.fullmatch(path.name))
+        if others:
+            raise ConfigError([f"--output-name: {self.path} holds files that are no run's: {', '.join(others[:5])}"],
+                              "Choose another name, or another folder of runs.")
+
+    def require_there(self) -> None:
+        """Raise StorageError if the folder is gone: else it would be made anew, in the place of a drive that is not there."""
+        if not self.path.is_dir():
+            raise StorageError(f"{self.path.name} is to be written to {self.path.parent}", "the run's folder is gone",
+                               "Put the drive back, or the folder if it was moved.")
+
+    def require_own(self, *, folders_alone: bool = False) -> None:
+        """Raise UnsafePath if anything in the folder is a link: what is read, written or deleted there would be elsewhere."""
+        for place, folders, names in os.walk(self.path):
+            for name in folders if folders_alone else (*folders, *names):
+                path = Path(place, name)
+                if is_link(path):
+                    raise UnsafePath(f"{self.path.name} is to be worked on",
+                                     f"{path.relative_to(self.path).as_posix()} in it is a link to elsewhere",
+                                     "Put the files themselves in its place; a run may be moved to another disk as a whole.")
+
+    def delete(self) -> None:
+        """Remove the run with all that is in it; killed half-way, it can be deleted again. Raises RunBusy, StorageError."""
+        if is_link(self.path):
+            raise UnsafePath(f"{self.path.name} is to be deleted", "its folder is a link to elsewhere", "Remove the link yourself.")
+        lock = self.path / ".lock"
+        with self.lock():
+            try:
+                for path in sorted(self.path.iterdir(), key=lambda path: path.name == "config.json"):
+                    if path.is_dir() and not is_link(path):
+                        shutil.rmtree(path)
+                    elif path != lock:
+                        path.unlink()
+            except OSError as error:
+                raise StorageError(f"{self.path.name} is to be deleted", str(error.strerror or error),
+                                   "Close what uses its files, and try again.") from error
+            if os.name != "nt":  # which removes no open file
+                lock.unlink()
+        with suppress(OSError):  # somebody may have begun a run of that name at once
+            lock.unlink(missing_ok=True)
+            self.path.rmdir()
 
     def config(self) -> TrainConfig:
         """Raises ResumeError if there is no run here, ConfigError if its settings cannot be read or are none of ours."""
@@ -93,8 +149,8 @@ class RunFolder:
                  if name in _STATE and isinstance(value, _STATE[name]) and not isinstance(value, bool)}
         if not all(abs(value) < _TOO_LARGE for value in given.values() if isinstance(value, (int, float))):
             return RunState()  # also what is no number: a comparison with it is false
-        names = tuple(published) if isinstance(published, list) and all(isinstance(name, str) for name in published) else ()
-        return RunState(**given, published=names)
+        known = isinstance(published, list) and all(isinstance(name, str) for name in published)
+        return RunState(**given, published=tuple(printable(name) for name in published) if known else ())
 
     def write_state(self, state: RunState) -> None:
         write_json(self.path / "state.json", dict(asdict(state), updated_s=time.time()))
@@ -121,13 +177,15 @@ class RunFolder:
             raise storage_error(self.metrics_path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines, one for each step: the last one written counts."""
-        lines: dict[int, dict[str, Any]] = {}
+        """All whole lines, one for each step: the last one written counts. None where they cannot be read."""
         try:
-            text = self.metrics_path.read_text(encoding="utf-8")
+            return self._metrics()
         except OSError:
             return []
-        for line in text.splitlines():
+
+    def _metrics(self) -> list[dict[str, Any]]:
+        lines: dict[int, dict[str, Any]] = {}
+        for line in _lines_of(self.metrics_path) if self.metrics_path.exists() else ():
             try:
                 entry = json.loads(line)
                 step = entry["step"]
@@ -139,20 +197,42 @@ class RunFolder:
         return [lines[step] for step in sorted(lines)]
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop the lines after `step`: a resumed run writes them again."""
-        from .files import write_atomically
-
-        kept = [entry for entry in self.metrics() if entry["step"] <= step]
+        """Drop the lines after `step`: a resumed run writes them again. Raises StorageError."""
+        try:
+            kept = [entry for entry in self._metrics() if entry["step"] <= step]
+        except OSError as error:
+            raise storage_error(self.metrics_path, error) from error
         with write_atomically(self.metrics_path, "w") as stream:
             stream.writelines(json.dumps(entry) + "\n" for entry in kept)
 
     def _object(self, name: str) -> dict[str, Any]:
         """A JSON object of this folder, which may come from anywhere; empty if it is none."""
         try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            path = self.path / name
+            text = path.read_text(encoding="utf-8") if path.stat().st_size <= _OBJECT_BYTES_AT_MOST else ""
+            value = json.loads(text, object_pairs_hook=_with_printable_texts)
         except (OSError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
+
+    def log_text(self) -> str:
+        """The end of the log; empty where it is a link, or cannot be read."""
+        try:
+            with self.log_path.open("rb") as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LOG_BYTES_SHOWN))
+                return "" if is_link(self.log_path) else stream.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def prepared(self) -> list[Path]:
+        """The prepared pictures; none where the folder is a link."""
+        folder = self.dataset_dir
+        return [] if is_link(folder) else sorted(path for path in folder.rglob("*.png") if not is_link(path))
+
+    def previews(self) -> list[Path]:
+        """In order of steps; none where the folder is a link."""
+        folder = self.previews_dir
+        return [] if is_link(folder) else sorted(path for path in folder.glob("step-*.png") if not is_link(path))
 
     def log(self, text: str) -> None:
         with suppress(OSError), self.log_path.open("a", encoding="utf-8") as stream:  # no run ends for want of its log
@@ -183,15 +263,43 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the operating system frees it when the process dies. Raises RunBusy."""
-        make_folder(self.path)
-        with (self.path / ".lock").open("a+b") as stream:
+        """Hold the run for this process; the operating system frees it when the process dies. Raises RunBusy, StorageError."""
+        path = self.path / ".lock"
+        try:
+            make_folder(self.path)
+            stream = path.open("a+b")
+        except OSError as error:
+            raise storage_error(path, error) from error
+        with stream:
             try:
                 _lock(stream.fileno())
+                removed = not path.exists() or not os.path.samestat(path.stat(), os.fstat(stream.fileno()))
             except OSError as error:
-                raise RunBusy(f"{self.path.name} is to be worked on", "another process works in its folder",
-                              "Wait for it, stop it, or choose another name.") from error
+                raise _busy(self.path) from error
+            if removed:  # by whoever has just deleted the run
+                raise _busy(self.path)
             yield
+
+
+def _busy(path: Path) -> RunBusy:
+    return RunBusy(f"{path.name} is to be worked on", "another process works in its folder",
+                   "Wait for it, stop it, or choose another name.")
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    """Lines of a text file; those that are far too long come in pieces."""
+    with path.open("rb") as stream:
+        while line := stream.readline(_LINE_BYTES_AT_MOST):
+            yield line.decode("utf-8", "replace")
+
+
+def printable(text: str) -> str:
+    """Without halves of characters, which JSON and file systems can write, and nothing can print."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _with_printable_texts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {printable(name): printable(value) if isinstance(value, str) else value for name, value in pairs}
 
 
 def _lock(handle: int) -> None:
@@ -211,9 +319,20 @@ def step_in(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
+def require_run_name(name: str, what: str) -> str:
+    """Return `name` if it can name a run, else raise UnsafePath."""
+    if require_safe_name(name, what).lower() in BESIDE_RUNS:
+        raise UnsafePath(f"{what} is to be {name!r}", "the folder of that name, beside the runs, holds something else",
+                         "Choose another name.")
+    return name
+
+
 def list_runs(runs_dir: Path) -> list[RunFolder]:
-    """All runs below `runs_dir`, newest first."""
-    if not runs_dir.is_dir():
+    """All runs below `runs_dir`, newest first; none where it cannot be read."""
+    try:
+        found = [RunFolder(path) for path in runs_dir.iterdir()
+                 if path.name.lower() not in BESIDE_RUNS and not path.name.startswith(".")]
+        runs = [run for run in found if run.exists]
+    except OSError:
         return []
-    runs = [RunFolder(path) for path in runs_dir.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted((run for run in runs if run.exists), key=lambda run: run.state().started_s, reverse=True)
+    return sorted(runs, key=lambda run: run.state().started_s, reverse=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from .jobs import JOBS, Job, Jobs
 from .options import options_of
 from .progress import Progress
 from .report import explain_failure, write_report
-from .run_folder import RunFolder, list_runs
+from .run_folder import RunFolder, list_runs, require_run_name
+from .watchdog import watched
 
 PATHS = ("base", "vae", "models_dir", "runs_dir")
 CONCEPT_PATHS = ("instance_dir", "class_dir", "choices")
@@ -39,7 +40,8 @@ class Work:
             return self.do(progress)
         except Cancelled:
             if self.discard:
-                shutil.rmtree(self.run.path, ignore_errors=True)
+                with suppress(StorageError):  # it stays in the list of runs, and can be deleted there
+                    self.run.delete()
             raise
 
 
@@ -103,7 +105,7 @@ class Service:
         if run.exists or self._is_queued(run):
             raise ConfigError([f"--output-name: a run named {run.path.name} is there already"],
                               "Choose another name, or continue that run in the list of runs.")
-        return self._queue(run, lambda progress: recipe.train(config, self.host, progress))
+        return self._queue(run, lambda progress: recipe.train(config, self.host, progress), run.path)
 
     def resume(self, name: str, snapshot: str = "", steps: int | None = None) -> Job:
         """Go on with a run: from one of its snapshots, if named, and to other `steps`, if given. What comes after that
@@ -112,7 +114,7 @@ class Service:
         run = self.run(name)
         self._confined(run.config())
         if not snapshot and steps is None:
-            return self._queue(run, lambda progress: recipe.resume(run, self.host, progress))
+            return self._queue(run, lambda progress: recipe.resume(run, self.host, progress), run.path)
         if self._is_queued(run):
             raise RunBusy(f"{name} is to go on from {snapshot or 'its last snapshot'}", "it is running or waiting",
                           "Stop it first.")
@@ -122,7 +124,7 @@ class Service:
             rollback.go_back(run, snapshot, steps)
             return recipe.resume(run, self.host, progress)
 
-        return self._queue(run, work)
+        return self._queue(run, work, run.path)
 
     def faults(self, values: Mapping[str, Any]) -> list[str]:
         """Everything that would keep `start` from starting these settings, files included; empty if nothing would."""
@@ -158,7 +160,7 @@ class Service:
         folder = self.snapshot_folder(run, snapshot) if snapshot else None
 
         def work(progress: Progress) -> list[Path]:
-            with self.host.job(run.path.name, progress):
+            with watched(progress), self.host.job(run.path.name, progress):
                 paths = recipe.publish(run, progress, snapshot=folder, name=as_name, config=config)
                 self.host.select(paths[0])
             progress.report(1, 1)
@@ -168,16 +170,10 @@ class Service:
 
     def delete(self, name: str) -> None:
         """Remove a run's folder with all that is in it; published models stay. Raises RunBusy."""
-        run = self.run(name)
+        run = self._found(name)
         if self._is_queued(run):
             raise RunBusy(f"{name} is to be deleted", "it is running or waiting", "Stop it first.")
-        try:
-            with run.lock():
-                pass
-            shutil.rmtree(run.path)
-        except OSError as error:
-            raise StorageError(f"{name} is to be deleted", str(error),
-                               "Close what uses its files, and try again.") from error
+        run.delete()
 
     def stop(self, job_id: str, by: str, *, discard: bool = False) -> bool:
         """Stop a job, keeping what it has learnt unless `discard`. False if there is no such job to stop."""
@@ -200,18 +196,16 @@ class Service:
 
     def runs(self) -> list[dict[str, Any]]:
         """All runs of the host's folder, newest first; one that cannot be read says so."""
-        rows = []
-        for run in list_runs(self.host.runs_dir):
-            try:
-                rows.append(recipe.describe(run))
-            except (ConfigError, ResumeError) as error:
-                rows.append({"name": run.path.name, "base": "", "size_bytes": 0, "prompts": [],
-                             **asdict(run.state()), "message": str(error)})
-        return rows
+        return [recipe.describe(run) for run in list_runs(self.host.runs_dir)]
 
     def run(self, name: str) -> RunFolder:
-        """Raises ResumeError if there is no such run, UnsafePath if `name` is not a mere name."""
-        run = RunFolder(self.host.runs_dir / require_safe_name(name, "the run"))
+        """Raises ResumeError if there is no such run, UnsafePath if `name` is not a mere name, or a folder in it a link."""
+        run = self._found(name)
+        run.require_own(folders_alone=True)
+        return run
+
+    def _found(self, name: str) -> RunFolder:
+        run = RunFolder(self.host.runs_dir / require_run_name(name, "the run"))
         self.require_allowed(run.path)  # a folder of that name may be a link to elsewhere
         if not run.exists:
             raise ResumeError(f"{name} is to be opened", "there is no such run", "Choose one from the list of runs.")
@@ -294,8 +288,8 @@ class Service:
         jobs = self.jobs.all()
         return next((job for job in jobs if job.state == "running"), jobs[0] if jobs else None)
 
-    def _queue(self, run: RunFolder, do: Callable[[Progress], Any]) -> Job:
-        return self.jobs.start(Job(run.path.name, Work(run, do)))
+    def _queue(self, run: RunFolder, do: Callable[[Progress], Any], key: Path | None = None) -> Job:
+        return self.jobs.start(Job(run.path.name, Work(run, do), key))
 
     def _is_queued(self, run: RunFolder) -> bool:
         return any(isinstance(job.work, Work) and job.work.run.path == run.path for job in self.jobs.all())

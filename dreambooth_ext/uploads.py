@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,16 +29,36 @@ def keep(files: Sequence[str], folder: Path) -> Path:
     faults = _faults(sizes)
     if faults:
         raise ConfigError(faults, "Nothing was kept. Larger sets: put them into a folder yourself, and name that folder.")
-    require_space(folder, sum(sizes.values()), "The upload")
+    require_space(folder.parent, sum(sizes.values()), "The upload")
     try:
-        make_folder(folder)
-        for number, file in enumerate(files):
-            name = harmless(Path(file).name)
-            target = folder / name
-            shutil.copyfile(file, target if not target.exists() else folder / f"{number}-{name}")
+        make_folder(folder.parent)
+        while True:
+            try:
+                folder.mkdir()  # never one that somebody else's pictures are put into
+                break
+            except FileExistsError:
+                folder = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:6]}")
+        for file, name in _names_for(list(sizes)).items():
+            shutil.copyfile(file, folder / name)
     except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
         raise storage_error(folder, error) from error
     return folder
+
+
+def _names_for(files: Sequence[str]) -> dict[str, str]:
+    """A harmless name for each file; a picture and its caption keep a common one, and no two share one."""
+    stems: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for number, file in enumerate(files):
+        stem, suffix = os.path.splitext(Path(file).name)
+        if stem not in stems:
+            wished = harmless(stem)
+            taken = {other.lower() for other in stems.values()}
+            stems[stem] = wished if wished.lower() not in taken else f"{number}-{wished}"
+        name = stems[stem] + suffix.lower()
+        names[file] = name if name not in names.values() else f"{number}-{name}"
+    return names
 
 
 def harmless(name: str) -> str:

@@ -19,9 +19,10 @@ def service():
 
 
 def add_routes(page, app):
+    webui_limits.keep_private(page, webui_host().runs_dir)
     users = webui_limits.api_credentials()
     if users is not None:
-        api.mount(app, service(), users, webui_limits.allows_origin)
+        api.mount(app, service(), users, webui_limits.allows_origin, webui_limits.answers_to)
 
 
 hand_over = HandOver(webui_host())

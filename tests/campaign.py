@@ -1,8 +1,5 @@
 """A run of seconds as a process of its own, for tests that break it, and what it ends in when nobody does."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,18 +8,22 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from zygote import Forked, start
+
+from dreambooth_ext.models.specimen import Size
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SNAPSHOT_EVERY = 2
+# The least that trains at 64 pixels: a group of channels has two numbers at least.
+SMALLEST = Size((32, 32, 64, 64), (1, 1, 1, 0), 1, (32,), (2,), (32, 32, 32, 32))
 
 
-def call(folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "dreambooth_ext")) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-W", "ignore", *program, *arguments], cwd=folder,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)})
+def call(folder: Path, *arguments: str, function: str = "dreambooth_ext.cli:run") -> Forked:
+    """The command line, or another function of the arguments, as a process of its own."""
+    return start(folder, function, *arguments)
 
 
-def finish(process: subprocess.Popen) -> None:
+def finish(process: Forked) -> None:
     _, told = process.communicate(timeout=600)
     assert process.returncode == 0, told
 
@@ -31,13 +32,19 @@ def training(inputs: tuple[Path, Path]) -> list[str]:
     base, pictures = inputs
     return ["train", "--base", str(base), "--instance-dir", str(pictures), "--token", "rxz", "--class-noun", "dog",
             "--output-name", "broken", "--steps", "6", "--resolution", "64", "--num-class-images", "3", "--class-steps", "2",
-            "--preview-steps", "2", "--snapshot-every", str(SNAPSHOT_EVERY), "--publish-format", "safetensors",
+            "--preview-steps", "1", "--snapshot-every", str(SNAPSHOT_EVERY), "--publish-format", "safetensors",
             "--ema-decay", "0.9"]
 
 
 def next_call(folder: Path, inputs: tuple[Path, Path]) -> list[str]:
     """What a person would type: start it, or go on with it."""
     return ["resume", "broken"] if (folder / "runs" / "broken" / "config.json").exists() else training(inputs)
+
+
+def require_nothing_left(folder: Path) -> None:
+    """No half file, hidden or not, of what was killed."""
+    left = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in (".partial", ".former")]
+    assert not left, left
 
 
 def require_end(folder: Path, expected: dict[str, torch.Tensor], who: str) -> None:
@@ -52,7 +59,7 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
     from dreambooth_ext.models.specimen import specimen
 
     folder = tmp_path_factory.mktemp("inputs")
-    base = specimen(SD1).write(folder / "base.safetensors", torch.float16)
+    base = specimen(SD1, size=SMALLEST).write(folder / "base.safetensors", torch.float16)
     (folder / "pictures").mkdir()
     draws = np.random.default_rng(0)
     for number in range(3):

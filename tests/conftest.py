@@ -1,5 +1,6 @@
 """Set before torch is imported anywhere: two threads on shared cores can be a hundred times slower than one."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +24,22 @@ def photos() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real photographs are not at {folder}")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """The demo, which takes minutes, goes first: at the end one test process would work on it alone."""
+    items.sort(key=lambda item: item.get_closest_marker("demo") is None)
+
+
+def pytest_collection_finish(session):
+    """In a whole run each test process meets the large libraries anyway: garbage collection need not walk over them."""
+    if os.environ.get("PYTEST_XDIST_WORKER") and len(session.items) > 500:
+        import diffusers.pipelines.stable_diffusion  # noqa: F401
+        import torch._dynamo  # noqa: F401
+        import transformers.models.clip.modeling_clip  # noqa: F401
+
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

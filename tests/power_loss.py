@@ -1,8 +1,8 @@
 """A power cut, simulated: whatever a process wrote and did not fsync may be gone, whole or in part.
 
-As a program, `python -m tests.power_loss JOURNAL N SEED ROOT -- ARGUMENTS` runs the command line and cuts the power at the
+`main(JOURNAL N SEED ROOT ARGUMENTS)`, in a process of its own, runs the command line and cuts the power at the
 N-th moment at which something reaches the disk (fsync, rename), just before or just after it. N of 0 counts the moments.
-As a module, `lose(journal, seed)` then does to ROOT what a disk may do:
+`lose(journal, seed)` then does to ROOT what a disk may do:
 
 - a file that was never fsynced is cut off anywhere, or empty, or full of zeros;
 - a file that grew since its fsync keeps what was synced and any part of the rest;
@@ -15,7 +15,6 @@ import json
 import os
 import random
 import shutil
-import sys
 from pathlib import Path
 
 CUT = 137
@@ -130,16 +129,27 @@ def _lose_content(path, mark, draws):
             stream.truncate(now.st_size)
 
 
-def main():
-    journal, cut_at, seed, root, _, *arguments = sys.argv[1:]
+def main(given):
+    journal, cut_at, seed, root, *arguments = given
     disk = Disk(root, journal, int(cut_at), int(seed))
     from dreambooth_ext.cli import run
 
     code = run(arguments)
     if int(cut_at) == 0:
         Path(journal).write_text(json.dumps({"moments": disk.moments}))
-    sys.exit(code)
+    return code
 
 
-if __name__ == "__main__":
-    main()
+def write_one(given):
+    """A file written carelessly or with care, and the power cut right after."""
+    root, journal, kind = given
+    disk = Disk(root, journal, 0, 0)
+    if kind == "careless":
+        Path(root, "t").write_bytes(b"x" * 100_000)
+        os.replace(Path(root, "t"), Path(root, "f"))
+    else:
+        from dreambooth_ext.files import write_atomically
+
+        with write_atomically(Path(root, "f")) as stream:
+            stream.write(b"x" * 100_000)
+    disk.cut()

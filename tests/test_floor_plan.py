@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "origin": F0,
     "uploads": F0 | {"dataset"},
     "demo": F0 | {"dataset", "models", "training", "playground", "recipe", "hosts.standalone"},
-    "hosts": F0 | {"models"},
+    "hosts": F0 | {"models", "origin"},
     "needs": set(),
     "advice": F0 | {"dataset", "models"},
     "service": F0 | {"check", "recipe", "jobs", "uploads", "comparison", "compare", "rollback", "report", "picture_room"},

@@ -1,65 +1,138 @@
 """A process that is killed at any moment loses nothing: the run goes on, and ends like one that was left alone."""
 
+import json
 import os
 import random
-import signal
-import subprocess
-from pathlib import Path
+import sys
 
 import pytest
-from campaign import call, next_call, require_end
+from breaking import PHASES, plan_for
+from campaign import call, finish, next_call, require_end, require_nothing_left, training
 from safetensors.torch import load_file
 
 from dreambooth_ext.dataset.manifest import sha256_of
+from dreambooth_ext.run_folder import RunFolder, list_runs
 
-ROUNDS_SHORT, ROUNDS_SOAK, ROUNDS_LONG = 2, 60, 200
-pytestmark = [pytest.mark.campaign, pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")]
-
-
-def disturbed(folder: Path, inputs, moments: list[float]) -> int:
-    """Start the run, kill it at these seconds after each start, then let it end. Returns how often it was killed."""
-    killed = 0
-    for seconds in [*moments, None]:
-        published = folder / "models" / "broken.safetensors"
-        if published.exists():
-            load_file(published)  # whole, whenever it is visible
-        process = call(folder, *next_call(folder, inputs))
-        if seconds is None:
-            _, told = process.communicate(timeout=600)
-            assert process.returncode == 0 or "it is finished" in told, told
-            continue
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.communicate()
-    return killed
+KILLED = -9
+ROUNDS = 40 if os.environ.get("SOAK") == "long" else 14  # of each phase
+pytestmark = [pytest.mark.campaign,
+              pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL is POSIX's, and handles are named in /proc")]
 
 
-def campaign(rounds: int, tmp_path: Path, inputs, undisturbed, score) -> None:
-    expected, whole_s = undisturbed
+def arguments_for(folder, inputs):
+    """With one snapshot kept at a time, so that there is something to clean."""
+    more = ["--keep-snapshots", "1"]
+    chosen = next_call(folder, inputs)
+    return chosen if chosen[0] == "resume" else [*chosen, *more]
+
+
+def broken_call(folder, plan, arguments):
+    return call(folder, json.dumps({"root": str(folder), **plan}), *arguments, function="breaking:main")
+
+
+@pytest.fixture(scope="session")
+def moments(inputs, undisturbed, tmp_path_factory):
+    """How many there are in each phase of a run that nobody breaks, and in the deletion of one."""
+    folder = tmp_path_factory.mktemp("counted")
+    finish(broken_call(folder, {"journal": str(folder / "run.json")}, arguments_for(folder, inputs)))
+    require_end(folder, undisturbed[0], "nobody broke this one")
+    finish(broken_call(folder, {"journal": str(folder / "deleted.json")}, ["delete", "broken"]))
+    counts = json.loads((folder / "run.json").read_text())
+    assert all(counts[phase] >= 5 for phase in PHASES), counts
+    return {**counts, "delete": json.loads((folder / "deleted.json").read_text())["cleaning"]}
+
+
+def killed_once(folder, inputs, plan, published):
+    """Start the run or go on with it, kill it by plan; False if it was over before."""
+    if published.exists():
+        load_file(published)  # whole, whenever it is visible
+    process = broken_call(folder, plan, arguments_for(folder, inputs))
+    _, told = process.communicate()
+    assert process.returncode == KILLED or process.returncode == 0 or "it is finished" in told, told
+    return process.returncode == KILLED
+
+
+def disturbed(folder, inputs, phase, seed, moments):
+    """Kill a run in that phase, half of the time also later, then let it end. Returns how often it was killed."""
+    draws, published, kills = random.Random(seed), folder / "models" / "broken.safetensors", 0
+    phases = [phase, *([draws.choice(PHASES)] if draws.random() < 0.5 else [])]
+    for number, each in enumerate(phases):
+        kills += killed_once(folder, inputs, plan_for(seed + 1000 * number, each, moments, kill=True), published)
+    process = call(folder, *arguments_for(folder, inputs))
+    _, told = process.communicate()
+    assert process.returncode == 0 or "it is finished" in told, told
+    return kills
+
+
+def campaign(rounds, phase, tmp_path, inputs, undisturbed, moments, score):
     before = {path: sha256_of(path) for path in [inputs[0], *inputs[1].iterdir()]}
     kills = 0
-    score.start("killed", f"seeds 0 to {rounds - 1}")
+    score.start(f"killed: {phase}", "")
     for seed in range(rounds):
-        draws = random.Random(seed)
         folder = tmp_path / str(seed)
         folder.mkdir()
-        moments = [draws.uniform(0.3, 1.0) * whole_s for _ in range(draws.choice((1, 2)))]
         with score.trial():
-            kills += disturbed(folder, inputs, moments)
-            require_end(folder, expected, f"seed {seed}")
-        score.how = f"{kills} kills, seeds 0 to {seed}"
+            kills += disturbed(folder, inputs, phase, seed, moments)
+            require_end(folder, undisturbed[0], f"{phase}, seed {seed}")
+            require_nothing_left(folder)
+        score.how = f"{kills} kills at {moments[phase]} moments, seeds 0 to {seed}"
     assert {path: sha256_of(path) for path in before} == before
-    assert kills >= rounds // 2
+    assert kills >= rounds
 
 
-def test_killed_at_random_moments(tmp_path, inputs, undisturbed, score):
-    campaign(ROUNDS_SHORT, tmp_path, inputs, undisturbed, score)
+def deletions(rounds, tmp_path, inputs, undisturbed, moments, score):
+    """A run whose deletion was killed is there, and can be deleted again, or it is gone."""
+    kills = 0
+    score.start("killed: deletion of a run", "")
+    for seed in range(rounds):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        finish(call(folder, *training(inputs)))
+        with score.trial():
+            plan = plan_for(seed, "cleaning", {"cleaning": moments["delete"]}, kill=True)
+            process = broken_call(folder, {**plan, "kill": 0.0}, ["delete", "broken"])
+            process.communicate()
+            kills += process.returncode == KILLED
+            left = list_runs(folder / "runs")
+            for run in left:
+                assert run.config().output_name == "broken"
+                run.delete()
+            if not left:
+                RunFolder(folder / "runs" / "broken").require_free()
+            require_end(folder, undisturbed[0], f"the published model, seed {seed}")
+            (folder / "models" / "broken.safetensors").unlink()
+            finish(call(folder, *training(inputs)))
+            require_end(folder, undisturbed[0], f"the same name again, seed {seed}")
+        score.how = f"{kills} kills at {moments['delete']} moments, seeds 0 to {seed}"
+    assert kills == rounds
+
+
+def test_one_run_is_killed_in_phase_after_phase(tmp_path, inputs, undisturbed, moments, score):
+    """Early in each, for what is done already is not done again, and has no moments any more."""
+    early = {phase: count // 3 for phase, count in moments.items()}
+    published = tmp_path / "models" / "broken.safetensors"
+    score.start("killed: each phase", "")
+    for seed, phase in enumerate(PHASES):
+        with score.trial():
+            assert killed_once(tmp_path, inputs, plan_for(seed, phase, early, kill=True), published)
+        score.how = f"{seed + 1} kills of one run, seeds 0 to {seed}"
+    finish(call(tmp_path, "resume", "broken"))
+    require_end(tmp_path, undisturbed[0], "killed in each phase")
+    require_nothing_left(tmp_path)
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(6 * 3600)
-def test_killed_many_times(tmp_path, inputs, undisturbed, score):
-    campaign(ROUNDS_LONG if os.environ.get("SOAK") == "long" else ROUNDS_SOAK, tmp_path, inputs, undisturbed, score)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_many_times(phase, tmp_path, inputs, undisturbed, moments, score):
+    campaign(ROUNDS, phase, tmp_path, inputs, undisturbed, moments, score)
+
+
+def test_a_deletion_that_was_killed_can_be_done_again(tmp_path, inputs, undisturbed, moments, score):
+    deletions(1, tmp_path, inputs, undisturbed, moments, score)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_deletions_killed_many_times(tmp_path, inputs, undisturbed, moments, score):
+    deletions(ROUNDS, tmp_path, inputs, undisturbed, moments, score)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from campaign import SMALLEST
 
 from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.jobs import Jobs
 from dreambooth_ext.models.family import SD1
-from dreambooth_ext.models.specimen import Size, specimen
+from dreambooth_ext.models.specimen import specimen
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.service import Service
 
@@ -59,8 +60,7 @@ class Holdings:
 def service(tmp_path):
     for name in ("models", "runs"):
         (tmp_path / name).mkdir()
-    smallest = Size((32, 32, 32, 32), (1, 1, 1, 0), 1, (32,), (2,), (32, 32, 32, 32))
-    specimen(SD1, size=smallest).write(tmp_path / "models" / "base.safetensors", torch.float16)
+    specimen(SD1, size=SMALLEST).write(tmp_path / "models" / "base.safetensors", torch.float16)
     gc.freeze()  # what the libraries made: else most of the time would go into walking over it
     yield Service(StandaloneHost(tmp_path / "models", tmp_path / "runs"), jobs=Jobs())
     gc.unfreeze()

@@ -8,14 +8,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from campaign import REPOSITORY, call, next_call, require_end, training
+from campaign import call, next_call, require_end, training
 from power_loss import CUT, lose
 from safetensors.torch import load_file
 
 from dreambooth_ext.training.checkpoint import snapshots
 
 ROUNDS_SHORT, ROUNDS_SOAK, ROUNDS_LONG = 3, 40, 200
-PROGRAM = (str(REPOSITORY / "tests" / "power_loss.py"),)
 pytestmark = [
     pytest.mark.campaign,
     pytest.mark.skipif(sys.platform != "linux", reason="the file behind a handle is found through /proc"),
@@ -25,7 +24,7 @@ pytestmark = [
 def cut_at(moment: int, seed: int, folder: Path, arguments: list[str]) -> dict:
     """Run until the power is cut at that moment (or to the end); the journal."""
     journal = Path(tempfile.mkdtemp(dir=folder.parent)) / "journal.json"
-    process = call(folder, str(journal), str(moment), str(seed), str(folder), "--", *arguments, program=PROGRAM)
+    process = call(folder, str(journal), str(moment), str(seed), str(folder), *arguments, function="power_loss:main")
     _, told = process.communicate(timeout=600)
     assert process.returncode in (0, CUT), told
     return {"path": journal, "was_cut": process.returncode == CUT}
@@ -82,31 +81,14 @@ def test_the_power_is_cut_many_times(tmp_path, inputs, undisturbed, score):
 def test_the_simulated_disk_does_lose_what_was_not_synced(tmp_path):
     """Else the campaign would prove nothing: a careless writer loses its file, a careful one does not."""
     lost = {"careless": 0, "careful": 0}
-    script = tmp_path / "writer.py"
-    script.write_text(f"""
-import os, sys
-sys.path.insert(0, {str(REPOSITORY / "tests")!r})
-sys.path.insert(0, {str(REPOSITORY)!r})
-from pathlib import Path
-from power_loss import Disk
-root, journal, kind = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-disk = Disk(root, journal, 0, 0)
-if kind == "careless":
-    (root / "t").write_bytes(b"x" * 100_000)
-    os.replace(root / "t", root / "f")
-else:
-    from dreambooth_ext.files import write_atomically
-    with write_atomically(root / "f") as stream:
-        stream.write(b"x" * 100_000)
-disk.cut()
-""")
     for kind in lost:
         for seed in range(12):
             folder = tmp_path / f"{kind}{seed}" / "root"
             folder.mkdir(parents=True)
             journal = folder.parent / "journal.json"
-            process = call(folder, str(folder), str(journal), kind, program=(str(script),))
+            process = call(folder, str(folder), str(journal), kind, function="power_loss:write_one")
             process.communicate(timeout=60)
+            assert process.returncode == CUT
             lose(journal, seed)
             path = folder / "f"
             lost[kind] += not (path.exists() and path.read_bytes() == b"x" * 100_000)

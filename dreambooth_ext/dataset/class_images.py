@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import CLASS_IMAGES_AT_MOST, CLASS_IMAGES_PER_PICTURE, Concept
 from ..errors import HostError, PictureError
-from ..files import append_line, write_atomically
+from ..files import append_line, sweep, write_atomically
 from ..host import Txt2Img
 from ..progress import Progress
 from . import pace
@@ -224,6 +224,7 @@ def _keep(image: Image, seed: int, plan: PromptPlan, provenance: Mapping[str, st
     image.save(data, "PNG")
     sha256 = hashlib.sha256(data.getbuffer()).hexdigest()
     row = {"file": path.name, "sha256": sha256, "seed": seed, "request": vars(plan.request), "host": dict(provenance)}
+    sweep(plan.folder, path.name)
     append_line(plan.folder / MANIFEST, json.dumps(row), durable=True)
     with write_atomically(path) as stream:
         stream.write(data.getbuffer())
@@ -260,7 +261,7 @@ def _sorted_out(folder: Path, request: Request, sisters: list[dict[str, Any]]) -
     found, foreign = [], []
     for path in list_pictures(folder):
         row = rows.get(path.name)
-        made_by = row["request"] if row is not None and row.get("sha256") == sha256_of(path) else None
+        made_by = row.get("request") if row is not None and row.get("sha256") == sha256_of(path) else None
         if made_by == vars(request):
             found.append(path)
         elif made_by not in sisters:
@@ -280,14 +281,14 @@ def _request_key(request: Request, prompt: str) -> dict[str, Any]:
 def _rows(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of a manifest; a line cut off by a crash leaves its picture to be rendered again."""
     try:
-        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+        lines = (folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     rows = []
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("file"), str) and type(row.get("seed")) is int and "/" not in row["file"]:
             rows.append(row)

@@ -47,7 +47,8 @@ def take_back(pictures: Sequence[Path]) -> list[Path]:
     """Bring struck-out pictures back into use; returns where they are now. Raises PictureError, StorageError."""
     strangers = [path.name for path in pictures if path.parent.name != STRUCK_OUT or not path.is_file()]
     if strangers:
-        raise PictureError(f"{len(pictures)} class images are to be taken back", f"{', '.join(strangers[:10])}: not struck out")
+        raise PictureError(f"{len(pictures)} class images are to be taken back", f"{', '.join(strangers[:10])}: not struck out",
+                           "Name pictures that were struck out before.")
     return [_moved(path, path.parent.parent) for path in pictures]
 
 

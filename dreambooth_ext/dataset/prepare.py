@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, PngImagePlugin
 
@@ -28,6 +30,7 @@ from .manifest import TrainingImage, sha256_of
 from .pictures import FLATTEN_ON, open_with_size, pictures_of, require_none_bad, require_own_file
 from .resize import resize
 
+_FILE = re.compile(r"[0-9a-f]{20}\.png")
 RECIPE = 3  # changes whenever the same input would give other bytes
 LANCZOS = "Lanczos"  # in linear light; every other upscaler is a host's
 Upscale = Callable[[Image.Image, str, float], Image.Image]  # Host.upscale
@@ -205,11 +208,16 @@ def _read_index(path: Path) -> dict[str, dict]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         pictures = value["pictures"] if value["version"] == 1 else {}
-        fields = {"key", "file", "sha256", "width", "height", "box"}
-        return {name: entry for name, entry in pictures.items()
-                if fields <= entry.keys() and Path(entry["file"]).name == entry["file"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {name: entry for name, entry in pictures.items() if _is_entry(entry)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry of an index, which may come from anywhere, is one of ours."""
+    texts, numbers = [entry[name] for name in ("key", "file", "sha256")], [entry["width"], entry["height"], *entry["box"]]
+    return (len(numbers) == 6 and all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+            and bool(_FILE.fullmatch(entry["file"])))
 
 
 def _is_there(path: Path, sha256: str) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ..errors import HostError
+from ..origin import is_address
 
 
 def require_trainable() -> None:
@@ -32,10 +34,29 @@ def is_shared() -> bool:
     from modules import shared
 
     options = shared.cmd_opts
-    reachable = any(getattr(options, name, None) for name in ("share", "listen", "ngrok"))
-    reachable = reachable or getattr(options, "server_name", None) not in (None, "", "127.0.0.1", "localhost", "::1")
     trusted = getattr(options, "enable_insecure_extension_access", False)
-    return (reachable and not trusted) or bool(getattr(options, "hide_ui_dir_config", False))
+    return (_is_reachable(options) and not trusted) or bool(getattr(options, "hide_ui_dir_config", False))
+
+
+def _is_reachable(options: Any) -> bool:
+    named = getattr(options, "server_name", None) not in (None, "", "127.0.0.1", "localhost", "::1")
+    return named or any(getattr(options, name, None) for name in ("share", "listen", "ngrok"))
+
+
+def answers_to(host: str) -> bool:
+    """Whether a Host header names this WebUI: one that is reachable from elsewhere has names that we cannot know."""
+    from modules import shared
+
+    if _is_reachable(shared.cmd_opts) or is_address(host):
+        return True
+    return allows_origin(f"http://{host}") or allows_origin(f"https://{host}")
+
+
+def keep_private(page: Any, folder: Path) -> None:
+    """gradio 3 serves every file below the folder that the WebUI was started in: none of `folder`, from now on."""
+    blocked = getattr(page, "blocked_paths", None)
+    if isinstance(blocked, list):
+        page.blocked_paths = list(dict.fromkeys([*blocked, str(folder.absolute()), str(folder.resolve())]))
 
 
 def warning() -> str:

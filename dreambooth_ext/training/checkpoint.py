@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import ResumeError
-from ..files import replace_folder, require_space
+from ..files import remove_folder, replace_folder, require_space
 from ..models.checkpoint_writer import output_of, write_safetensors
 
 NAME = re.compile(r"step-(\d{6,})")
@@ -55,7 +55,7 @@ def write(checkpoints_dir: Path, step: int, save_model: Callable[[Path], None], 
     replace_folder(folder, fill)
     if keep:
         for _, old in snapshots(checkpoints_dir)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_folder(old)
     return folder
 
 
@@ -64,11 +64,29 @@ def read(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, An
     from safetensors.torch import load_file
 
     try:
+        _require_tensors_alone(folder / "state.pt")
         weights = {path.stem: load_file(path) for path in sorted((folder / "trained").glob("*.safetensors"))}
         return weights, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:
         raise ResumeError(f"{folder.name} is to be continued", f"it cannot be read ({type(error).__name__}: {error})",
                           "Delete that snapshot to go on from the one before it.") from error
+
+
+def _require_tensors_alone(path: Path) -> None:
+    """Raise ValueError for what torch.save did not write here.
+
+    Before torch 2.6, torch.load gives a TorchScript archive to its interpreter even with `weights_only` (CVE-2025-32434);
+    and it unpacks parts that are compressed, however much they become.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    inner = [member.filename.partition("/")[2] for member in members]
+    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+        raise ValueError("it holds a program")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its parts are compressed, which PyTorch never does")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("its parts overlap")
 
 
 def profile_of(folder: Path) -> str:

@@ -228,7 +228,11 @@ class _Loop:
                     vae_alone=self._session.plan.vae_alone))
 
     def _patiently(self, write: Callable[[], Any]) -> None:
-        patiently(write, self._progress, self._config.storage_wait_min)
+        def there() -> None:
+            self._run.require_there()
+            write()
+
+        patiently(there, self._progress, self._config.storage_wait_min)
 
     def _restore(self) -> int:
         if self._config.draw_order == "diffusers":
@@ -236,14 +240,19 @@ class _Loop:
                               "Start it again under another name.")
         kept = checkpoint.snapshots(self._run.checkpoints_dir)
         if not kept:
-            self._run.truncate_metrics(0)
+            if self._writes:
+                self._patiently(lambda: self._run.truncate_metrics(0))
             return 0
         step, folder = kept[-1]
         weights, state = checkpoint.read(folder)
-        self._session.load_trained_weights(weights)
-        self._session.load_state_dict(state)
+        try:
+            self._session.load_trained_weights(weights)
+            self._session.load_state_dict(state)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ResumeError(f"{folder.name} is to be continued", f"it is not of this run ({type(error).__name__}: {error})",
+                              "Delete that snapshot to go on from the one before it.") from error
         if self._writes:
-            self._run.truncate_metrics(step)
+            self._patiently(lambda: self._run.truncate_metrics(step))
         self._snapshot_step = step
         self._progress.log(f"continued from step {step}")
         return step

@@ -120,7 +120,7 @@ def _cell(run: RunFolder, found: Comparison, column: Column, number: int, is_kep
 def _previews(run: RunFolder, kept: list[str]) -> str:
     """Rows are prompts, columns are steps; each column whose snapshot is kept can be published."""
     cells: dict[tuple[int, int], Path] = {}
-    for path in run.previews_dir.glob("step-*.png") if run.previews_dir.is_dir() else ():
+    for path in run.previews():
         cells[step_of(path), _prompt_number(path)] = path
     if not cells:
         return html.note("This run has no previews.")
@@ -145,4 +145,4 @@ def _button(snapshot: str) -> str:
 
 def _prompt_number(path: Path) -> int:
     number = path.stem.rpartition("-")[2]
-    return int(number) if number.isdigit() else 0
+    return int(number) if number.isdecimal() else 0

@@ -69,7 +69,7 @@ def _picture(service: Service, name: str) -> str:
         run = service.run(name)
     except DreamboothError:
         return ""
-    for paths in (_previews(run), sorted(run.dataset_dir.glob("concept-*/*.png"))[:1]):
+    for paths in (_previews(run), run.prepared()[:1]):
         shown = html.picture(paths[-1], f"picture of {name}", PICTURE_PX) if paths else ""
         if shown:
             return shown
@@ -77,7 +77,7 @@ def _picture(service: Service, name: str) -> str:
 
 
 def _previews(run: RunFolder) -> list[Path]:
-    return sorted(run.previews_dir.glob("step-*-0.png"))
+    return [path for path in run.previews() if path.stem.endswith("-0")]
 
 
 def _when(seconds: float) -> str:

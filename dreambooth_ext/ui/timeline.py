@@ -62,15 +62,13 @@ def config_of(run: RunFolder | None) -> TrainConfig | None:
 
 def previews(run: RunFolder | None) -> list[Path]:
     """All of them, in order of steps."""
-    if run is None or not run.previews_dir.is_dir():
-        return []
-    return sorted(run.previews_dir.glob("step-*.png"), key=lambda path: (step_of(path), path.name))
+    return [] if run is None else sorted(run.previews(), key=lambda path: (step_of(path), path.name))
 
 
 def step_of(path: Path) -> int:
     """step-000100-0.png, step-000100: 100."""
     number = path.stem.split("-")[1] if "-" in path.stem else ""
-    return int(number) if number.isdigit() else 0
+    return int(number) if number.isdecimal() else 0
 
 
 def _when(path: Path) -> str:
@@ -80,7 +78,7 @@ def _when(path: Path) -> str:
 
 def _prompt_of(path: Path) -> int:
     number = path.stem.rpartition("-")[2]
-    return int(number) if number.isdigit() else 0
+    return int(number) if number.isdecimal() else 0
 
 
 def _rows(run: RunFolder | None) -> dict[int, list[Path]]:

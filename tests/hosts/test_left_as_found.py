@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from campaign import SMALLEST
 
 from dreambooth_ext import recipe
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.errors import Cancelled, DreamboothError
 from dreambooth_ext.models.family import SD1
-from dreambooth_ext.models.specimen import Size, specimen
+from dreambooth_ext.models.specimen import specimen
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 
@@ -50,8 +51,7 @@ def state_of(webui):
 
 @pytest.fixture
 def config(webui, inputs, tmp_path):
-    smallest = Size((32, 32, 32, 32), (1, 1, 1, 0), 1, (32,), (2,), (32, 32, 32, 32))
-    specimen(SD1, size=smallest).write(webui.folder / "real.safetensors", torch.float16)
+    specimen(SD1, size=SMALLEST).write(webui.folder / "real.safetensors", torch.float16)
     webui.sd_models.list_models()
     concept = Concept(instance_dir=str(inputs[1]), token="rxz", class_noun="dog", num_class_images=1)
     return TrainConfig(base=str(webui.folder / "real.safetensors"), output_name="new", steps=1, resolution=64, class_steps=1,
