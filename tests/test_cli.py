@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from campaign import SMALLEST
 from PIL import Image
 
 from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, run
@@ -20,10 +21,10 @@ from dreambooth_ext.run_folder import RunFolder
 def base(tmp_path_factory):
     """A small SD 1.x checkpoint of random weights."""
     from dreambooth_ext.models.family import SD1
-    from dreambooth_ext.models.specimen import SMALL, specimen
+    from dreambooth_ext.models.specimen import specimen
 
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
-    specimen(SD1, size=SMALL["sd1"]).write(path, torch.float16)
+    specimen(SD1, size=SMALLEST).write(path, torch.float16)
     return path
 
 
