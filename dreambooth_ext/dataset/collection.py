@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -65,23 +65,18 @@ def outliers(traces: Sequence[Trace]) -> list[int]:
 
 
 def duplicates(traces: Sequence[Trace], progress: Progress) -> tuple[list[list[int]], list[Pair], str]:
-    """Groups of pictures that are the same, the best of each first; the pairs they are made of; and what was compared."""
-    pairs, compared = near_duplicates([each.thumbnail for each in traces], progress)
+    """Groups of pictures that are the same, the best of each first; the pairs they are made of; and what was compared.
+
+    Equal files are equal without looking at them, so that a folder of copies takes no longer than one of each.
+    """
+    first: dict[str, int] = {}
+    equal = [(first.setdefault(each.sha256, index), index) for index, each in enumerate(traces)]
+    unlike = sorted(first.values())
+    near, compared = near_duplicates([traces[index].thumbnail for index in unlike], progress)
+    pairs = [Pair(one, other, 1.0, False) for one, other in equal if one != other]
+    pairs += [replace(pair, first=unlike[pair.first], second=unlike[pair.second]) for pair in near]
     found = groups(pairs, len(traces))
-    plain = _exact(traces)
-    # Pictures of one colour have no correlation; equal files are equal all the same.
-    for group in plain:
-        if not any(set(group) <= set(other) for other in found):
-            found = [other for other in found if not set(group) & set(other)] + [
-                sorted({*group, *(index for other in found if set(group) & set(other) for index in other)})]
     return [sorted(group, key=lambda index: (-_worth(traces[index]), index)) for group in sorted(found)], pairs, compared
-
-
-def _exact(traces: Sequence[Trace]) -> list[list[int]]:
-    by_hash: dict[str, list[int]] = {}
-    for index, each in enumerate(traces):
-        by_hash.setdefault(each.sha256, []).append(index)
-    return [group for group in by_hash.values() if len(group) > 1]
 
 
 def _worth(each: Trace) -> float:

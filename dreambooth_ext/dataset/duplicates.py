@@ -7,7 +7,7 @@ kept of a picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,9 @@ _COARSEST = 12  # where there are too many pictures for shifts
 _MARGIN = 3  # of _COARSE: shifts of up to an eighth of the side
 _ENLARGED = 9 / 8  # of the other picture, beside its own size: one of the two may be a part of the other
 _CANDIDATE_FROM = 0.75  # correlation at the coarse size, at which a shift may fall between two places
+_IN_PLACE_FROM = 0.9  # the same, where no shifts are tried
 SHIFTED_UP_TO = 1000  # pictures; of more, pairs are compared in place and mirrored only
+_LOOKED_AT_MOST = 2_000_000  # pairs, closely: some minutes
 _ROWS_AT_ONCE = 256
 _PLAIN_BELOW = 2.0  # levels; a picture of one colour is like every other one
 
@@ -54,16 +56,38 @@ def near_duplicates(thumbnails: Sequence[np.ndarray], progress: Progress = SILEN
         return [], "There is nothing to compare."
     margin = _MARGIN if count <= SHIFTED_UP_TO else 0
     pairs: dict[tuple[int, int], Pair] = {}
+    joined = _Joined(count)
+    looked_at = 0
     for mirrored in (False, True):
-        for first, second in _candidates(thumbnails, margin, mirrored, progress):
-            other = thumbnails[second][:, ::-1] if mirrored else thumbnails[second]
-            likeness = _aligned(thumbnails[first], other, 2 * margin)
-            former = pairs.get((first, second))
-            if likeness >= ALIKE_FROM and (former is None or likeness > former.likeness):
-                pairs[first, second] = Pair(first, second, likeness, mirrored)
+        for candidates in _candidates(thumbnails, margin, mirrored, progress):
+            if not margin:  # whom a third picture has joined already need not be looked at: video has a million such pairs
+                candidates = candidates[joined.root[candidates[:, 0]] != joined.root[candidates[:, 1]]]
+            for first, second in candidates.tolist():
+                if not margin and (joined.root[first] == joined.root[second] or looked_at >= _LOOKED_AT_MOST):
+                    continue
+                looked_at += 1
+                other = thumbnails[second][:, ::-1] if mirrored else thumbnails[second]
+                likeness = _aligned(thumbnails[first], other, 2 * margin)
+                former = pairs.get((first, second))
+                if likeness >= ALIKE_FROM and (former is None or likeness > former.likeness):
+                    pairs[first, second] = Pair(first, second, likeness, mirrored)
+                    joined.join(first, second)
     how = "as it is, mirrored, and shifted by up to an eighth" if margin else \
         f"as it is and mirrored; shifts are not tried among more than {SHIFTED_UP_TO}"
-    return [pairs[key] for key in sorted(pairs)], f"Each of {count} pictures was compared with each other one, {how}."
+    rest = f"; so many are alike that only {_LOOKED_AT_MOST} pairs were looked at closely" if looked_at >= _LOOKED_AT_MOST else ""
+    return [pairs[key] for key in sorted(pairs)], f"Each of {count} pictures was compared with each other one, {how}{rest}."
+
+
+class _Joined:
+    """Which pictures are the same by way of any pairs: `root` (n,) is equal for those that are."""
+
+    def __init__(self, count: int) -> None:
+        self.root = np.arange(count)
+
+    def join(self, first: int, second: int) -> None:
+        one, other = self.root[first], self.root[second]
+        if one != other:
+            self.root[self.root == max(one, other)] = min(one, other)
 
 
 def groups(pairs: Sequence[Pair], count: int) -> list[list[int]]:
@@ -85,13 +109,15 @@ def groups(pairs: Sequence[Pair], count: int) -> list[list[int]]:
     return [group for group in found.values() if len(group) > 1]
 
 
-def _candidates(thumbnails: Sequence[np.ndarray], margin: int, mirrored: bool, progress: Progress) -> list[tuple[int, int]]:
-    """Pairs (first < second) whose coarse thumbnails are alike at some shift, the second one perhaps mirrored."""
+def _candidates(thumbnails: Sequence[np.ndarray], margin: int, mirrored: bool, progress: Progress) -> Iterator[np.ndarray]:
+    """Pairs (first < second) whose coarse thumbnails are alike at some shift, the second one perhaps mirrored, int (n, 2).
+
+    So many rows at a time, each pair once or twice.
+    """
     coarse = _COARSE if margin else _COARSEST
     inner = coarse - 2 * margin
     middle = _normalised(np.stack([_resized(values, coarse)[margin : margin + inner, margin : margin + inner]
                                    for values in thumbnails]))
-    found = set()
     for start in range(0, len(thumbnails), _ROWS_AT_ONCE):
         progress.check()
         part = [values[:, ::-1] if mirrored else values for values in thumbnails[start : start + _ROWS_AT_ONCE]]
@@ -102,10 +128,8 @@ def _candidates(thumbnails: Sequence[np.ndarray], margin: int, mirrored: bool, p
                 for right in range(side - inner + 1):
                     window = _normalised(rows[:, down : down + inner, right : right + inner])
                     np.maximum(best, middle @ window.T, out=best)
-        for one, other in zip(*np.nonzero(best >= _CANDIDATE_FROM), strict=True):
-            if one != other + start:
-                found.add((min(int(one), int(other) + start), max(int(one), int(other) + start)))
-    return sorted(found)
+        pairs = np.argwhere(best >= (_CANDIDATE_FROM if margin else _IN_PLACE_FROM)) + (0, start)
+        yield np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
 
 
 def _sides(side: int, margin: int) -> tuple[int, ...]:

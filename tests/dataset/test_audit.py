@@ -1,5 +1,6 @@
 """The picture doctor: every kind of fault and of bad file is named, with its reason and its remedy; nothing is written."""
 
+import dataclasses
 import io
 import json
 
@@ -275,3 +276,19 @@ def test_prepare_keeps_its_hands_off_folders_that_are_not_its_own(good, tmp_path
         assert run(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / out)]) == BAD_INPUT
         assert (tmp_path / out / "a.png").is_file() and "--out" in capsys.readouterr().err
     assert run(["audit", str(tmp_path / "in"), "--html", str(tmp_path / "in" / "a.png")]) == BAD_INPUT
+
+
+def test_a_folder_of_copies_is_compared_as_fast_as_one_of_each(good, monkeypatch):
+    """Copies by the thousand, or the frames of a video: a million pairs, of which a few are looked at closely."""
+    from dreambooth_ext.dataset import duplicates
+    from dreambooth_ext.dataset.collection import duplicates as groups_of
+    from dreambooth_ext.dataset.collection import trace
+    from dreambooth_ext.progress import SILENT
+
+    looked_at = []
+    monkeypatch.setattr(duplicates, "_aligned", lambda *given, real=duplicates._aligned: looked_at.append(1) or real(*given))
+    monkeypatch.setattr(duplicates, "SHIFTED_UP_TO", 3)
+    traces = [trace(image, str(number), 1.0, resolution=64, with_directions=False) for number, image in enumerate(good)]
+    frames = [dataclasses.replace(traces[0], sha256=f"frame {number}") for number in range(600)]
+    found, _, _ = groups_of([*traces * 500, *frames], SILENT)
+    assert sorted(len(group) for group in found) == [500, 500, 500, 1100] and len(looked_at) < 2000
