@@ -9,7 +9,7 @@
     POST /dreambooth/v1/runs/{name}/publish   body: {"snapshot": "", "name": "", "settings": {}}
     POST /dreambooth/v1/runs/{name}/delete
 
-and those of run_routes.py, below the same prefix.
+and those of run_routes.py and picture_routes.py, below the same prefix.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 from .errors import ConfigError, DreamboothError, HostError, RunBusy
 from .origin import anybody, nobody, require_own_name, require_own_page
+from .picture_routes import routes as routes_of_pictures
 from .run_routes import routes as routes_of_runs
 from .service import Service, schema
 
@@ -103,6 +104,7 @@ def _routes(service: Service) -> list[tuple[str, str, Callable[[Any, dict[str, s
         ("POST", "/runs/{name}/publish", publish),
         ("POST", "/runs/{name}/delete", delete),
         *routes_of_runs(service),
+        *routes_of_pictures(service),
     ]
 
 

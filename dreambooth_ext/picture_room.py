@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -16,16 +17,17 @@ from typing import TYPE_CHECKING
 
 from . import recipe
 from .check import Checked
-from .config import STEPS_PER_PICTURE, Concept, TrainConfig
+from .config import STEPS_PER_PICTURE, Concept, TrainConfig, colour_of
 from .dataset.captions import Caption, caption_of, captions_in, prompt_for, token_advice, token_pieces_told, write_caption
-from .dataset.choices import Choice, choices_file, choose, read_choices, remembered
+from .dataset.choices import Choice, choices_file, choose, is_box, orders, read_choices, remembered
 from .dataset.class_images import ClassImagePlan
+from .dataset.contact_sheet import named_among, strike_out, struck_out, take_back
 from .dataset.contact_sheet import page as contact_page
 from .dataset.contact_sheet import sheet as contact_sheet
-from .dataset.contact_sheet import strike_out, struck_out, take_back
 from .dataset.crop import Box
 from .dataset.manifest import sha256_of
 from .dataset.pictures import list_pictures, open_picture
+from .dataset.prepare import LANCZOS, Prepared, prepare, require_upscaler
 from .errors import ConfigError, HostError, PictureError
 from .files import write_atomically
 from .host import Host, Txt2Img
@@ -35,10 +37,10 @@ if TYPE_CHECKING:
     from .dataset.verdict import Audit
 
 __all__ = [
-    "Caption", "Captioned", "Choice", "ClassImagePlan", "Drawn", "caption_told", "caption_with", "captions", "choices_file",
-    "choose", "class_image_plans", "contact_page", "contact_sheet", "plans_as_values", "read_choices", "remembered",
-    "resolution_of", "review", "strike_out", "struck_out", "take_back", "thumbnail", "token_pictures", "token_told", "told",
-    "write_caption",
+    "Caption", "Captioned", "Choice", "ClassImagePlan", "Drawn", "PreparedFolder", "caption_told", "caption_with", "captions",
+    "choices_file", "choose", "class_image_plans", "contact_page", "contact_sheet", "is_box", "named", "pictures_in",
+    "plans_as_values", "prepare_folder", "read_choices", "remembered", "resolution_of", "review", "strike_out", "struck_out",
+    "take_back", "thumbnail", "token_pictures", "token_told", "told", "write_caption",
 ]
 CAPTIONED_AT_ONCE = 16  # pictures, for which a host loads its model once
 CAPTIONED_PX = 1024  # longer side, at most; captioners look at 384 to 512
@@ -79,6 +81,40 @@ def review(folder: Path, runs_dir: Path, *, kind: str = "subject", resolution: i
 
     chosen = remembered(choices_file(runs_dir, folder))
     return audit(folder, kind=kind, resolution=resolution, choices=chosen, progress=progress)
+
+
+@dataclass(frozen=True)
+class PreparedFolder:
+    """Where prepared pictures are, which, and what could not be used and why."""
+
+    folder: Path
+    pictures: tuple[Prepared, ...]
+    refused: Mapping[str, str]
+
+
+def prepare_folder(folder: Path, host: Host, *, resolution: int, crop: str = "smart", upscaler: str = LANCZOS,
+                   flatten_on: str = "white", progress: Progress = SILENT) -> PreparedFolder:
+    """Prepare a folder's pictures as a run would, by what was chosen of them, into a folder beside the runs.
+
+    A picture that cannot be used is named, and the rest goes on. Raises ConfigError, PictureError if there are no pictures,
+    HostError if the host lacks the upscaler.
+    """
+    if colour_of(flatten_on) is None:
+        raise ConfigError([f"--flatten-on: {flatten_on!r} is no colour: white, black, grey, or #rrggbb"])
+    require_upscaler(upscaler, host.upscalers())
+    file = choices_file(host.runs_dir, folder)
+    leave_out, boxes = orders(remembered(file))
+    out, refused = host.runs_dir / "prepared" / file.stem, {}  # type: tuple[Path, dict[str, str]]
+    # An upscaler is a model on the host's device.
+    with host.job("prepare", progress) if upscaler != LANCZOS else nullcontext():
+        prepared = prepare(folder, out, resolution=resolution, crop=crop, upscaler=upscaler, flatten_on=flatten_on,
+                           upscale=host.upscale, overrides=boxes, leave_out=leave_out, refused=refused, progress=progress)
+    return PreparedFolder(out, tuple(prepared), refused)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Everything in a folder that is named like a picture, in natural order. Raises PictureError."""
+    return list_pictures(folder)
 
 
 def thumbnail(picture: Path, px: int, box: Box | None = None) -> bytes:
@@ -219,6 +255,11 @@ def _hash_of(base: Path) -> str:
 def _hash_of_version(base: Path, mtime_ns: int, size: int) -> str:
     """Gigabytes take seconds, so each version of a file is read once."""
     return sha256_of(base)
+
+
+def named(plans: Sequence[ClassImagePlan], names: Sequence[str]) -> list[Path]:
+    """Class images by their file names or seeds, of whichever concept. Raises PictureError for names that are none."""
+    return named_among([prompt for plan in plans for prompt in plan.prompts], names)
 
 
 def told(plans: Sequence[ClassImagePlan]) -> str:

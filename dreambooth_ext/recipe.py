@@ -209,12 +209,9 @@ def prepare(
     config: TrainConfig, run: RunFolder, resolution: int, progress: Progress, host: Host | None = None
 ) -> list[TrainingImage]:
     """Prepare the pictures of all concepts into the run's dataset folder. Raises HostError if `host` lacks the upscaler."""
-    from .dataset.prepare import LANCZOS, prepare_concept
+    from .dataset.prepare import prepare_concept, require_upscaler
 
-    there = [LANCZOS, *(host.upscalers() if host else [])]
-    if config.upscaler not in there:
-        raise HostError(f"small pictures are to be enlarged with {config.upscaler}", "there is no such upscaler here",
-                        f"Choose one of: {', '.join(there)}.")
+    require_upscaler(config.upscaler, host.upscalers() if host else [])
     images: list[TrainingImage] = []
     for index, concept in enumerate(config.concepts):
         progress.start("preparing", 0)

@@ -181,12 +181,40 @@ def test_the_contact_sheet_shows_every_picture_with_the_name_to_strike_it_out_by
     text = picture_room.contact_page(plan)
     assert all(path.name in text for path in found) and text.count("data:image/jpeg;base64,") == 8 and "<script" not in text
     assert picture_room.contact_sheet(found, columns=3, px=64).size == (192, 192)
-    assert contact_sheet.named(plan, ["1", found[0].name, found[1].name]) == [found[1], found[0]]
+    assert picture_room.named([plan], ["1", found[0].name, found[1].name]) == [found[1], found[0]]
     with pytest.raises(PictureError, match="nothing such"):
-        contact_sheet.named(plan, ["nothing such"])
+        picture_room.named([plan], ["nothing such"])
 
 
 def test_a_thumbnail_of_a_picture_and_of_a_part(folder):
     for box, size in ((None, (20, 15)), ((10, 10, 20, 20), (10, 10)), ((-5, -5, 900, 900), (20, 15))):
         with Image.open(io.BytesIO(picture_room.thumbnail(folder / "0.png", 20, box))) as image:
             assert image.format == "JPEG" and image.size == size
+
+
+def test_the_commands(folder, tmp_path, capsys):
+    import json
+
+    from dreambooth_ext.cli import BAD_INPUT, DONE, run
+
+    settings = ["--base", str(playground_base_path()), "--instance-dir", str(folder), "--token", "rxz", "--class-noun", "square",
+                "--steps", "2", "--class-steps", "1", "--resolution", "64", "--runs-dir", str(tmp_path / "runs"),
+                "--models-dir", str(tmp_path / "models"), "--device", "cpu"]
+    (tmp_path / "models").mkdir()
+    assert run(["class-images", *settings, "--plan"]) == DONE
+    assert "of which the run can use 2; 0 found that this checkpoint made; 2 to render." in capsys.readouterr().out
+    page = tmp_path / "sheet.html"
+    assert run(["class-images", *settings, "--sheet", str(page), "--json"]) == DONE
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["plans"][0]["prompts"][0]["found"]
+    assert len(found) == 2 and all(name in page.read_text() for name in found)
+    assert run(["class-images", *settings, "--strike-out", found[0], "--json"]) == DONE
+    after = json.loads(capsys.readouterr().out.splitlines()[-1])["plans"][0]["prompts"][0]["found"]
+    assert len(after) == 2 and found[0] not in after
+    assert run(["class-images", *settings, "--strike-out", "nothing such", "--plan"]) == BAD_INPUT
+    assert run(["class-images", *settings, "--sheet", str(folder / "0.png"), "--plan"]) == BAD_INPUT
+    of_token = ["--resolution", "64", "--runs-dir", str(tmp_path / "runs"), "--count", "1"]
+    assert run(["token", *settings[:2], *settings[4:8], *of_token]) == DONE
+    assert "2 pieces" in (said := capsys.readouterr().out) and said.count(".png") == 3
+    assert run(["captions", str(folder), "--token", "rxz", "--class-noun", "dog", "--set", "0.png", "a", "dog"]) == DONE
+    assert "0.png (6 of 77 tokens): a rxz dog" in (said := capsys.readouterr().out) and "1 of 3 pictures" in said
+    assert run(["captions", str(folder), "--set", "none.png", "x"]) == BAD_INPUT

@@ -26,7 +26,7 @@ _TOKEN_OPTIONS = ("base", "token", "class_noun", "instance_prompt", "class_promp
 
 def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
     from .. import picture_room
-    from ..dataset.contact_sheet import named, page, strike_out
+    from ..dataset.contact_sheet import page
 
     config = config_from_flags(parsed)
     checked = check(replace(config, output_name=config.output_name or "class-images"))
@@ -37,7 +37,7 @@ def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
         raise ConfigError([f"--sheet: the name {sheet.name} is to end in .html"])
     plans = recipe.class_image_plans(checked, base_sha256, host.name)
     if parsed.strike_out:
-        gone = [path for plan in plans for path in strike_out(named(plan, parsed.strike_out))]
+        gone = picture_room.strike_out(picture_room.named(plans, parsed.strike_out))
         progress.log(f"{len(gone)} class images are struck out; they are kept in {gone[0].parent}.")
         plans = recipe.class_image_plans(checked, base_sha256, host.name)
     if not parsed.plan:

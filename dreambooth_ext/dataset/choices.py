@@ -75,13 +75,14 @@ def read_choices(path: Path) -> dict[str, Choice]:
         if choice not in ADVICE:
             raise refuse(f"{name!r} is to be one of {', '.join(ADVICE)}, not {choice!r}")
         box = entry.get("box")
-        if box is not None and not _is_box(box):
+        if box is not None and not is_box(box):
             raise refuse(f"the box of {name!r} is not [left, top, right, bottom] in whole pixels")
         found[name] = Choice(choice, str(entry.get("sha256", "")), tuple(box) if box else None)
     return found
 
 
-def _is_box(value: object) -> bool:
+def is_box(value: object) -> bool:
+    """True for [left, top, right, bottom] in whole pixels."""
     if not (isinstance(value, list) and len(value) == 4 and all(type(edge) is int for edge in value)):
         return False
     left, top, right, bottom = value

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from ..errors import PictureError
 from ..files import make_folder, storage_error
-from .class_images import STRUCK_OUT, ClassImagePlan, is_recorded
+from .class_images import STRUCK_OUT, ClassImagePlan, PromptPlan, is_recorded
 from .pictures import open_picture
 
 THUMBNAIL_PX = 128
@@ -66,10 +66,10 @@ def _moved(path: Path, folder: Path) -> Path:
     return folder / path.name
 
 
-def named(plan: ClassImagePlan, names: Sequence[str]) -> list[Path]:
-    """Pictures of a plan by their file name, or by their seed. Raises PictureError for names that are none."""
+def named_among(prompts: Sequence[PromptPlan], names: Sequence[str]) -> list[Path]:
+    """Pictures by their file name, or by their seed. Raises PictureError for names that are none."""
     known: dict[str, Path] = {}
-    for path in (path for prompt in plan.prompts for path in prompt.found):
+    for path in (path for prompt in prompts for path in prompt.found):
         seed = path.stem.rpartition("-")[2].lstrip("0") or "0"
         known.setdefault(path.name, path)
         known.setdefault(seed, path)

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from ..config import Concept, colour_of
-from ..errors import PictureError, StorageError
+from ..errors import HostError, PictureError, StorageError
 from ..files import write_atomically, write_json
 from ..progress import SILENT, Progress
 from .buckets import bucket_for
@@ -63,6 +63,14 @@ class Manner:
         finder = "" if self.crop == "center" else detector()
         values = [RECIPE, source_sha256, source.name, self.resolution, self.crop, self.flatten_on, self.upscaler, box, finder]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def require_upscaler(name: str, of_host: Sequence[str]) -> None:
+    """Raises HostError if neither we nor the host have an upscaler of that name."""
+    there = list(dict.fromkeys([LANCZOS, *of_host]))
+    if name not in there:
+        raise HostError(f"small pictures are to be enlarged with {name}", "there is no such upscaler here",
+                        f"Choose one of: {', '.join(there)}.")
 
 
 def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "smart", flatten_on: str = "white",

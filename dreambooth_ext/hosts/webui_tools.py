@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..errors import HostError
+from ..errors import Cancelled, DreamboothError, HostError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +26,8 @@ class WebuiTools:
 
         for upscaler in shared.sd_upscalers:
             if upscaler.name == name:
-                return upscaler.scaler.upscale(image, scale, upscaler.data_path)
+                with _told(f"a picture is to be enlarged with {name}"):
+                    return upscaler.scaler.upscale(image, scale, upscaler.data_path)
         raise HostError(f"a picture is to be enlarged with {name}", "the WebUI has no such upscaler",
                         "Choose one of: " + ", ".join(self.upscalers()))
 
@@ -35,22 +38,42 @@ class WebuiTools:
         return [*found, *(["deepbooru"] if find_spec("modules.deepbooru") is not None else [])]
 
     def caption(self, images: list[Image], name: str) -> list[str]:
-        from modules import shared
 
         if name not in self.captioners():
             raise HostError(f"pictures are to be captioned with {name}", "the WebUI has no such captioner",
                             "Write a .txt file beside each picture.")
-        if name == "BLIP":
-            # not `interrogate`, which resets the job that is running
-            shared.interrogator.load()
-            try:
-                return [shared.interrogator.generate_caption(image) for image in images]
-            finally:
-                shared.interrogator.unload()
-        from modules import deepbooru
+        with _told(f"pictures are to be captioned with {name}"):
+            return _by_blip(images) if name == "BLIP" else _by_deepbooru(images)
 
-        deepbooru.model.start()
-        try:
-            return [deepbooru.model.tag_multi(image) for image in images]
-        finally:
-            deepbooru.model.stop()
+
+def _by_blip(images: list[Image]) -> list[str]:
+    from modules import shared
+
+    # not `interrogate`, which resets the job that is running
+    shared.interrogator.load()
+    try:
+        return [shared.interrogator.generate_caption(image) for image in images]
+    finally:
+        shared.interrogator.unload()
+
+
+def _by_deepbooru(images: list[Image]) -> list[str]:
+    from modules import deepbooru
+
+    deepbooru.model.start()
+    try:
+        return [deepbooru.model.tag_multi(image) for image in images]
+    finally:
+        deepbooru.model.stop()
+
+
+@contextmanager
+def _told(asked: str) -> Iterator[None]:
+    """Whatever a WebUI's tool fails with (no network for its weights, no memory) is said in a sentence."""
+    try:
+        yield
+    except (Cancelled, DreamboothError):
+        raise
+    except Exception as error:
+        raise HostError(asked, f"the WebUI failed ({type(error).__name__}: {error})",
+                        "Try the same in the WebUI's Extras or img2img tab; its console says more.") from error
