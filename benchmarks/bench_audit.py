@@ -1,9 +1,10 @@
-"""How often each check of pictures is right, on pictures whose faults were made on purpose.
+"""How often each check of pictures is right, on pictures whose faults were made on purpose; how often a crop keeps the subject.
 
     python -m benchmarks.bench_audit [--photos DIR] [--scenes 8]
 
 Half 0 is what thresholds were set on, half 1 what they are judged on; the halves have no source in common. `separates` is
-where a threshold may lie on half 0 so that nothing is wrong there, or - where none does.
+where a threshold may lie on half 0 so that nothing is wrong there, or - where none does. `unseen` are photographs of other
+things (scikit-image's own), which no threshold was ever set on.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import sys
 import time
 from pathlib import Path
 
+from PIL import Image
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
+import known_boxes  # noqa: E402
 import labelled  # noqa: E402
 
 from dreambooth_ext.dataset.duplicates import ALIKE_FROM  # noqa: E402
@@ -34,6 +38,41 @@ def row(check: str, threshold: float, halves: list[Values], pictures: int, secon
     scores = [labelled.Score.of((faulty, value > threshold) for faulty, value in half) for half in halves]
     figures = "".join(f"{score.precision:>10.2f}{score.recall:>8.2f}{score.faulty:>8}" for score in scores)
     return f"{check:<12}{threshold:>10.3g}{separating(halves[0]):>18}{figures}{1000 * seconds / pictures:>12.0f}"
+
+
+def unseen() -> list[Image.Image]:
+    """Photographs that scikit-image's package brings along, as squares; none without it."""
+    try:
+        import skimage.data
+    except ImportError:
+        return []
+    found = []
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "motorcycle_left.png"):
+        path = Path(skimage.data.__file__).parent / name
+        if path.is_file():
+            with Image.open(path) as image:
+                side = min(image.size)
+                left, top = (image.width - side) // 2, (image.height - side) // 2
+                square = image.convert("RGB").crop((left, top, left + side, top + side))
+            found.append(square.resize((labelled.SIDE, labelled.SIDE), Image.Resampling.LANCZOS))
+    return found
+
+
+def tell_unseen() -> None:
+    images = unseen()
+    for check, (measure, threshold, _) in labelled.MEASURED.items() if images else ():
+        score = labelled.Score.of((each.faulty, measure(each.image) > threshold) for each in labelled.labelled(check, images, 7))
+        print(f"{check:<12}unseen, {len(images)} photographs: P {score.precision:.2f}, R {score.recall:.2f}", flush=True)
+
+
+def tell_crops(folder: Path | None) -> None:
+    sets = {"drawn scenes": list(known_boxes.drawn(100))}
+    if folder is not None:
+        sets["photographs"] = list(known_boxes.photographed(folder))
+    for name, pictures in sets.items():
+        rates = known_boxes.rates(pictures)
+        print(f"subject kept: smart crop {rates['smart']:.1%}, centre crop {rates['center']:.1%} of {len(pictures)} {name}",
+              flush=True)
 
 
 def main() -> None:
@@ -63,6 +102,8 @@ def main() -> None:
              for number, half in enumerate(sources)]
     print(row("duplicates", 0.5, pairs, sum(map(len, pairs)), time.perf_counter() - started))
     print(f"(duplicates: of pairs; alike from a correlation of {ALIKE_FROM})")
+    tell_unseen()
+    tell_crops(folder)
 
 
 if __name__ == "__main__":
