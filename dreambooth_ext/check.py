@@ -75,8 +75,8 @@ def _count_pictures(concept: Concept, faults: list[str]) -> int:
     from .dataset.pictures import require_pictures
 
     try:
-        leave_out, _ = orders_of(concept.choices)
-        return len(require_pictures(Path(concept.instance_dir).expanduser(), leave_out))
+        folder = Path(concept.instance_dir).expanduser()
+        return len(require_pictures(folder, orders_of(concept.choices, folder)[0]))
     except PictureError as error:
         faults.append(_in_one_line(error))
         return 0

@@ -103,7 +103,7 @@ def prepare_folder(folder: Path, host: Host, *, resolution: int, crop: str = "sm
         raise ConfigError([f"--flatten-on: {flatten_on!r} is no colour: white, black, grey, or #rrggbb"])
     require_upscaler(upscaler, host.upscalers())
     file = choices_file(host.runs_dir, folder)
-    leave_out, boxes = orders(remembered(file))
+    leave_out, boxes = orders(remembered(file), folder)
     out, refused = host.runs_dir / "prepared" / file.stem, {}  # type: tuple[Path, dict[str, str]]
     # An upscaler is a model on the host's device.
     with host.job("prepare", progress) if upscaler != LANCZOS else nullcontext():

@@ -265,7 +265,8 @@ def inputs_of(config: TrainConfig) -> dict[str, str]:
     for index, concept in enumerate(config.concepts):
         if concept.choices:
             hashes[f"{index}/choices"] = _hash_of(Path(concept.choices).expanduser())
-        for path in pictures_of(Path(concept.instance_dir).expanduser(), orders_of(concept.choices)[0]):
+        folder = Path(concept.instance_dir).expanduser()
+        for path in pictures_of(folder, orders_of(concept.choices, folder)[0]):
             hashes[f"{index}/{path.name}"] = _hash_of(path)
             caption = path.with_suffix(".txt")
             if config.use_captions and caption.is_file():

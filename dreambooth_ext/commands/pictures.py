@@ -51,7 +51,7 @@ def prepare(parsed: argparse.Namespace, progress: Progress) -> None:
     _require_own(out, folder)
     if colour_of(parsed.flatten_on) is None:
         raise ConfigError([f"--flatten-on: {parsed.flatten_on!r} is no colour: white, black, grey, or #rrggbb"])
-    leave_out, boxes = orders(read_choices(_path(parsed.choices))) if parsed.choices else (set(), {})
+    leave_out, boxes = orders(read_choices(_path(parsed.choices)), folder) if parsed.choices else (set(), {})
     refused: dict[str, str] = {}
     progress.start("cropping", 0)
     prepared = prepare_pictures(folder, out, resolution=resolution, crop=parsed.crop, flatten_on=parsed.flatten_on,

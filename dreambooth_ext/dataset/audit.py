@@ -89,10 +89,10 @@ def _together(found: Audit, traces: Sequence[Trace], progress: Progress) -> Audi
 
 def _copy_of(name: str, exact: bool, index: int, pairs: Sequence[Pair]) -> Verdict:
     if exact:
-        return Verdict("duplicate", 1.0, 1.0, f"it is the same file as {name}", "drop")
+        return Verdict("duplicate", 1.0, 1.0, f"it is the same file as {name}", "drop", other=name)
     likeness = max((pair.likeness for pair in pairs if index in (pair.first, pair.second)), default=1.0)
     return Verdict("near duplicate", likeness, ALIKE_FROM, f"it is the same picture as {name}, which is larger or sharper: "
-                   "shifted, mirrored, resized or saved again", "drop")
+                   "shifted, mirrored, resized or saved again", "drop", other=name)
 
 
 def _marked(mark: Mark | None, picture: PictureAudit, resolution: int) -> Verdict:

@@ -64,12 +64,15 @@ def _article(picture: PictureAudit, folder: Path | None) -> str:
     size = f"<p>{picture.width} x {picture.height} pixels</p>"
     whole = _image(_with_boxes(image, picture), "the whole picture", WHOLE_PX) if image else ""
     return (f'<article class="{picture.advice}">{whole}<div><h2>{title}</h2>{size}'
-            f"{''.join(_figures(picture, image))}</div></article>")
+            f"{''.join(_figures(picture, image, folder))}</div></article>")
 
 
-def _figures(picture: PictureAudit, image: Image.Image | None) -> Iterator[str]:
+def _figures(picture: PictureAudit, image: Image.Image | None, folder: Path | None) -> Iterator[str]:
     for verdict in picture.verdicts:
-        shown = _image(_cut(image, verdict.box), verdict.check, CROP_PX) if image and verdict.box else ""
+        shown = _image(_cut(image, verdict.box) if verdict.box else image, verdict.check, CROP_PX) if image else ""
+        other = _opened(folder / verdict.other) if folder and verdict.other else None
+        if other is not None:
+            shown += _image(other, verdict.other, CROP_PX)
         yield f"<figure>{shown}<figcaption>{html.escape(_said(verdict))}</figcaption></figure>"
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from ..errors import PictureError
 from ..files import write_json
 from .crop import Box
+from .manifest import sha256_of
+from .pictures import require_own_file
 from .verdict import ADVICE, Audit
 
 LARGEST_BYTES = 64 << 20
@@ -109,12 +111,26 @@ def write_choices(path: Path, audit: Audit, former: Mapping[str, Choice]) -> Non
     write_json(path, {"version": 1, "pictures": pictures})
 
 
-def orders_of(path: str) -> tuple[set[str], dict[str, Box]]:
+def orders_of(path: str, folder: Path) -> tuple[set[str], dict[str, Box]]:
     """`orders` of a file; nothing is left out or cut if there is none (""). Raises PictureError."""
-    return orders(read_choices(Path(path).expanduser())) if path else (set(), {})
+    return orders(read_choices(Path(path).expanduser()), folder) if path else (set(), {})
 
 
-def orders(choices: Mapping[str, Choice]) -> tuple[set[str], dict[str, Box]]:
-    """For `prepare`: the names to leave out, and the parts to crop within."""
-    return ({name for name, chosen in choices.items() if chosen.choice == "drop"},
-            {name: chosen.box for name, chosen in choices.items() if chosen.choice == "fix" and chosen.box})
+def orders(choices: Mapping[str, Choice], folder: Path) -> tuple[set[str], dict[str, Box]]:
+    """For `prepare`: the names to leave out, and the parts to crop within.
+
+    A choice is of a content: it does not count for another picture that has come under the same name since.
+    """
+    valid = {name: chosen for name, chosen in choices.items() if chosen.choice != "keep" and _is_of(chosen, folder / name)}
+    return ({name for name, chosen in valid.items() if chosen.choice == "drop"},
+            {name: chosen.box for name, chosen in valid.items() if chosen.choice == "fix" and chosen.box})
+
+
+def _is_of(chosen: Choice, picture: Path) -> bool:
+    if not chosen.sha256:
+        return True
+    try:
+        require_own_file(picture)
+        return sha256_of(picture) == chosen.sha256
+    except (PictureError, OSError):
+        return False

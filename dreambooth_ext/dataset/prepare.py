@@ -119,7 +119,7 @@ def prepare_concept(concept: Concept, index: int, out_dir: Path, *, resolution: 
                     flatten_on: str = "white", upscaler: str = LANCZOS, upscale: Upscale | None = None,
                     progress: Progress = SILENT) -> list[TrainingImage]:
     """The training images of one concept, each with its prompt."""
-    leave_out, boxes = orders_of(concept.choices)
+    leave_out, boxes = orders_of(concept.choices, Path(concept.instance_dir).expanduser())
     prepared = prepare(Path(concept.instance_dir).expanduser(), out_dir, resolution=resolution, crop=crop, progress=progress,
                        flatten_on=flatten_on, upscaler=upscaler, upscale=upscale, overrides=boxes, leave_out=leave_out)
     return [

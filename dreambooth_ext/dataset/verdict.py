@@ -21,7 +21,10 @@ class Fix:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One thing that one check found in one picture. `box` shows it, in pixels of the upright original."""
+    """One thing that one check found in one picture. `box` shows it, in pixels of the upright original; None: the whole does.
+
+    `other` is the name of the picture that this one is a copy of.
+    """
 
     check: str
     value: float
@@ -30,6 +33,7 @@ class Verdict:
     advice: str
     box: Box | None = None
     fix: Fix | None = None
+    other: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, run
 from dreambooth_ext.dataset import pictures
 from dreambooth_ext.dataset.audit import audit
+from dreambooth_ext.dataset.audit_page import page
 from dreambooth_ext.dataset.choices import Choice, orders, read_choices, write_choices
 from dreambooth_ext.dataset.duplicates import groups, near_duplicates, thumbnail
 from dreambooth_ext.dataset.prepare import prepare
@@ -106,7 +107,8 @@ def test_copies_are_grouped_and_the_best_is_kept(good, tmp_path):
     assert report.together.duplicates == (("a.png", "b.png", "c.png"),)
     by_name = {picture.name: checks(picture) for picture in report.pictures}
     assert "duplicate" in by_name["b.png"] and "near duplicate" in by_name["c.png"] and not by_name["d.png"]
-    assert "a.png" in by_name["c.png"]["near duplicate"].reason
+    assert "a.png" in by_name["c.png"]["near duplicate"].reason and by_name["c.png"]["near duplicate"].other == "a.png"
+    assert page(report, tmp_path).count('alt="a.png"') == 2  # shown beside each of its copies
 
 
 def test_many_pictures_are_compared_without_shifts_and_that_is_said(good, monkeypatch):
@@ -221,8 +223,9 @@ def test_choices_are_remembered_until_the_picture_changes(good, tmp_path):
     values["pictures"]["2.png"].update(choice="fix", box=[0, 0, 100, 100])
     file.write_text(json.dumps(values))
     chosen = read_choices(file)
-    assert orders(chosen) == ({"1.png"}, {"2.png": (0, 0, 100, 100)})
+    assert orders(chosen, folder) == ({"1.png"}, {"2.png": (0, 0, 100, 100)})
     good[3].save(folder / "2.png")
+    assert orders(chosen, folder) == ({"1.png"}, {})  # it is another picture now
     again = audit(folder, resolution=64, choices=chosen)
     assert [picture.choice for picture in again.pictures] == ["keep", "drop", None]
     write_choices(file, again, chosen)
