@@ -30,6 +30,7 @@ from .service import Service, schema
 
 PREFIX = "/dreambooth/v1"
 BODY_BYTES_AT_MOST = 1 << 20  # all settings together have some KiB
+LONGER_BODIES = {"/uploads": 256 << 20}  # pictures; larger sets: in several calls, or put them into a folder there
 
 
 def mount(
@@ -55,7 +56,7 @@ def mount(
             except HostError as error:
                 return JSONResponse({"error": str(error), "faults": [error.why]}, 403)
             try:
-                body = await _object(request) if method == "POST" else {}
+                body = await _object(request, LONGER_BODIES.get(path, BODY_BYTES_AT_MOST)) if method == "POST" else {}
                 answer = await run_in_threadpool(handler, body, dict(request.path_params))
                 return FileResponse(answer, filename=answer.name) if isinstance(answer, Path) else JSONResponse(answer)
             except DreamboothError as error:
@@ -111,7 +112,7 @@ def _routes(service: Service) -> list[tuple[str, str, Callable[[Any, dict[str, s
 PUBLISH_SETTINGS = ("publish_format", "publish_dtype", "vae")
 
 
-async def _object(request: Any) -> dict[str, Any]:
+async def _object(request: Any, bytes_at_most: int) -> dict[str, Any]:
     """The request's JSON object. Raises ConfigError; a form, which any web page could send, is none."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("", "application/json"):  # a form without a single field has an empty body, but says that it is a form
@@ -119,8 +120,8 @@ async def _object(request: Any) -> dict[str, Any]:
     content = b""
     async for chunk in request.stream():
         content += chunk
-        if len(content) > BODY_BYTES_AT_MOST:
-            raise ConfigError([f"the request is longer than {BODY_BYTES_AT_MOST >> 20} MiB"])
+        if len(content) > bytes_at_most:
+            raise ConfigError([f"the request is longer than {bytes_at_most >> 20} MiB"])
     if content and not kind:
         raise ConfigError(["a JSON object is needed, with Content-Type: application/json"])
     try:

@@ -125,13 +125,13 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }}
 table {{ border-collapse: collapse; }} th {{ text-align: left; font-weight: 500; padding-right: 1.5rem; color: #555; }}
 td {{ overflow-wrap: anywhere; }} th, td {{ vertical-align: top; padding-block: .1rem; }}
 .pictures {{ display: flex; flex-wrap: wrap; gap: .6rem; }} figure {{ margin: 0; }}
 figcaption {{ font-size: .75rem; color: #666; }} img {{ image-rendering: auto; border-radius: 4px; }}
-svg {{ width: 100%; max-width: 46rem; height: auto; color: #2563eb; }}
+svg {{ width: 100%; max-width: 46rem; height: auto; color: #2563eb; }} svg.dreambooth-shares {{ color: inherit; }}
 h3 {{ font-size: 1rem; font-weight: 500; margin-bottom: .2rem; }}
 .wide {{ overflow-x: auto; }} .grid th, .grid td {{ padding: .2rem .4rem .2rem 0; font-size: .85rem; max-width: 12rem; }}
 .grid img {{ display: block; width: 128px; }}

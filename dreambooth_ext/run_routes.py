@@ -3,6 +3,8 @@
     GET  /checkpoints                       what can be trained from
     POST /check                             body: the settings; answers their faults, and starts nothing
     POST /estimate                          body: the settings; what each memory profile needs
+    POST /uploads                           body: {"files": {"a.png": base64, ...}}; answers the folder for instance_dir
+    POST /audit                             body: {"folder": "...", "kind": "subject", "resolution": 512}
     POST /request                           body: {"wish": "preview" or "snapshot"}, of the running job
     POST /queue/move                        body: {"job": id, "places": -1}
     GET  /runs/{name}                       state, last figures, snapshots, log
@@ -22,15 +24,20 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import presets
+from .config import Concept, TrainConfig
 from .errors import ConfigError, ResumeError
 from .files import require_safe_name
+from .options import options_of
 from .service import Service
+from .uploads import harmless
 
 WISHES = ("preview", "snapshot")
 Route = tuple[str, str, Callable[[Any, dict[str, str]], Any]]
@@ -38,7 +45,7 @@ Route = tuple[str, str, Callable[[Any, dict[str, str]], Any]]
 
 def routes(service: Service) -> list[Route]:
     """Handlers take (body, path parameters) and answer plain values, or the path of a file to be sent."""
-    return [*_of_settings(service), *_of_runs(service), *_of_presets(service)]
+    return [*_of_settings(service), *_of_pictures(service), *_of_runs(service), *_of_presets(service)]
 
 
 def _of_settings(service: Service) -> list[Route]:
@@ -61,6 +68,38 @@ def _of_settings(service: Service) -> list[Route]:
         ("POST", "/request", request),
         ("POST", "/queue/move", move),
     ]
+
+
+def _of_pictures(service: Service) -> list[Route]:
+    def uploads(body: dict[str, Any], path: dict[str, str]) -> dict[str, str]:
+        files = body.get("files")
+        if not isinstance(files, dict) or not all(isinstance(content, str) for content in files.values()):
+            raise ConfigError(["files: an object is needed, of names with their content as base64"])
+        with tempfile.TemporaryDirectory(prefix="dreambooth-") as folder:
+            return {"folder": str(service.keep_uploads([_decoded(Path(folder), name, text) for name, text in files.items()]))}
+
+    def audit(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
+        from .dataset.audit import audit as look_at
+
+        kind, resolution = body.get("kind", "subject"), body.get("resolution", 512)
+        options = {option.name: option for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
+        faults = [fault for fault in (options["kind"].fault(kind), options["resolution"].fault(resolution)) if fault]
+        if faults or not isinstance(body.get("folder"), str):
+            raise ConfigError(faults or ["folder: the folder of the pictures is needed"])
+        return look_at(service.require_allowed(Path(body["folder"]).expanduser()), kind=kind, resolution=resolution).to_dict()
+
+    return [("POST", "/uploads", uploads), ("POST", "/audit", audit)]
+
+
+def _decoded(folder: Path, name: str, text: str) -> str:
+    """A file of its own folder: two names may differ only in what is harmless."""
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ConfigError([f"{harmless(name)} is no base64 ({error})"]) from error
+    own = Path(tempfile.mkdtemp(dir=folder)) / harmless(Path(name).name)
+    own.write_bytes(content)
+    return str(own)
 
 
 def _of_runs(service: Service) -> list[Route]:

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "ui": F0 | {"check", "recipe", "presets", "report", "plot", "jobs", "service", "advice", "needs"}
     | {"origin", "comparison", "share_plot", "picture_room"},
     "picture_routes": F0 | {"picture_room", "service"},
-    "run_routes": F0 | {"presets", "service"},
+    "run_routes": F0 | {"presets", "service", "uploads"},
     "api": F0 | {"check", "recipe", "jobs", "service", "origin", "run_routes", "picture_routes"},
     "terminal": F0,
     "flags": F0,

@@ -15,12 +15,13 @@ from . import html
 from .watch_panel import prompts_of, step_of
 
 SMALL_PX = 56
-SMALL_SHOWN = 7  # further seeds under each picture
+SMALL_SHOWN = 6  # further seeds under each picture
 NEAR, DRIFT = "nearness to the subject", "drift of the class"
+PUBLISH_HINT = "a click on a picture publishes its snapshot"
 EXPLAINED = (
-    "Nearness: 0 % is what the base makes of the same prompts and seeds, 100 % as like the subject's pictures as those are to "
-    "each other. Drift: 0 % is the base's own pictures of the class, 100 % as different from them as other seeds are. Both are "
-    "seen by the base's own network, on few pictures: let your eyes decide.")
+    "Nearness: 0 % is what the base makes of the same prompts and seeds, 100 % as like the subject's pictures as a picture can "
+    "be like all of them. Drift: 0 % is the base's own pictures of the class, 100 % as different from them as other seeds are. "
+    "Both are seen by the base's own network, on few pictures: let your eyes decide.")
 
 
 def grid_html(service: Service, name: str) -> str:
@@ -69,7 +70,8 @@ def _compared(run: RunFolder, found: Comparison, kept: list[str]) -> str:
         kind = "shows the subject" if found.kinds[number] == SUBJECT else "shows the class"
         rows.append(f'<tr><th scope="row">{html.escaped(prompt)}<small>{kind}</small></th>{cells}</tr>')
     head = "".join(f'<th scope="col"{_best(column, best)}>{text}</th>' for column, text in zip(found.columns, heads, strict=True))
-    table = (f'<div class="dreambooth-scroll"><table class="dreambooth-table dreambooth-compared"><thead><tr><td></td>{head}'
+    hint = f"<td><small>{html.escaped(PUBLISH_HINT)}</small></td>"
+    table = (f'<div class="dreambooth-scroll"><table class="dreambooth-table dreambooth-compared"><thead><tr>{hint}{head}'
              f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
     seeds = f"seed {found.seeds[0]}" if len(found.seeds) == 1 else f"seeds {found.seeds[0]} to {found.seeds[-1]}"
     how = f"{seeds}, {found.render_steps} steps, CFG {found.guidance_scale:g}, {found.side} px, by {found.host or 'the host'}"

@@ -27,6 +27,12 @@ def note(text: str, kind: str = "note") -> str:
     return f'<p class="dreambooth-{kind}">{body}</p>' if text else ""
 
 
+def listed(title: str, lines: Iterable[str]) -> str:
+    """Lines behind a title that opens; nothing without lines."""
+    items = "".join(f"<li>{escaped(line)}</li>" for line in lines)
+    return f'<details class="dreambooth-listed" open><summary>{escaped(title)}</summary><ul>{items}</ul></details>' if items else ""
+
+
 def bar(share: float, label: str) -> str:
     percent = round(100 * min(max(share, 0.0), 1.0))
     return (f'<div class="dreambooth-bar" role="progressbar" aria-valuenow="{percent}" aria-valuemin="0" '

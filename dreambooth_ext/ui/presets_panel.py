@@ -14,20 +14,22 @@ from ..service import Service
 from . import fields, html
 from .compat import on, uploads
 
-NOT_TAKEN_NAMED = 12  # so many settings that were not taken are named
-
 
 class PresetsPanel:
     """Lay it out inside Advanced; `wire` needs all the widgets."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._folder = service.host.runs_dir / "presets"
+        self._folder = service.presets_dir
         with gr.Row(elem_classes=["dreambooth-presets"]):
             self.name = gr.Dropdown(label="Preset", choices=presets.names(self._folder), value=None, interactive=True,
-                                    allow_custom_value=True, elem_id="dreambooth_preset",
-                                    info="Choose one to apply, or type a new name to save under.")
+                                    elem_id="dreambooth_preset", info="A set of settings under a name.")
             self.apply = gr.Button("Apply", size="sm", scale=0, elem_id="dreambooth_preset_apply")
+            self.remove = gr.Button("Remove", size="sm", scale=0, elem_id="dreambooth_preset_remove")
+        with gr.Row(elem_classes=["dreambooth-presets"]):
+            # A field of its own: a name typed into a list is lost in some of gradio's versions.
+            self.new_name = gr.Textbox(label="New preset", max_lines=1, elem_id="dreambooth_preset_name", interactive=True,
+                                       info="Keeps what differs from the defaults, without what belongs to one run.")
             self.save = gr.Button("Save as", size="sm", scale=0, elem_id="dreambooth_preset_save")
             self.imported = gr.UploadButton("Import ...", size="sm", scale=0, elem_id="dreambooth_import")
         self.said = gr.HTML(value="", elem_id="dreambooth_preset_said", elem_classes=["dreambooth-said"])
@@ -35,8 +37,9 @@ class PresetsPanel:
     def wire(self, widgets: Mapping[str, Any]) -> None:
         names, components = list(widgets), list(widgets.values())
         on(self.apply.click, lambda name: self._applied(names, name), [self.name], [*components, self.said])
-        on(self.save.click, lambda name, *raw: self._saved(name, fields.values_of(names, raw)), [self.name, *components],
+        on(self.save.click, lambda name, *raw: self._saved(name, fields.values_of(names, raw)), [self.new_name, *components],
            [self.name, self.said])
+        on(self.remove.click, self._removed, [self.name], [self.name, self.said])
         on(self.imported.upload, lambda files: self._read(names, files), [self.imported], [*components, self.said])
 
     def _applied(self, names: list[str], name: str | None) -> list[Any]:
@@ -55,6 +58,13 @@ class PresetsPanel:
         return [gr.update(choices=presets.names(self._folder), value=path.stem),
                 html.note(f"Saved as {path.stem}: what differs from the defaults, without what belongs to one run.", "good")]
 
+    def _removed(self, name: str | None) -> list[Any]:
+        try:
+            presets.delete(name or "", self._folder)
+        except DreamboothError as error:
+            return [gr.update(), html.note(str(error), "fault")]
+        return [gr.update(choices=presets.names(self._folder), value=None), html.note(f"The preset {name} is gone.", "good")]
+
     def _read(self, names: list[str], files: Any) -> list[Any]:
         try:
             given = uploads(files)
@@ -65,9 +75,8 @@ class PresetsPanel:
             return self._unchanged(names, str(error))
         concepts = imported.settings.get("concepts") or [{}]
         values = {**concepts[0], **imported.settings}
-        lines = [f"{len(imported.settings)} settings were taken, {len(imported.not_taken)} were not."]
-        lines += imported.not_taken[:NOT_TAKEN_NAMED]
-        return [*_shown(names, values), html.note("\n".join(lines), "good")]
+        said = html.note(f"{len(imported.settings)} settings were taken, {len(imported.not_taken)} were not.", "good")
+        return [*_shown(names, values), said + html.listed("What was not taken", imported.not_taken)]
 
     @staticmethod
     def _unchanged(names: list[str], why: str) -> list[Any]:

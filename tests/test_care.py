@@ -1,0 +1,144 @@
+"""The commands that look after runs and settings."""
+
+import json
+import threading
+import zipfile
+
+import pytest
+from PIL import Image
+
+from dreambooth_ext import recipe
+from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, run
+from dreambooth_ext.config import Concept, TrainConfig
+from dreambooth_ext.errors import HostError
+from dreambooth_ext.run_folder import RunFolder, RunState
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "pictures" / "a.png")
+    return TrainConfig(base="base.ckpt", output_name="rex", steps=8, learning_rate=1e-5, concepts=(
+        Concept(instance_dir="pictures", token="rxz", class_noun="dog"),))
+
+
+@pytest.fixture
+def rex(config):
+    folder = RunFolder.for_config(config)
+    folder.create(config)
+    folder.write_state(RunState("failed", 4, 8, "the loss became nan\nLower it."))
+    folder.append_metrics({"step": 4, "loss": 0.5})
+    folder.log("something about rxz")
+    return folder
+
+
+def test_a_run_is_shown_and_its_settings_start_another(rex, capsys, tmp_path):
+    assert run(["show", "rex"]) == DONE
+    told = capsys.readouterr().out
+    assert "failed, step 4 of 8" in told and "the loss became nan" in told and "loss 0.5" in told and "something about rxz" in told
+    assert run(["show", "rex", "--json"]) == DONE and json.loads(capsys.readouterr().out)["figures"] == {"step": 4, "loss": 0.5}
+    assert run(["settings", "rex"]) == DONE
+    (tmp_path / "again.json").write_text(capsys.readouterr().out)
+    again = TrainConfig.read(tmp_path / "again.json").validate()
+    assert again.output_name == "rex-2" and again.learning_rate == 1e-5
+
+
+def test_a_failure_is_explained_and_reported(rex, capsys, tmp_path):
+    assert run(["explain", "rex"]) == DONE and run(["explain", "rex", "--with-prompts", "--out", "all.zip"]) == DONE
+    for name, told in (("rex-failure.zip", False), ("all.zip", True)):
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            assert ("rxz" in archive.read("log.txt").decode()) is told
+    assert run(["explain", "rex", "--out", "base.ckpt"]) == BAD_INPUT
+    assert run(["report", "rex"]) == DONE and "the loss became nan" in (rex.path / "report.html").read_text()
+
+
+def test_a_run_is_deleted_only_if_that_is_meant(rex, capsys, monkeypatch):
+    assert run(["delete", "rex"]) == BAD_INPUT and rex.exists  # nobody is there to be asked
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, there in (("", True), ("n", True), ("y", False)):
+        monkeypatch.setattr("builtins.input", lambda asked, answer=answer: answer)
+        assert run(["delete", "rex"]) == DONE and rex.exists is there
+    assert run(["delete", "rex", "--yes"]) == BAD_INPUT
+
+
+def test_without_a_screen_the_folder_is_named(rex, capsys, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert run(["open", "rex"]) in (FAILED, BAD_INPUT) and str(rex.path.name) in capsys.readouterr().err
+
+
+def test_another_process_can_ask_a_run_that_goes_on(config, rex, capsys):
+    """Wishes are files in the run's folder, which whoever works on it reads with each step."""
+    from dreambooth_ext.errors import Cancelled
+    from dreambooth_ext.progress import Progress
+    from dreambooth_ext.record import told_in_the_run_folder
+
+    assert run(["ask", "rex", "stop"]) == BAD_INPUT  # nobody works on it
+    progress, begun, taken = Progress(), threading.Event(), []
+
+    def work():
+        with rex.lock(), told_in_the_run_folder(rex, progress):
+            begun.set()
+            progress.start("training", 100)
+            while not progress.cancelled:
+                progress.report(1, 100)
+                taken.extend(wish for wish in ("preview", "snapshot") if progress.take_request(wish))
+                threading.Event().wait(0.01)
+            raise Cancelled
+
+    def guarded():
+        with pytest.raises(Cancelled):
+            work()
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    assert begun.wait(10)
+    for wish in ("preview", "snapshot"):
+        assert run(["ask", "rex", wish]) == DONE
+    while len(taken) < 2:
+        threading.Event().wait(0.01)
+    assert run(["ask", "rex", "discard"]) == DONE
+    thread.join(20)
+    assert taken == ["preview", "snapshot"] and not rex.path.exists()
+
+
+def test_a_queue_is_worked_off_in_order_and_judged_before_it_begins(config, rex, tmp_path, capsys, monkeypatch):
+    order = []
+
+    def train(config, host, progress):
+        order.append(config.output_name)
+        if config.output_name == "b":
+            raise HostError("b is to be trained", "it fails", "Try again.")
+
+    monkeypatch.setattr(recipe, "train", train)
+
+    def file(name, **changes):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({**config.to_dict(), "output_name": name, **changes}))
+        return str(path)
+
+    assert run(["queue", file("c"), file("b"), file("a")]) in (FAILED, BAD_INPUT) and order == ["c", "b", "a"]
+    assert "b failed" in capsys.readouterr().err
+    order.clear()
+    assert run(["queue", file("a"), file("d", steps=0)]) == BAD_INPUT and run(["queue", file("a"), file("rex")]) == BAD_INPUT
+    assert run(["queue", file("a"), file("a")]) == BAD_INPUT and order == []
+    assert run(["queue", file("a"), file("c")]) == DONE and order == ["a", "c"]
+
+
+def test_presets_and_imports(config, capsys, tmp_path, monkeypatch):
+    flags = ["--base", "b.ckpt", "--output-name", "x", "--instance-dir", "pictures", "--token", "rxz", "--class-noun", "dog"]
+    assert run(["save-preset", "mine", "--learning-rate", "1e-6", "--snr-gamma", "5"]) == DONE
+    assert run(["presets"]) == DONE and capsys.readouterr().out.splitlines()[-1] == "mine"
+    assert run(["presets", "mine"]) == DONE and json.loads(capsys.readouterr().out) == {"learning_rate": 1e-6, "snr_gamma": 5.0}
+    seen = []
+    monkeypatch.setattr(recipe, "train", lambda config, host, progress: seen.append(config) or recipe.Finished(None, (), 0, 0.0))
+    assert run(["train", *flags, "--preset", "mine", "--snr-gamma", "3"]) == DONE
+    assert (seen[0].learning_rate, seen[0].snr_gamma, seen[0].token if hasattr(seen[0], "token") else "") == (1e-6, 3.0, "")
+    assert run(["train", *flags, "--preset", "nothing"]) == BAD_INPUT and run(["delete-preset", "style"]) == BAD_INPUT
+    assert run(["delete-preset", "mine"]) == DONE and run(["presets", "mine"]) == BAD_INPUT
+    (tmp_path / "db_config.json").write_text(json.dumps({"model_name": "old", "attention": "x", "concepts_list": []}))
+    assert run(["import", "db_config.json"]) == DONE and "attention: it has no meaning here" in capsys.readouterr().out
+    assert json.loads((tmp_path / "settings.json").read_text())["output_name"] == "old"
+    assert run(["import", "db_config.json"]) == BAD_INPUT  # settings.json is there
+    assert run(["models"]) == DONE

@@ -1,0 +1,265 @@
+"""Choose and Runs in a real headless browser, over a real run of a small base: nothing is played."""
+
+import json
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sync_api = pytest.importorskip("playwright.sync_api")
+gradio = pytest.importorskip("gradio")
+
+from dreambooth_ext import recipe  # noqa: E402
+from dreambooth_ext.config import Concept, TrainConfig  # noqa: E402
+from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
+from dreambooth_ext.jobs import JOBS, Job  # noqa: E402
+from dreambooth_ext.progress import Progress  # noqa: E402
+from dreambooth_ext.run_folder import RunFolder, RunState  # noqa: E402
+from dreambooth_ext.ui import app  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
+ARTEFACTS = Path(__file__).resolve().parents[2] / "artefacts"
+WAIT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(address, folder): the tab alone, over the runs rex (finished, snapshots at 2 and 4), half (interrupted), lost (failed)."""
+    from dreambooth_ext.models.family import SD1
+    from dreambooth_ext.models.specimen import Size, specimen
+
+    folder = tmp_path_factory.mktemp("served")
+    for name in ("pictures", "models"):
+        (folder / name).mkdir()
+    draws = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(draws.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "pictures" / f"{number}.png")
+    base = specimen(SD1, size=Size((32, 64, 64, 64), (1, 1, 1, 0), 1, (32,), (2,), (32, 32, 32, 32))).write(
+        folder / "models" / "base.safetensors", torch.float16)
+    config = TrainConfig(
+        base=str(base), output_name="rex", models_dir=str(folder / "models"), runs_dir=str(folder / "runs"), steps=4,
+        snapshot_every=2, resolution=64, preview_steps=2, with_prior_preservation=False, learning_rate=1e-3,
+        publish_format="safetensors", concepts=(Concept(instance_dir=str(folder / "pictures"), token="rxz", class_noun="dog"),))
+    host = StandaloneHost(folder / "models", folder / "runs")
+    recipe.train(config, host, Progress())
+    for name, state in (("half", RunState("interrupted", 0, 2, "stopped by the user", started_s=2.0)),
+                        ("lost", RunState("failed", 1, 2, "the loss became nan", started_s=1.0))):
+        run = RunFolder(folder / "runs" / name)
+        run.create(replace(config, output_name=name, steps=2, preview_steps=0))
+        run.write_inputs(recipe.inputs_of(run.config()))
+        run.write_state(state)
+    yield app.launch(host, open_browser=False, block=False), folder
+    gradio.close_all()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(served, browser):
+    """The tab in a fresh browser, whose scripts made no mistake."""
+    opened = browser.new_page(viewport={"width": 1500, "height": 1100})
+    mistakes = []
+    opened.on("pageerror", lambda error: mistakes.append(str(error)))
+    opened.route(lambda url: not url.startswith(served[0].rstrip("/")), lambda route: route.abort())  # fonts and the like
+    opened.goto(served[0])
+    opened.wait_for_function("window.dreamboothPage && window.dreamboothPage.polls !== undefined")
+    opened.wait_for_timeout(1000)
+    yield opened
+    assert mistakes == []
+    opened.close()
+
+
+def to_part(page, name):
+    page.locator("#dreambooth_tabs button:visible", has_text=name).first.click()
+
+
+def choose(page, name, value):
+    """Pick from a dropdown whose choices may still be on their way."""
+    box = page.locator(f"#{name} input").first
+    option = page.locator("ul.options li:visible, [role=option]:visible").filter(has_text=value)
+    for _ in range(20):
+        box.click()
+        page.wait_for_timeout(300)
+        if option.count():
+            break
+        page.keyboard.press("Escape")
+        box.blur()
+    option.first.click()
+    page.wait_for_timeout(400)
+
+
+def fill(page, name, value):
+    page.locator(f"#dreambooth_{name} textarea:visible, #dreambooth_{name} input:visible").first.fill(str(value))
+    page.keyboard.press("Tab")
+
+
+def expect(page, name, text):
+    sync_api.expect(page.locator(f"#dreambooth_{name}").first).to_contain_text(text, timeout=WAIT_MS)
+
+
+def ended(page, name, state="finished"):
+    page.wait_for_selector(f'.dreambooth-status[data-name="{name}"][data-state="{state}"]', state="attached", timeout=WAIT_MS)
+
+
+def shot(page, name):
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)
+
+
+def card(page, name):
+    return page.locator(f'.dreambooth-card[data-value="pick:{name}"]')
+
+
+def on_card(page, name):
+    to_part(page, "Runs")
+    page.click("#dreambooth_runs_refresh")
+    card(page, name).click()
+    sync_api.expect(card(page, name)).to_have_attribute("aria-pressed", "true", timeout=WAIT_MS)
+    sync_api.expect(page.locator("#dreambooth_run input").first).to_have_value(name, timeout=WAIT_MS)
+
+
+def test_bad_values_of_a_comparison_are_told(page):
+    to_part(page, "Choose")
+    choose(page, "dreambooth_choose_run", "rex")
+    page.locator("#dreambooth_compare_more").get_by_text("More about the comparison").click()
+    fill(page, "compare_count", 0)
+    fill(page, "compare_guidance_scale", "strong")
+    fill(page, "compare_snapshots", "step-000009")
+    page.click("#dreambooth_compare")
+    expect(page, "choose_said", "--count: 0 is less than 1")
+    expect(page, "choose_said", "--guidance-scale: 'strong' is not a number")
+    fill(page, "compare_count", 1)
+    fill(page, "compare_guidance_scale", "")
+    page.click("#dreambooth_compare")
+    expect(page, "choose_said", "step-000002, step-000004")
+    assert JOBS.running is None
+
+
+def test_snapshots_are_compared_the_best_is_marked_and_a_click_publishes_one(page, served):
+    to_part(page, "Choose")
+    choose(page, "dreambooth_choose_run", "rex")
+    fill(page, "compare_prompts", "rxz dog in snow\na dog")
+    fill(page, "compare_count", 2)
+    page.locator("#dreambooth_compare_more").get_by_text("More about the comparison").click()
+    fill(page, "compare_render_steps", 2)
+    page.click("#dreambooth_compare")
+    page.wait_for_selector("#dreambooth_choose_grid .dreambooth-badge", timeout=WAIT_MS)
+    grid = page.locator("#dreambooth_choose_grid")
+    assert grid.locator("thead th").count() == 3 and grid.locator("tbody th").all_inner_texts()[1].startswith("a dog")
+    assert grid.locator("tbody tr").first.locator("td").count() == 3 and grid.locator("img").count() == 2 * 3 * 2
+    assert grid.locator("svg circle").count() == 2 * 3 and grid.locator("thead small", has_text="near").count() == 2
+    assert grid.locator("tbody tr").first.locator("td").first.locator(".dreambooth-cell").count() == 0  # the base is no snapshot
+    shot(page, "choose_compared")
+    page.locator('.dreambooth-shot[data-snapshot="step-000002"]').first.click()
+    expect(page, "choose_said", "Publishing step-000002 of rex")
+    ended(page, "rex")
+    published = served[1] / "models" / "rex-step2.safetensors"
+    assert published.is_file() and json.loads((served[1] / "models" / "selected.json").read_text())["name"] == published.name
+
+
+def test_training_goes_on_from_a_snapshot_after_a_confirmation(page, served):
+    run = RunFolder(served[1] / "runs" / "rex")
+    to_part(page, "Choose")
+    choose(page, "dreambooth_choose_run", "rex")
+    choose(page, "dreambooth_choose_snapshot", "step-000002")
+    page.click("#dreambooth_choose_back")
+    page.click("#dreambooth_back_no")
+    page.click("#dreambooth_choose_back")
+    fill(page, "back_steps", 2)
+    page.click("#dreambooth_back_yes")
+    expect(page, "choose_said", "--steps: 2 is not more than the 2 steps")
+    assert (run.checkpoints_dir / "step-000004").is_dir()
+    page.click("#dreambooth_choose_back")
+    fill(page, "back_steps", 3)
+    page.click("#dreambooth_back_yes")
+    expect(page, "choose_said", "rex goes on from step-000002")
+    ended(page, "rex")
+    assert [entry["step"] for entry in run.metrics()] == [1, 2, 3] and run.state().state == "finished"
+    assert not (run.checkpoints_dir / "step-000004").exists() and (served[1] / "models" / "rex-step2.safetensors").is_file()
+
+
+def test_a_run_is_opened_cloned_explained_resumed_and_deleted(page, served):
+    on_card(page, "lost")
+    shot(page, "runs")
+    page.click("#dreambooth_run_open")
+    frame = page.frame_locator("iframe.dreambooth-opened")
+    sync_api.expect(frame.locator("body")).to_contain_text("the loss became nan", timeout=WAIT_MS)
+    page.click("#dreambooth_explain")
+    page.locator("#dreambooth_explain_prompts input").check()
+    page.click("#dreambooth_explain_make")
+    expect(page, "runs_said", "lost-failure.zip")
+    page.click("#dreambooth_clone")
+    expect(page, "runs_said", "The Train tab has lost's settings now.")
+    to_part(page, "Train")
+    sync_api.expect(page.locator("#dreambooth_output_name textarea, #dreambooth_output_name input").first).to_have_value("lost-2")
+    on_card(page, "half")
+    page.click("#dreambooth_resume")
+    ended(page, "half")
+    sync_api.expect(card(page, "half")).to_contain_text("finished", timeout=WAIT_MS)
+    assert (served[1] / "runs" / "half" / "report.html").is_file()
+    page.click("#dreambooth_delete")
+    page.click("#dreambooth_delete_no")
+    assert (served[1] / "runs" / "half").is_dir()
+    page.click("#dreambooth_delete")
+    page.click("#dreambooth_delete_yes")
+    expect(page, "runs_said", "half is deleted.")
+    assert not (served[1] / "runs" / "half").exists() and (served[1] / "models" / "half.safetensors").is_file()
+    sync_api.expect(card(page, "half")).to_have_count(0)
+
+
+def test_the_order_of_the_queue_is_changed_by_its_buttons(page):
+    over = threading.Event()
+    try:
+        JOBS.start(Job("first", lambda progress: over.wait(120)))
+        jobs = [JOBS.start(Job(name, lambda progress: None)) for name in ("second", "third", "fourth")]
+        to_part(page, "Runs")
+        page.click("#dreambooth_runs_refresh")
+        waiting = page.locator(".dreambooth-queue li")
+        sync_api.expect(waiting).to_have_count(4, timeout=WAIT_MS)
+        page.get_by_label("third one place sooner").click()
+        sync_api.expect(waiting.nth(1)).to_contain_text("third", timeout=WAIT_MS)
+        shot(page, "queue")
+        page.get_by_label("take second out of the queue").click()
+        expect(page, "runs_said", "second is out of the queue.")
+        sync_api.expect(waiting).to_have_count(3, timeout=WAIT_MS)
+        assert jobs[0].state == "cancelled" and [job.name for job in JOBS.all() if job.state == "queued"] == ["third", "fourth"]
+    finally:
+        over.set()
+    assert all(job.done.wait(20) for job in jobs)
+
+
+def test_presets_are_kept_applied_and_removed_and_other_trainers_settings_taken(page, served, tmp_path):
+    page.locator("#dreambooth_advanced").get_by_text("Advanced", exact=True).click()
+    fill(page, "learning_rate", "0.0002")
+    fill(page, "preset_name", "a/b")
+    page.click("#dreambooth_preset_save")
+    expect(page, "preset_said", "Use letters, digits")
+    fill(page, "preset_name", "mine")
+    page.click("#dreambooth_preset_save")
+    expect(page, "preset_said", "Saved as mine")
+    fill(page, "learning_rate", "0.5")
+    page.click("#dreambooth_preset_apply")
+    expect(page, "preset_said", "mine:")
+    rate = page.locator("#dreambooth_learning_rate input, #dreambooth_learning_rate textarea").first
+    sync_api.expect(rate).to_have_value("0.0002")
+    page.click("#dreambooth_preset_remove")
+    expect(page, "preset_said", "The preset mine is gone.")
+    assert not (served[1] / "runs" / "presets" / "mine.json").exists()
+    path = tmp_path / "db_config.json"
+    refused = {f"option_{number}": 1 for number in range(30)}
+    path.write_text(json.dumps({"model_name": "old", "learning_rate": 2e-6, "concepts_list": [], **refused}))
+    page.set_input_files("#dreambooth_import input[type=file], input#dreambooth_import, input[type=file] >> nth=-1", str(path))
+    expect(page, "preset_said", "3 settings were taken, 30 were not.")
+    assert page.locator("#dreambooth_preset_said li").count() == 30
