@@ -118,11 +118,10 @@ def _as_checkpoint(run: RunFolder, config: TrainConfig, column: Column, host: Ho
     _remove_borrowed(folder)
     # Its own name for each snapshot: hosts take a file of the same name for the model that they have loaded already.
     name = f"{BORROWED}{run.path.name[:60].strip(' .')}-{column.name}"
-    phase = progress.phase
+    silent = Progress(cancelled=lambda: progress.cancelled)  # its count of bytes is no count of pictures
     try:
-        yield recipe.as_checkpoint(config, run.checkpoints_dir / column.name, folder, name, progress)
+        yield recipe.as_checkpoint(config, run.checkpoints_dir / column.name, folder, name, silent)
     finally:
-        progress.phase = phase
         _remove_borrowed(folder)
 
 

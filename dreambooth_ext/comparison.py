@@ -173,7 +173,8 @@ def _names_subject(config: TrainConfig, prompt: str) -> bool:
 
 
 def _measures(column: Column) -> str:
-    text = f"{column.nearness or 0:.0%} of the way from the base to the subject"
+    near = column.nearness or 0.0
+    text = f"{near:.0%} of the way from the base to the subject" if near > 0 else "no nearer to the subject than the base"
     return text + (f", with {column.drift:.0%} drift of the class" if column.drift is not None else "")
 
 

@@ -53,7 +53,8 @@ def build(service: Service, watch: WatchPanel) -> None:
     on(again.click, lambda name: [gr.update(choices=_names(service)), *_shown(service, name or _first(service), None)],
        [chosen], [chosen, *shown])
     on(chosen.change, lambda name: _shown(service, name, None), [chosen], shown)
-    on(poll.click, lambda name, seen: _shown(service, name or _first(service), seen), [chosen, seen], shown)
+    on(poll.click, lambda name, seen: [*_shown(service, name or _first(service), seen), _news(service, name or _first(service))],
+       [chosen, seen], [*shown, said])
     on(compare.click, lambda name, *raw: _compare(service, name or _first(service), raw), [chosen, *wishes],
        [said, watch.status])
     on(stop.click, lambda: _stop(service), [], [said, watch.status])
@@ -96,6 +97,17 @@ def _shown(service: Service, name: str | None, seen: Any) -> list[Any]:
         return [gr.update(), gr.update(), seen]
     found = _snapshots(service, name or "")
     return [grid_html(service, name or ""), gr.update(choices=found, value=found[-1] if found else None), mark]
+
+
+def _news(service: Service, name: str) -> Any:
+    """How far the comparison of this run is, or how it ended."""
+    job = service.shown_job()
+    if job is None or job.name != name or not is_comparing(job):
+        return gr.update()
+    if job.state == "running":
+        return html.note(f"{job.last.done} of {job.last.total} pictures are rendered.")
+    told = {"failed": (job.message, "fault"), "cancelled": ("Stopped; what was rendered is kept.", "warning")}
+    return html.note(*told.get(job.state, ("", "note")))
 
 
 def _compare(service: Service, name: str, raw: tuple[Any, ...]) -> list[str]:

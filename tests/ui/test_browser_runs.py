@@ -167,6 +167,7 @@ def test_snapshots_are_compared_the_best_is_marked_and_a_click_publishes_one(pag
     assert grid.locator("tbody tr").first.locator("td").count() == 3 and grid.locator("img").count() == 2 * 3 * 2
     assert grid.locator("svg circle").count() == 2 * 3 and grid.locator("thead small", has_text="near").count() == 2
     assert grid.locator("tbody tr").first.locator("td").first.locator(".dreambooth-cell").count() == 0  # the base is no snapshot
+    sync_api.expect(page.locator("#dreambooth_choose_said p")).to_have_count(0, timeout=WAIT_MS)  # it is over
     shot(page, "choose_compared")
     page.locator('.dreambooth-shot[data-snapshot="step-000002"]').first.click()
     expect(page, "choose_said", "Publishing step-000002 of rex")
