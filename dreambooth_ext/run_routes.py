@@ -4,7 +4,6 @@
     POST /check                             body: the settings; answers their faults, and starts nothing
     POST /estimate                          body: the settings; what each memory profile needs
     POST /uploads                           body: {"files": {"a.png": base64, ...}}; answers the folder for instance_dir
-    POST /audit                             body: {"folder": "...", "kind": "subject", "resolution": 512}
     POST /request                           body: {"wish": "preview" or "snapshot"}, of the running job
     POST /queue/move                        body: {"job": id, "places": -1}
     GET  /runs/{name}                       state, last figures, snapshots, log
@@ -32,10 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from . import presets
-from .config import Concept, TrainConfig
 from .errors import ConfigError, ResumeError
 from .files import require_safe_name
-from .options import options_of
 from .service import Service
 from .uploads import harmless
 
@@ -45,7 +42,7 @@ Route = tuple[str, str, Callable[[Any, dict[str, str]], Any]]
 
 def routes(service: Service) -> list[Route]:
     """Handlers take (body, path parameters) and answer plain values, or the path of a file to be sent."""
-    return [*_of_settings(service), *_of_pictures(service), *_of_runs(service), *_of_presets(service)]
+    return [*_of_settings(service), *_of_uploads(service), *_of_runs(service), *_of_presets(service)]
 
 
 def _of_settings(service: Service) -> list[Route]:
@@ -70,7 +67,7 @@ def _of_settings(service: Service) -> list[Route]:
     ]
 
 
-def _of_pictures(service: Service) -> list[Route]:
+def _of_uploads(service: Service) -> list[Route]:
     def uploads(body: dict[str, Any], path: dict[str, str]) -> dict[str, str]:
         files = body.get("files")
         if not isinstance(files, dict) or not all(isinstance(content, str) for content in files.values()):
@@ -78,17 +75,7 @@ def _of_pictures(service: Service) -> list[Route]:
         with tempfile.TemporaryDirectory(prefix="dreambooth-") as folder:
             return {"folder": str(service.keep_uploads([_decoded(Path(folder), name, text) for name, text in files.items()]))}
 
-    def audit(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
-        from .dataset.audit import audit as look_at
-
-        kind, resolution = body.get("kind", "subject"), body.get("resolution", 512)
-        options = {option.name: option for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
-        faults = [fault for fault in (options["kind"].fault(kind), options["resolution"].fault(resolution)) if fault]
-        if faults or not isinstance(body.get("folder"), str):
-            raise ConfigError(faults or ["folder: the folder of the pictures is needed"])
-        return look_at(service.require_allowed(Path(body["folder"]).expanduser()), kind=kind, resolution=resolution).to_dict()
-
-    return [("POST", "/uploads", uploads), ("POST", "/audit", audit)]
+    return [("POST", "/uploads", uploads)]
 
 
 def _decoded(folder: Path, name: str, text: str) -> str:

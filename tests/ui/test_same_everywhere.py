@@ -11,7 +11,7 @@ PAGE = "only of the page itself"  # opens, closes or refreshes something that it
 DOES = {
     "use_loaded": ("models", "GET /checkpoints"),
     "upload": ("train --instance-dir", "POST /uploads"),
-    "review": ("audit", "POST /audit"),
+    "review": ("audit", "POST /pictures/audit"),
     "preset_apply": ("train --preset", "GET /presets/{preset}"),
     "preset_save": ("save-preset", "POST /presets/{preset}"),
     "preset_remove": ("delete-preset", "POST /presets/{preset}/delete"),
