@@ -36,6 +36,7 @@ class A1111Host(WebuiTools):
 
     def __init__(self) -> None:
         self._progress: Progress | None = None  # of the job that holds the queue
+        self._watch: webui_queue.InterruptWatch
         self._wish: Path | None = None  # what to select once the queue is free again
         self._borrowed = False  # the loaded model, its VAE or its place may differ from what the settings say
 
@@ -103,7 +104,7 @@ class A1111Host(WebuiTools):
         webui_limits.require_trainable()
         before = self._snapshot()
         self._wish = None
-        with webui_queue.held(job_id, progress):
+        with webui_queue.held(job_id, progress) as self._watch:
             self._progress = progress
             try:
                 # The first load patches torch's modules globally while it runs: let it end before building any.
@@ -196,7 +197,7 @@ class A1111Host(WebuiTools):
         self._borrowed = True
         while True:
             progress.check()
-            shared.state.skipped = False
+            shared.state.skipped, reloads = False, self._watch.reloads
             try:
                 with webui_settings.in_effect(shared.opts, values), _params_txt_kept():
                     self._load_selected()
@@ -207,10 +208,9 @@ class A1111Host(WebuiTools):
                 raise HostError(f"{len(request.seeds)} pictures are to be rendered with {base.name}",
                                 f"the WebUI failed ({type(error).__name__}: {error})",
                                 "Try the same in txt2img; if memory is short, lower the class image batch.") from error
-            if shared.state.interrupted or getattr(shared.state, "stopping_generation", False):
-                progress.cancel()
+            self._watch.look()
             progress.check()  # an interrupted call still returns pictures, half-sampled
-            if not shared.state.skipped:
+            if not shared.state.skipped and reloads == self._watch.reloads:
                 yield from images
                 return
 

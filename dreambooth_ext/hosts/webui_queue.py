@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from ..progress import Progress, Report
 
 WATCH_EVERY_S = 0.05
+RELOAD_SHOWS_WITHIN_S = 0.25
 
 
 @contextmanager
-def held(job_id: str, progress: Progress) -> Iterator[None]:
+def held(job_id: str, progress: Progress) -> Iterator[InterruptWatch]:
     """Wait for our turn, then hold the queue; the host's bar shows our progress and its Interrupt stops us.
 
     Raises Cancelled if the user has lost patience meanwhile.
@@ -26,13 +28,13 @@ def held(job_id: str, progress: Progress) -> Iterator[None]:
     with call_queue.queue_lock:
         shared.state.begin(job=task)
         host_progress.start_task(task)
-        watch = _InterruptWatch(shared.state, progress)
+        watch = InterruptWatch(shared, progress)
         mirror = _Mirror(shared.state)
         progress.listen(mirror)
         try:
             progress.check()
             with watch:
-                yield
+                yield watch
         finally:
             mirror.active = False
             host_progress.finish_task(task)
@@ -40,16 +42,21 @@ def held(job_id: str, progress: Progress) -> Iterator[None]:
             shared.total_tqdm.clear()
 
 
-class _InterruptWatch:
-    """Latches the host's flags: another job that ends elsewhere may reset them before we look."""
+class InterruptWatch:
+    """Latches the host's flags: another job that ends elsewhere may reset them before we look.
 
-    def __init__(self, state: Any, progress: Progress) -> None:
-        self._state, self._progress = state, progress
+    "Reload UI" raises the same flag as Interrupt, and is no wish to stop: `reloads` counts how often that was seen.
+    """
+
+    def __init__(self, shared: Any, progress: Progress) -> None:
+        self._shared, self._state, self._progress = shared, shared.state, progress
+        self.reloads = 0
+        self._judging = threading.RLock()  # what it logs makes it look again
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="dreambooth-interrupt", daemon=True)
 
     def __enter__(self) -> None:
-        self._progress.listen(lambda report: self._look())
+        self._progress.listen(lambda report: self.look())
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
@@ -58,14 +65,31 @@ class _InterruptWatch:
 
     def _watch(self) -> None:
         while not self._over.wait(WATCH_EVERY_S):
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
-        if self._over.is_set():
-            return
-        # stopping_generation came with 1.8
-        if self._state.interrupted or getattr(self._state, "stopping_generation", False):
-            self._progress.cancel()
+    def look(self) -> None:
+        """Cancel the job if somebody wants it stopped. A reload is told within RELOAD_SHOWS_WITHIN_S."""
+        with self._judging:
+            if self._over.is_set() or self._progress.cancelled:
+                return
+            if getattr(self._state, "stopping_generation", False):  # came with 1.8
+                self._progress.cancel()
+            elif self._state.interrupted:
+                if self._page_goes_down():
+                    self.reloads += 1
+                    self._state.interrupted = False
+                    self._progress.log("The WebUI's page is loaded anew; the run goes on.")
+                else:
+                    self._progress.cancel()
+
+    def _page_goes_down(self) -> bool:
+        """The host's main thread closes its server at once when the page is to be loaded anew."""
+        end = time.monotonic() + RELOAD_SHOWS_WITHIN_S
+        while time.monotonic() < end:
+            if getattr(getattr(getattr(self._shared, "demo", None), "server", None), "should_exit", False):
+                return True
+            time.sleep(WATCH_EVERY_S / 5)
+        return False
 
 
 class _Mirror:

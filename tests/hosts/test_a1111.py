@@ -2,11 +2,13 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from dreambooth_ext.errors import Cancelled, HostError
 from dreambooth_ext.host import Host, Txt2Img
+from dreambooth_ext.hosts import webui_queue
 from dreambooth_ext.progress import Progress
 
 REQUEST = Txt2Img("dog", (1, 2, 3), steps=4, width=16, height=16)
@@ -110,6 +112,18 @@ def test_interrupt_stops_the_job(host, webui, progress):
         eventually(lambda: progress.cancelled)
 
 
+def test_reload_ui_is_no_interrupt(host, webui, progress):
+    with host.job("run", progress):
+        webui.state.request_restart()
+        eventually(lambda: not webui.state.interrupted)
+        progress.report(1, 10)
+        webui.shared.demo = SimpleNamespace(server=SimpleNamespace(should_exit=False))  # the page is there again
+        assert not progress.cancelled and said(progress).count("loaded anew") == 1
+        webui.state.interrupt()
+        progress.report(2, 10)
+        assert progress.cancelled
+
+
 def test_stop_after_current_stops_it_too(host, webui, progress):
     with host.job("run", progress):
         webui.state.stop_generating()
@@ -122,7 +136,7 @@ def test_an_interrupt_is_not_lost_when_another_job_ends_elsewhere(host, webui, p
         webui.state.interrupt()
         other()
         assert not webui.state.interrupted
-        assert progress.cancelled
+        eventually(lambda: progress.cancelled)  # it takes a moment to tell it from "Reload UI"
 
 
 def test_an_interrupt_that_is_reset_at_once_is_seen_by_the_next_report(host, webui, progress):
@@ -244,6 +258,30 @@ def test_half_sampled_pictures_are_thrown_away(host, webui, base, progress):
         for image in host.txt2img(base, REQUEST, progress):
             got.append(image)
     assert got == [] and not webui.processing.calls[-1]["whole"]
+
+
+def test_pictures_that_a_reload_cut_short_are_rendered_again(host, webui, base, progress, monkeypatch):
+    whole = [image.tobytes() for image in host.txt2img(base, REQUEST, progress)]
+    process, calls = webui.processing.process_images, []
+
+    def cut_short(p):
+        calls.append(p)
+        if len(calls) == 1:
+            webui.state.request_restart()
+        processed = process(p)
+        webui.shared.demo.server.should_exit = False
+        return processed
+
+    monkeypatch.setattr(webui.processing, "process_images", cut_short)
+    monkeypatch.setattr(webui_queue, "WATCH_EVERY_S", 10)  # only the adapter itself looks
+    webui.shared.demo.server.should_exit = False
+
+    def goes_down(watch):
+        return len(calls) == 1
+
+    monkeypatch.setattr(webui_queue.InterruptWatch, "_page_goes_down", goes_down)
+    assert [image.tobytes() for image in host.txt2img(base, REQUEST, progress)] == whole
+    assert len(calls) == 2
 
 
 def test_a_skipped_picture_is_rendered_again(host, webui, base, progress):

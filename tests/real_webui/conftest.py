@@ -81,6 +81,19 @@ class Http:
             time.sleep(0.05)
         raise AssertionError(f"{phase} was never reached: {self.status()}")
 
+    def wait_for_restart(self, limit_s=60):
+        """Until the server has gone down, and is up again."""
+        was_down, end = False, time.monotonic() + limit_s
+        while time.monotonic() < end:
+            try:
+                self.status()
+                if was_down:
+                    return
+            except OSError:
+                was_down = True
+            time.sleep(0.05)
+        raise AssertionError("it did not come up again" if was_down else "it never went down")
+
     def txt2img(self, prompt, **more):
         body = {"prompt": prompt, "steps": 5, "width": self.size, "height": self.size, "sampler_name": "DDIM", "seed": 7,
                 **more}

@@ -16,8 +16,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 SHOTS = Path(__file__).resolve().parents[2] / "artefacts" / "real_webui"
 FIELDS = ("steps", "train_batch_size", "learning_rate", "text_encoder_learning_rate", "num_class_images",
-          "class_guidance_scale", "preview_guidance_scale", "snapshot_every", "lr_warmup_steps")
+          "class_guidance_scale", "preview_guidance_scale", "snapshot_every", "lr_warmup_steps", "prior_loss_weight")
 PICTURES = 8
+PROMPT = subject.instance_prompt(TOKEN)
 
 
 @pytest.fixture
@@ -63,7 +64,9 @@ def test_from_pictures_to_the_subject_in_txt2img(browser, webui, tmp_path):
     advanced = page.locator("#dreambooth_advanced").get_by_text("Advanced", exact=True)
     advanced.click()
     page.wait_for_timeout(500)
-    fill(page, **{field: SETTINGS[field] for field in FIELDS if field in SETTINGS})
+    fill(page, instance_prompt=PROMPT, class_prompt=subject.class_prompt(), **{field: SETTINGS[field] for field in FIELDS})
+    page.locator("#dreambooth_lr_scheduler input").fill(SETTINGS["lr_scheduler"])
+    page.keyboard.press("Enter")
     advanced.click()
     page.wait_for_timeout(1500)
     shot(page, "filled_in")
@@ -82,7 +85,7 @@ def test_from_pictures_to_the_subject_in_txt2img(browser, webui, tmp_path):
     page.wait_for_function(
         f"document.querySelector('#setting_sd_model_checkpoint input').value.startsWith('{name}.ckpt')", timeout=60_000)
     page.wait_for_selector("#txt2img_prompt textarea", state="visible")
-    assert page.input_value("#txt2img_prompt textarea") == f"{TOKEN} {subject.CLASS_NOUN}"
+    assert page.input_value("#txt2img_prompt textarea") == PROMPT
     shown = sum(subject.recognises(picture) for picture in generate(page))
     shot(page, "txt2img")
     print(f"the subject is recognised in {shown} of {PICTURES} pictures that Generate rendered")
@@ -97,12 +100,31 @@ def test_from_pictures_to_the_subject_in_txt2img(browser, webui, tmp_path):
     assert shown >= 0.75 * PICTURES
 
 
+def test_reload_ui_does_not_lose_a_running_job(browser, webui, tmp_path):
+    subject.draw_pictures(tmp_path, PICTURES)
+    name = f"reload-{int(time.time()) % 100_000}"
+    page = opened(browser, webui.url)
+    job = webui.post("/dreambooth/v1/start", {
+        "base": webui.base, "instance_dir": str(tmp_path), "token": TOKEN, "class_noun": subject.CLASS_NOUN, "output_name": name,
+        "steps": 200, "num_class_images": 4, "class_steps": 4, "preview_steps": 4})
+    webui.wait_for_phase("training", at_least=2)
+    page.locator("#footer").get_by_text("Reload UI").click()
+    webui.wait_for_restart()
+    page = opened(browser, webui.url)
+    assert webui.status()["running"]["id"] == job["id"]
+    assert name in page.locator("#dreambooth_status").first.inner_text()
+    assert webui.wait(job)["state"] == "finished"
+    page.wait_for_selector('.dreambooth-status[data-state="finished"]', state="attached", timeout=60_000)
+    assert webui.selected().startswith(f"{name}.ckpt")
+
+
 def generate(page):
     """Press Generate for PICTURES pictures; returns them."""
     from PIL import Image
 
     for field, value in (("width", 64), ("height", 64), ("steps", 30), ("batch_size", PICTURES), ("cfg_scale", 3)):
         page.locator(f"#txt2img_{field} input[type=number]").first.fill(str(value))
+    page.locator("#txt2img_seed input").first.fill("1")
     page.keyboard.press("Tab")
     page.wait_for_timeout(500)
     page.click("#txt2img_generate")

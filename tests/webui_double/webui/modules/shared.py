@@ -13,6 +13,7 @@ state = shared_state.State()
 config_filename = os.path.join(paths.data_path, "config.json")
 sd_upscalers = []
 interrogator = None
+demo = types.SimpleNamespace(server=types.SimpleNamespace(should_exit=False))
 total_tqdm = types.SimpleNamespace(clear=lambda: None)
 opts = Options({name: OptionInfo(default) for name, default in {
     "sd_model_checkpoint": None, "CLIP_stop_at_last_layers": 2, "sd_vae": "user.vae.pt", "token_merging_ratio": 0.5,

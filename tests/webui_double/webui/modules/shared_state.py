@@ -22,6 +22,13 @@ class State:
     def interrupt(self):
         self.interrupted = True
 
+    def request_restart(self):
+        """What "Reload UI" does: the main thread, which waits for the command, closes the server at once."""
+        from modules import shared
+
+        self.interrupt()
+        shared.demo.server.should_exit = True
+
     def skip(self):
         self.skipped = True
 
