@@ -46,7 +46,8 @@ def write_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise storage_error(path, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # else `sweep` takes it away
+                temporary.unlink()
 
 
 def replace(source: Path, destination: Path) -> None:

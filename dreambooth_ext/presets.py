@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import Concept, TrainConfig, migrated
+from .config import BYTES_AT_MOST, Concept, TrainConfig, migrated
 from .errors import ConfigError
 from .files import require_safe_name, write_json
 
@@ -98,7 +98,12 @@ def _imported(values: Mapping[str, Any], path: Path) -> Imported:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return _read(lambda: path.read_text(encoding="utf-8-sig"), path)
+    def text() -> str:
+        if path.stat().st_size > BYTES_AT_MOST:
+            raise ConfigError([f"{path.name} is far too large for settings"], "Choose a file of settings.")
+        return path.read_text(encoding="utf-8-sig")
+
+    return _read(text, path)
 
 
 def _read(text_of: Callable[[], str], path: Path) -> dict[str, Any]:

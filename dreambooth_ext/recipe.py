@@ -313,6 +313,7 @@ def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress
         if config.auto_select:
             _select(paths[0], host, progress)
         published = tuple(str(path) for path in paths)
+        sweep(run.path)
         kept(lambda: run.write_state(replace(run.state(), state="finished", message="", published=published)))
     return Finished(run, tuple(paths), steps, time.perf_counter() - started)
 

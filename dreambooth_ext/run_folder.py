@@ -81,7 +81,6 @@ class RunFolder:
 
     def create(self, config: TrainConfig, inputs: Mapping[str, str] | None = None) -> None:
         """Make it a run. Raises StorageError, and then it is none."""
-        make_folder(self.path)
         self.write_inputs(dict(inputs or {}))
         self.write_state(RunState(started_s=time.time()))
         write_json(self.path / "config.json", config.to_dict())

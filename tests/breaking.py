@@ -19,6 +19,7 @@ PHASES = ("preparing", "class images", "training", "snapshot", "cleaning", "publ
 FAULTS = {"full": errno.ENOSPC, "read-only": errno.EROFS, "broken": errno.EIO, "gone": errno.ENOENT}
 SLOW_S = 0.003
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+REMOVES = ("os.remove", "os.rmdir")
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
@@ -41,6 +42,8 @@ class Moments:
         if not any(os.path.abspath(path).startswith(self.root) for path in paths):
             return
         writes = event != "open" or bool((facts[2] or 0) & WRITES)
+        if event in REMOVES and self.plan.get("fault") == "full":  # which a full disk allows
+            writes = False
         self.moment(writes)
 
     def fsync(self, handle):

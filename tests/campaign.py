@@ -1,11 +1,13 @@
 """A run of seconds as a process of its own, for tests that break it, and what it ends in when nobody does."""
 
+import json
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from breaking import PHASES
 from PIL import Image
 from safetensors.torch import load_file
 from zygote import Forked, start
@@ -73,3 +75,26 @@ def undisturbed(inputs, tmp_path_factory) -> tuple[dict[str, torch.Tensor], floa
     folder, started = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
     finish(call(folder, *training(inputs)))
     return load_file(folder / "models" / "broken.safetensors"), time.monotonic() - started
+
+
+def arguments_for(folder, inputs):
+    """With one snapshot kept at a time, so that there is something to clean."""
+    more = ["--keep-snapshots", "1"]
+    chosen = next_call(folder, inputs)
+    return chosen if chosen[0] == "resume" else [*chosen, *more]
+
+
+def broken_call(folder, plan, arguments):
+    return call(folder, json.dumps({"root": str(folder), **plan}), *arguments, function="breaking:main")
+
+
+@pytest.fixture(scope="session")
+def moments(inputs, undisturbed, tmp_path_factory):
+    """How many there are in each phase of a run that nobody breaks, and in the deletion of one."""
+    folder = tmp_path_factory.mktemp("counted")
+    finish(broken_call(folder, {"journal": str(folder / "run.json")}, arguments_for(folder, inputs)))
+    require_end(folder, undisturbed[0], "nobody broke this one")
+    finish(broken_call(folder, {"journal": str(folder / "deleted.json")}, ["delete", "broken"]))
+    counts = json.loads((folder / "run.json").read_text())
+    assert all(counts[phase] >= 5 for phase in PHASES), counts
+    return {**counts, "delete": json.loads((folder / "deleted.json").read_text())["cleaning"]}

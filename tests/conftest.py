@@ -11,7 +11,7 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(os.path.dirna
 from pathlib import Path
 
 import pytest
-from campaign import inputs, undisturbed  # noqa: F401  fixtures
+from campaign import inputs, moments, undisturbed  # noqa: F401  fixtures
 from scoreboard import score  # noqa: F401
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -50,8 +50,19 @@ def rows_of(reports) -> list[list[str]]:
     return [list(value) for report in ends for name, value in report.user_properties if name == PROPERTY]
 
 
+def summed(rows: list[list[str]]) -> list[list[str]]:
+    """Rows of the same campaign become one, and the last one is the sum of all."""
+    found: dict[str, list[str]] = {}
+    for name, *counts, how in rows:
+        former = found.get(name, [name, "0", "0", "0", ""])
+        words = list(dict.fromkeys(word for word in (*former[4].split("; "), how) if word))
+        found[name] = [name, *(str(int(a) + int(b)) for a, b in zip(former[1:4], counts, strict=True)), "; ".join(words)]
+    sums = [str(sum(int(row[column]) for row in found.values())) for column in (1, 2, 3)]
+    return [*found.values(), ["in all", *sums, ""]]
+
+
 def table(rows: list[list[str]]) -> list[str]:
-    lines = [list(HEADER), *rows]
+    lines = [list(HEADER), *summed(rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     return ["  ".join(cell.rjust(width) if 0 < column < 4 else cell.ljust(width)
                       for column, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]

@@ -112,6 +112,22 @@ def test_another_sites_page_cannot_call_any_route(service, body, finished_run, h
     assert service.jobs.all() == [] and finished_run.exists
 
 
+def test_a_name_that_was_rebound_to_this_computer_reaches_no_route(service, body, finished_run):
+    """The page of such a name is of the same origin, as browsers see it; only the Host tells."""
+    from dreambooth_ext.origin import is_address
+
+    app = fastapi.FastAPI()
+    api.mount(app, service, {}, answers=is_address)
+    http = TestClient(app, raise_server_exceptions=False)
+    for method, path, _ in api._routes(service):
+        headers = {"Host": "evil.example:7860", "Origin": "http://evil.example:7860"}
+        answer = http.request(method, api.PREFIX + path.replace("{name}", "rex"), headers=headers,
+                              **({"json": body} if method == "POST" else {}))
+        assert answer.status_code == 403 and "evil.example" in answer.json()["error"], (method, path)
+    assert service.jobs.all() == [] and finished_run.exists
+    assert http.get(api.PREFIX + "/runs", headers={"Host": "127.0.0.1:7860"}).status_code == 200
+
+
 @pytest.mark.parametrize("headers", [{}, {"Origin": "http://testserver"}, {"Sec-Fetch-Site": "same-origin"},
                                      {"Origin": "https://public.example", "Sec-Fetch-Site": "same-origin"},
                                      {"Origin": "http://trusted.example", "Sec-Fetch-Site": "cross-site"}], ids=str)

@@ -96,3 +96,31 @@ def test_windows_refusal_to_replace_an_open_file_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(files.sys, "platform", "win32")
     with pytest.raises(NotWritable, match="another program"), files.write_atomically(tmp_path / "x") as stream:
         stream.write(b"x")
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
+    left = [".a.ckpt.x1.partial", ".step-1.former", "deep/.b.x2.partial", ".c.former"]
+    kept = ["a.ckpt", "step-1", "deep/b", ".hidden", "d.partial"]
+    for name in [*left, *kept]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    files.sweep(tmp_path, "a.ckpt")
+    assert not (tmp_path / left[0]).exists() and all((tmp_path / name).exists() for name in left[1:])
+    files.sweep(tmp_path)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {*kept, "c"}  # which was moved aside, and had no successor yet
+    assert (tmp_path / "c").read_text() == ".c.former"
+
+
+def test_a_folder_is_never_seen_half_removed(tmp_path, monkeypatch):
+    folder = tmp_path / "step-1"
+    folder.mkdir()
+    (folder / "weights").write_text("1")
+    monkeypatch.setattr(files.shutil, "rmtree", lambda path, **more: None)  # the process dies here
+    files.remove_folder(folder)
+    assert not folder.exists()
+    monkeypatch.undo()
+    files.sweep(tmp_path / "other")
+    folder.mkdir()
+    files.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]

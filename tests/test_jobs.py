@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from dreambooth_ext.errors import Diverged
+from dreambooth_ext.errors import Diverged, RunBusy
 from dreambooth_ext.jobs import Job, Jobs
 
 
@@ -74,3 +74,26 @@ def test_a_job_is_found_again_with_its_last_report_and_log(jobs):
     status = jobs.find(job.id).status()
     assert (status["phase"], status["done"], status["figures"]) == ("training", 3, {"loss": 0.5})
     assert status["log"] == ["bf16 is in effect"]
+
+
+def test_two_of_one_key_are_never_queued_whoever_asks(jobs):
+    """Two tabs, or a tab and the API, at the very same moment."""
+    go_on, refused, barrier = threading.Event(), [], threading.Barrier(8)
+
+    def ask():
+        barrier.wait(10)
+        try:
+            jobs.start(Job("rex", lambda progress: go_on.wait(10), key="rex"))
+        except RunBusy as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(refused) == 7 and all("waiting already" in text for text in refused)
+    go_on.set()
+    (job,) = jobs.all()
+    assert job.done.wait(10)
+    assert jobs.start(Job("rex", lambda progress: None, key="rex")).done.wait(10)

@@ -1,13 +1,12 @@
 """A process that is killed at any moment loses nothing: the run goes on, and ends like one that was left alone."""
 
-import json
 import os
 import random
 import sys
 
 import pytest
 from breaking import PHASES, plan_for
-from campaign import call, finish, next_call, require_end, require_nothing_left, training
+from campaign import arguments_for, broken_call, call, finish, require_end, require_nothing_left, training
 from safetensors.torch import load_file
 
 from dreambooth_ext.dataset.manifest import sha256_of
@@ -17,29 +16,6 @@ KILLED = -9
 ROUNDS = 40 if os.environ.get("SOAK") == "long" else 14  # of each phase
 pytestmark = [pytest.mark.campaign,
               pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL is POSIX's, and handles are named in /proc")]
-
-
-def arguments_for(folder, inputs):
-    """With one snapshot kept at a time, so that there is something to clean."""
-    more = ["--keep-snapshots", "1"]
-    chosen = next_call(folder, inputs)
-    return chosen if chosen[0] == "resume" else [*chosen, *more]
-
-
-def broken_call(folder, plan, arguments):
-    return call(folder, json.dumps({"root": str(folder), **plan}), *arguments, function="breaking:main")
-
-
-@pytest.fixture(scope="session")
-def moments(inputs, undisturbed, tmp_path_factory):
-    """How many there are in each phase of a run that nobody breaks, and in the deletion of one."""
-    folder = tmp_path_factory.mktemp("counted")
-    finish(broken_call(folder, {"journal": str(folder / "run.json")}, arguments_for(folder, inputs)))
-    require_end(folder, undisturbed[0], "nobody broke this one")
-    finish(broken_call(folder, {"journal": str(folder / "deleted.json")}, ["delete", "broken"]))
-    counts = json.loads((folder / "run.json").read_text())
-    assert all(counts[phase] >= 5 for phase in PHASES), counts
-    return {**counts, "delete": json.loads((folder / "deleted.json").read_text())["cleaning"]}
 
 
 def killed_once(folder, inputs, plan, published):

@@ -21,8 +21,9 @@ def soon(monkeypatch):
 
 @pytest.mark.parametrize("error", [DiskFull, StorageError])
 def test_it_goes_on_when_room_is_made(error):
-    progress, tries = Progress(), []
+    progress, tries, said = Progress(), [], []
     lines = told_by(progress)
+    progress.listen(lambda report: said.append(report.text) if report.phase != "log" else None)  # what the page shows
 
     def write():
         tries.append(1)
@@ -32,6 +33,7 @@ def test_it_goes_on_when_room_is_made(error):
 
     assert patiently(write, progress, 10) == "written"
     assert len(tries) == 4
+    assert said[0].startswith("Paused: the disk is full. Make room") and said[-1] == ""
     assert len(lines) == 2 and "Paused" in lines[0] and "disk is full" in lines[0] and "goes on" in lines[1]
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from dreambooth_ext.config import Concept, TrainConfig
-from dreambooth_ext.errors import ResumeError, RunBusy
+from dreambooth_ext.errors import ConfigError, ResumeError, RunBusy, StorageError
 from dreambooth_ext.run_folder import RunFolder, RunState, list_runs
 
 CONFIG = TrainConfig(base="b", output_name="r", concepts=(Concept(instance_dir="p", token="t", class_noun="dog"),))
@@ -85,3 +85,57 @@ def test_runs_are_listed_newest_first(tmp_path):
         run.write_state(RunState(started_s=float(number)))
     (tmp_path / "no run").mkdir()
     assert [run.path.name for run in list_runs(tmp_path)] == ["c", "b", "a"]
+
+
+def test_a_run_is_there_only_when_it_is_whole(tmp_path):
+    """A start that was killed leaves a name that can be used; somebody else's folder cannot."""
+    run = RunFolder(tmp_path / "r")
+    run.require_free()
+    with run.lock():
+        run.write_inputs({})
+        (run.path / ".state.json.x1.partial").write_text("half")
+    run.require_free()
+    (run.path / "holiday.png").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"holiday\.png"):
+        run.require_free()
+    (run.path / "holiday.png").unlink()
+    run.create(CONFIG, {"base": "1"})
+    assert run.exists and run.inputs() == {"base": "1"}
+    with pytest.raises(ConfigError, match="there already"):
+        run.require_free()
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(run):
+    """The drive's place is an empty folder of another disk: what is written there would be lost."""
+    run.require_there()
+    for path in sorted(run.path.rglob("*"), reverse=True):
+        path.unlink()
+    run.path.rmdir()
+    with pytest.raises(StorageError, match="gone"):
+        run.require_there()
+    assert not run.path.exists()
+
+
+def test_a_lock_that_was_deleted_with_its_run_is_no_lock(run):
+    with run.lock():
+        (run.path / ".lock").unlink()  # as `delete` does
+        other = RunFolder(run.path)
+        with other.lock():
+            pass
+    run.delete()
+    assert not run.path.exists()
+
+
+def test_figures_that_cannot_be_read_are_not_cut_away(run, monkeypatch):
+    run.append_metrics({"step": 1, "loss": 0.5})
+    before = run.metrics_path.read_bytes()
+
+    def broken(path, *arguments, **more):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run.metrics_path), "open", broken)
+        assert run.metrics() == []
+        with pytest.raises(StorageError):
+            run.truncate_metrics(1)
+    assert run.metrics_path.read_bytes() == before

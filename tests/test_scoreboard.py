@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from campaign import REPOSITORY
-from scoreboard import Score, table
+from scoreboard import Score, summed, table
 
 
 def test_a_try_that_fails_is_counted_as_lost():
@@ -39,4 +39,12 @@ def test_bad(score):
          "-o", f"pythonpath={REPOSITORY / 'tests'} {tmp_path}"], capture_output=True, text=True, cwd=tmp_path)
     lines = [line.split() for line in process.stdout.splitlines()]
     assert ["campaign", "tried", "survived", "lost", "how"] in lines
+    assert ["in", "all", "4", "3", "1"] in lines
     assert ["kept", "3", "3", "0", "3", "seeds"] in lines and ["broken", "1", "0", "1", "seed", "7"] in lines
+
+
+def test_rows_of_one_campaign_are_one():
+    rows = [["host", "2", "2", "0", "stopped"], ["host", "2", "1", "1", "failing"], ["host", "1", "1", "0", "stopped"],
+            ["other", "9", "9", "0", "seed 1"]]
+    assert summed(rows) == [["host", "5", "4", "1", "stopped; failing"], ["other", "9", "9", "0", "seed 1"],
+                            ["in all", "14", "13", "1", ""]]

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth_ext import presets, uploads
+from dreambooth_ext import presets, recipe, uploads
 from dreambooth_ext.errors import CheckpointError, ConfigError, DreamboothError, ResumeError, StorageError, UnsafePath
 from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.jobs import Jobs
+from dreambooth_ext.progress import Progress
 from dreambooth_ext.report import explain_failure, report_html
 from dreambooth_ext.run_folder import RunFolder, RunState
 from dreambooth_ext.service import Service
@@ -340,3 +341,215 @@ def test_weights_of_snapshots_are_plain_tensors(tmp_path):
     folder = checkpoint.write(tmp_path, 3, lambda folder: None, {"unet": {"a": torch.ones(2)}}, state, keep=2)
     weights, read = checkpoint.read(folder)
     assert read["step"] == 3 and torch.equal(weights["unet"]["a"], torch.ones(2))
+
+
+# ---- links, names and numbers that a run folder or a picture set may bring
+
+
+def linked(run, name, elsewhere):
+    """What an archive may unpack: a folder or file of the run that is a link."""
+    path = run.path / name
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize("name", ["dataset", "dataset/concept-0", "checkpoints", "previews", "diffusers", "log.txt",
+                                  "metrics.jsonl", ".lock", "audit.json"])
+def test_a_run_with_a_link_in_it_is_not_worked_on(service, values, run, tmp_path, inputs, name):
+    """Preparation removes pictures that it does not know, pruning removes snapshots, the log is added to."""
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret" / "mine.png")
+    (tmp_path / "secret" / "step-000001").mkdir()
+    before = sorted((path, path.read_bytes() if path.is_file() else b"") for path in (tmp_path / "secret").rglob("*"))
+    concept = replace(run.config().concepts[0], instance_dir=str(inputs[1]))
+    config = replace(run.config(), base=str(inputs[0]), resolution=64, concepts=(concept,))
+    run.create(config, recipe.inputs_of(config))
+    single = name.endswith((".txt", ".jsonl", ".json", ".lock"))
+    linked(run, name, tmp_path / "secret" / ("diary.txt" if single else ""))
+    with pytest.raises(UnsafePath, match="link to elsewhere"):
+        recipe.resume(run, service.host, Progress())
+    with pytest.raises(DreamboothError):
+        recipe.publish(run, Progress())
+    assert sorted((path, path.read_bytes() if path.is_file() else b"") for path in (tmp_path / "secret").rglob("*")) == before
+    service.delete("rex")
+    assert not run.path.exists() and (tmp_path / "secret" / "mine.png").exists()
+
+
+def test_nothing_of_a_linked_folder_is_shown(service, run, tmp_path):
+    pytest.importorskip("gradio")
+    from PIL import Image
+
+    from dreambooth_ext.ui import choose_panel, runs_panel, watch_panel
+
+    for name in ("step-000001-0.png", "private.png"):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "secret" / name)
+    for name in ("previews", "dataset", "comparison"):
+        linked(run, name, tmp_path / "secret")
+    linked(run, "log.txt", tmp_path / "secret" / "diary.txt")
+    page = report_html(run) + watch_panel.previews_html(run) + choose_panel.grid_html(service, "rex")
+    page += runs_panel.runs_html(service)
+    with zipfile.ZipFile(explain_failure(run, tmp_path / "failure.zip")) as archive:
+        page += "".join(archive.read(name).decode() for name in archive.namelist())
+    assert "data:image" not in page and "dear diary" not in page
+
+
+@pytest.mark.parametrize("name", ["class-images", "Presets", "uploads"])
+def test_folders_beside_the_runs_are_no_runs(service, values, run, name):
+    """Else deleting a run of that name would delete every user's presets, uploads or class images."""
+    folder = service.host.runs_dir / name
+    folder.mkdir()
+    (folder / "config.json").write_bytes((run.path / "config.json").read_bytes())
+    assert [row["name"] for row in service.runs()] == ["rex"]
+    for act in (service.run, service.delete, service.resume):
+        with pytest.raises(UnsafePath):
+            act(name)
+    with pytest.raises(UnsafePath):
+        service.start({**values, "output_name": name})
+    assert (folder / "config.json").exists()
+
+
+def test_half_characters_and_odd_names_hide_no_run(service, run, tmp_path):
+    """JSON and file systems can write what no page and no API can say."""
+    gradio = pytest.importorskip("gradio")
+    from dreambooth_ext.ui import runs_panel
+
+    tampered(run, "state.json", {"message": "\ud800", "published": ["\udfff"], "state": "\ud801"})
+    odd = os.fsencode(service.host.runs_dir) + b"/odd\xff"
+    os.mkdir(odd)
+    with open(odd + b"/config.json", "wb") as stream:
+        stream.write((run.path / "config.json").read_bytes())
+    run.previews_dir.mkdir()
+    for name in ("step-\u00b2-0.png", "step-000001-\u00b2.png", "step--.png", "step-1.png"):
+        (run.previews_dir / name).write_bytes(b"x")
+    assert len(json.dumps(service.runs(), ensure_ascii=False).encode()) > 10
+    from dreambooth_ext.ui import choose_panel, watch_panel
+
+    shown = runs_panel.runs_html(service) + choose_panel.grid_html(service, "rex") + watch_panel.previews_html(run)
+    assert shown.encode() and report_html(run).encode() and gradio
+
+
+def test_a_list_of_runs_survives_files_that_go_meanwhile(service, run, monkeypatch):
+    """Another process prunes its snapshots while the page asks."""
+    real = os.lstat
+    (run.path / "going").write_bytes(b"x")
+
+    def gone(path, **more):
+        if str(path).endswith("going"):
+            raise FileNotFoundError(path)
+        return real(path, **more)
+
+    monkeypatch.setattr(os, "lstat", gone)
+    assert [row["name"] for row in service.runs()] == ["rex"]
+
+
+def program_in_a_snapshot(path):
+    """A TorchScript archive: before torch 2.6 torch.load runs it, with weights_only as without (CVE-2025-32434)."""
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    torch.jit.save(torch.jit.script(Module()), path)
+
+
+def compressed(path):
+    torch.save({"a": torch.zeros(1_000_000)}, path)
+    with zipfile.ZipFile(path) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in parts.items():
+            new.writestr(name, data)
+
+
+def legacy(path):
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("make", [program_in_a_snapshot, compressed, legacy], ids=lambda make: make.__name__)
+def test_a_snapshot_that_torch_did_not_write_here_is_refused(tmp_path, make, monkeypatch):
+    folder = tmp_path / "step-000001"
+    folder.mkdir()
+    make(folder / "state.pt")
+    monkeypatch.setattr(torch, "load", lambda *arguments, **more: pytest.fail("it was loaded"))
+    with pytest.raises(ResumeError, match="cannot be read"):
+        checkpoint.read(folder)
+
+
+@pytest.mark.parametrize("row", ['{"file": "a.png", "seed": 1}', '{"file": "a.png", "seed": 1, "request": 3}', "[" * 50_000,
+                                 '{"file": 3}', "\xff\xfe", '{"file": "../x.png", "seed": 2}'], ids=lambda row: row[:20])
+def test_a_tampered_manifest_of_class_images_is_survived(tmp_path, row):
+    from PIL import Image
+
+    from dreambooth_ext.config import Concept
+    from dreambooth_ext.dataset.class_images import plan
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    sha256 = recipe.sha256_of(tmp_path / "a.png")
+    (tmp_path / "manifest.jsonl").write_bytes(row.replace('"a.png"', f'"a.png", "sha256": "{sha256}"').encode("latin-1") + b"\n")
+    found = plan(Concept(class_noun="dog", class_dir=str(tmp_path), num_class_images=2), "0" * 64, pictures=1, steps=9, batch=1,
+                 accumulation=1, class_steps=1, guidance_scale=7.0, resolution=64, seed=0, library=tmp_path)
+    assert found.missing == 2 and len(found.foreign) == 1
+
+
+def test_picture_sets_with_links_to_nowhere_break_no_sentence(service, tmp_path):
+    pytest.importorskip("gradio")
+    from dreambooth_ext.ui.sentences import Sentences
+
+    (tmp_path / "pictures" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    said = Sentences(service).pictures({"instance_dir": str(tmp_path / "pictures")})
+    assert "0 good" in said or "cannot" in said or "damaged" in said, said
+
+
+def test_two_uploads_at_once_never_share_a_folder(service, tmp_path):
+    files = []
+    for owner in ("ann", "bob"):
+        (tmp_path / owner).mkdir()
+        for name in ("\u00e4.png", "\u00f6.png", "\u00e4.txt", "\u00f6.txt"):
+            (tmp_path / owner / name).write_text(f"{owner} {name}")
+        files.append([str(path) for path in sorted((tmp_path / owner).iterdir(), key=lambda path: path.suffix)])
+    folders = [service.keep_uploads(each) for each in files]
+    assert folders[0] != folders[1]
+    for owner, folder in zip(("ann", "bob"), folders, strict=True):
+        kept = {path.name: path.read_text() for path in folder.iterdir()}
+        assert len(kept) == 4 and all(text.startswith(owner) for text in kept.values())
+        for name, text in kept.items():  # each caption stays beside its own picture
+            assert kept[name.rpartition(".")[0] + ".txt"].split(".")[0] == text.split(".")[0]
+
+
+def test_an_upload_that_fails_leaves_nothing(service, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "b.png").write_bytes(b"x")
+
+    def full(source, target):
+        if str(source).endswith("b.png"):
+            raise OSError(28, "No space left on device")
+        Path(target).write_bytes(b"x")
+
+    monkeypatch.setattr(uploads.shutil, "copyfile", full)
+    with pytest.raises(StorageError, match="full"):
+        service.keep_uploads([str(tmp_path / "a.png"), str(tmp_path / "b.png")])
+    assert list((service.host.runs_dir / "uploads").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["settings.json", "settings.toml", "config.json"])
+def test_huge_settings_are_refused_unread(tmp_path, name):
+    path = tmp_path / name
+    with path.open("wb") as stream:
+        stream.truncate(1 << 33)  # 8 GiB of nothing
+    with pytest.raises(ConfigError, match="too large"):
+        presets.import_settings(path)
+    with pytest.raises(ConfigError, match="too large"):
+        presets.TrainConfig.read(path)
+
+
+def test_a_run_folder_of_somebody_elses_files_is_left_alone(service, values, tmp_path, inputs):
+    """A name that is taken by a folder which no run made."""
+    folder = tmp_path / "runs" / "holiday" / "dataset"
+    folder.mkdir(parents=True)
+    (folder / "beach.png").write_bytes(b"x")
+    job = service.start({**values, "base": str(inputs[0]), "instance_dir": str(inputs[1]), "output_name": "holiday", "steps": 1})
+    assert job.done.wait(60) and job.state == "failed" and "no run's" in job.message, job.message
+    assert [path.name for path in (tmp_path / "runs" / "holiday").iterdir()] == ["dataset"] and (folder / "beach.png").exists()

@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 
 from ..config import Concept, colour_of
 from ..errors import HostError, PictureError, StorageError
-from ..files import write_atomically, write_json
+from ..files import storage_error, write_atomically, write_json
 from ..progress import SILENT, Progress
 from .buckets import bucket_for
 from .captions import caption_of, prompt_for
@@ -110,7 +110,10 @@ def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "
     wanted = {entry["file"] for entry in index.values()}
     for path in out_dir.glob("*.png"):
         if path.name not in wanted:
-            path.unlink()
+            try:
+                path.unlink()
+            except OSError as error:
+                raise storage_error(path, error) from error
     return [Prepared(out_dir / entry["file"], source, entry["sha256"], entry["width"], entry["height"], tuple(entry["box"]))
             for source in sources if (entry := index.get(source.name))]
 

@@ -83,10 +83,12 @@ def warm_up(config):
     """What libraries set once, when they are first imported, is not ours to take back."""
     from accelerate import Accelerator  # noqa: F401
 
+    from dreambooth_ext.dataset.faces import detector
     from dreambooth_ext.models.load import inspect
     from dreambooth_ext.training import loop  # noqa: F401
 
     inspect(Path(config.base))
+    detector()  # OpenCV writes where its fonts are into the environment
 
 
 LONGER = [pytest.param(kind, marks=pytest.mark.soak) for kind in ("stopped", "Ctrl+C")]
@@ -94,7 +96,13 @@ LONGER = [pytest.param(kind, marks=pytest.mark.soak) for kind in ("stopped", "Ct
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("kind", ["interrupted", "failing", *LONGER])
-def test_everything_of_the_hosts_is_as_it_was(host, webui, config, kind, phase):
+def test_everything_of_the_hosts_is_as_it_was(host, webui, config, kind, phase, score):
+    score.start("host: broken off in each phase", kind)
+    with score.trial():
+        left_as_found(host, webui, config, kind, phase)
+
+
+def left_as_found(host, webui, config, kind, phase):
     warm_up(config)
     progress = Progress()
     happened = happening(webui, kind, phase, progress)
@@ -112,11 +120,46 @@ def test_everything_of_the_hosts_is_as_it_was(host, webui, config, kind, phase):
         for name in ("settings", "model", "checkpoints"):
             different.pop(name)
     assert not different
-    assert webui.call_queue.queue_lock.acquire(blocking=False)
-    webui.call_queue.queue_lock.release()
-    with RunFolder.for_config(config).lock():
-        pass
+    require_free(webui, config)
     if ended is not None:
         told = "interrupted" if ended in (Cancelled, KeyboardInterrupt) else "failed"
         assert RunFolder.for_config(config).state().state == told
 
+
+def require_free(webui, config):
+    """Neither the host's queue nor the run is held any more."""
+    assert webui.call_queue.queue_lock.acquire(blocking=False)
+    webui.call_queue.queue_lock.release()
+    with RunFolder.for_config(config).lock():
+        pass
+
+
+@pytest.mark.parametrize("phase", [pytest.param(phase, marks=[] if phase == "class images" else pytest.mark.soak)
+                                   for phase in PHASES])
+def test_a_checkpoint_list_that_changes_meanwhile(host, webui, config, phase, score):
+    """Somebody adds one checkpoint and removes another, and presses Refresh: the run ends with its model selected."""
+    score.start("host: its checkpoint list changes", "a file comes, a file goes, in each phase")
+    warm_up(config)
+    going = webui.folder / "going.safetensors"
+    going.write_bytes(b"x")
+    webui.sd_models.list_models()
+    progress, done = Progress(), []
+
+    def listen(report):
+        if report.phase == phase and not done:
+            done.append(phase)
+            (webui.folder / "coming.safetensors").write_bytes(b"x")
+            going.unlink()
+            webui.sd_models.list_models()
+
+    progress.listen(listen)
+    before = state_of(webui)
+    with score.trial():
+        finished = recipe.train(config, host, progress)
+        after = state_of(webui)
+        assert done and webui.sd_models.model_data.sd_model.sd_model_checkpoint == str(finished.published[0])
+        different = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+        assert different.keys() <= {"settings", "model", "checkpoints"}, different
+        names = {Path(name).name for name in after["checkpoints"]}
+        assert {"coming.safetensors", finished.published[0].name} <= names and going.name not in names
+        require_free(webui, config)

@@ -56,3 +56,53 @@ def test_the_pages_that_the_owner_trusts(webui, flags, trusted):
     for name, value in flags.items():
         setattr(webui.shared.cmd_opts, name, value)
     assert webui_limits.allows_origin("http://a.example") is trusted
+
+
+@pytest.mark.parametrize(("flags", "host", "answered"), [
+    ({}, "127.0.0.1:7860", True), ({}, "localhost:7860", True), ({}, "[::1]:7860", True), ({}, "192.168.1.7:7860", True),
+    ({}, "evil.example:7860", False), ({}, "127.0.0.1.evil.example", False), ({}, "localhost.evil.example", False), ({}, "", False),
+    ({}, "[::1", False), ({"listen": True}, "desktop.local:7860", True),
+    ({"cors_allow_origins": "https://my.example"}, "my.example", True),
+    ({"cors_allow_origins": "https://my.example"}, "evil.example", False),
+])
+def test_names_that_were_rebound_to_this_computer_are_not_answered(webui, flags, host, answered):
+    for name, value in flags.items():
+        setattr(webui.shared.cmd_opts, name, value)
+    assert webui_limits.answers_to(host) is answered
+
+
+def test_gradio_serves_nothing_of_the_runs(tmp_path, monkeypatch):
+    """gradio 3 serves every file below the folder that the WebUI was started in, and runs stand there by default."""
+    gradio = pytest.importorskip("gradio")
+    import urllib.error
+    import urllib.request
+
+    runs = tmp_path / "dreambooth" / "runs"
+    (runs / "uploads").mkdir(parents=True)
+    for path in (runs / "log.txt", runs / "uploads" / "private.txt", tmp_path / "served.txt"):
+        path.write_text("dear diary")
+    monkeypatch.chdir(tmp_path)
+    with gradio.Blocks(analytics_enabled=False) as page:
+        gradio.Textbox()
+    _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+
+    def answer(path):
+        found = []
+        for prefix in ("file=", "gradio_api/file="):
+            try:
+                with urllib.request.urlopen(f"{address}{prefix}{path}", timeout=20) as response:
+                    found.append(response.read().decode("utf-8", "replace"))
+            except urllib.error.HTTPError as error:
+                found.append(f"refused {error.code}")
+        return " ".join(found)
+
+    try:
+        before = answer("dreambooth/runs/log.txt")
+        webui_limits.keep_private(page, runs)
+        webui_limits.keep_private(None, runs)  # --nowebui
+        for path in ("dreambooth/runs/log.txt", f"{runs}/log.txt", "dreambooth/runs/uploads/private.txt",
+                     "dreambooth/../dreambooth/runs/log.txt"):
+            assert "dear diary" not in answer(path), path
+        assert ("dear diary" in before) == ("dear diary" in answer("served.txt"))  # the rest of the host's is left as it was
+    finally:
+        page.close()
