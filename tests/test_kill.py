@@ -13,7 +13,7 @@ from dreambooth_ext.dataset.manifest import sha256_of
 from dreambooth_ext.run_folder import RunFolder, list_runs
 
 KILLED = -9
-ROUNDS = 40 if os.environ.get("SOAK") == "long" else 14  # of each phase
+ROUNDS = 40 if os.environ.get("SOAK") == "long" else 10  # of each phase
 pytestmark = [pytest.mark.campaign,
               pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL is POSIX's, and handles are named in /proc")]
 

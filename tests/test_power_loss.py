@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from dreambooth_ext.training.checkpoint import snapshots
 
-ROUNDS_SHORT, ROUNDS_SOAK, ROUNDS_LONG = 3, 40, 200
+ROUNDS_SHORT, ROUNDS_SOAK, ROUNDS_LONG = 2, 30, 200
 pytestmark = [
     pytest.mark.campaign,
     pytest.mark.skipif(sys.platform != "linux", reason="the file behind a handle is found through /proc"),
