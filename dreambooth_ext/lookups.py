@@ -40,48 +40,51 @@ class Answer:
 
 
 class Lookups:
-    """One worker thread, which ends when nothing is asked. Of one topic only the newest question is answered."""
+    """One worker thread a lane, which ends when nothing is asked. Of one topic only the newest question is answered."""
 
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._answers: OrderedDict[tuple[str, Hashable], Answer] = OrderedDict()
-        self._waiting: list[Answer] = []
-        self._worker: threading.Thread | None = None
+        self._waiting: dict[str, list[Answer]] = {}
+        self._working: set[str] = set()  # lanes
 
-    def ask(self, topic: str, key: Hashable, find: Callable[[Progress], Any]) -> Answer:
+    def ask(self, topic: str, key: Hashable, find: Callable[[Progress], Any], *, lane: str = "quick",
+            patient: bool = True) -> Answer:
         """The answer to a question, `ready` or on its way. `key` holds all that the answer depends on.
 
         A question of the same topic with another key is given up: the page no longer shows what it was asked for.
+        What takes much longer than others has a `lane` of its own; who asks for several things is not `patient` with each.
         """
         with self._lock:
             answer = self._answers.get((topic, key))
             if answer is None:
                 answer = self._answers[topic, key] = Answer(topic, find)
-                self._give_up(topic)
-                self._waiting.append(answer)
-                if self._worker is None:
-                    self._worker = threading.Thread(target=self._work, name="dreambooth lookups", daemon=True)
-                    self._worker.start()
+                self._give_up(topic, answer, self._waiting.setdefault(lane, []))
+                if lane not in self._working:
+                    self._working.add(lane)
+                    threading.Thread(target=self._work, args=[lane], name=f"dreambooth {lane} lookups", daemon=True).start()
             self._answers.move_to_end((topic, key))
             while len(self._answers) > ANSWERS_KEPT:
                 self._answers.popitem(last=False)
-        answer.event.wait(self._patience_s)
+        if patient:
+            answer.event.wait(self._patience_s)
         return answer
 
-    def _give_up(self, topic: str) -> None:
-        self._waiting = [other for other in self._waiting if other.topic != topic]
-        given_up = [key for key, other in self._answers.items() if key[0] == topic and not other.ready]
-        for key in given_up[:-1]:  # the last one is the new question itself
-            self._answers.pop(key).progress.cancel()
+    def _give_up(self, topic: str, new: Answer, waiting: list[Answer]) -> None:
+        """Whatever else of the topic is not answered yet."""
+        waiting[:] = [*(other for other in waiting if other.topic != topic), new]
+        for key, other in list(self._answers.items()):
+            if key[0] == topic and other is not new and not other.ready:
+                self._answers.pop(key).progress.cancel()
 
-    def _work(self) -> None:
+    def _work(self, lane: str) -> None:
         while True:
             with self._lock:
-                if not self._waiting:
-                    self._worker = None
+                if not self._waiting[lane]:
+                    self._working.discard(lane)
                     return
-                answer = self._waiting.pop()  # the newest one first
+                answer = self._waiting[lane].pop()  # the newest one first
             try:
                 answer.value = answer.find(answer.progress)
             except Cancelled:

@@ -32,6 +32,7 @@ from typing import Any
 from .config import TrainConfig
 from .errors import ConfigError, ResumeError, RunBusy, StorageError, UnsafePath
 from .files import append_line, is_link, make_folder, require_safe_name, storage_error, sync_folder, write_atomically, write_json
+from .metrics import entry_of
 
 STATES = ("new", "preparing", "class images", "training", "publishing", "finished", "interrupted", "failed")
 
@@ -185,14 +186,9 @@ class RunFolder:
     def _metrics(self) -> list[dict[str, Any]]:
         lines: dict[int, dict[str, Any]] = {}
         for line in _lines_of(self.metrics_path) if self.metrics_path.exists() else ():
-            try:
-                entry = json.loads(line)
-                step = entry["step"]
-                numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float))}
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                continue
-            if isinstance(step, int) and 0 <= step < _TOO_LARGE:
-                lines[step] = numbers
+            entry = entry_of(line)
+            if entry is not None:
+                lines[entry["step"]] = entry
         return [lines[step] for step in sorted(lines)]
 
     def truncate_metrics(self, step: int) -> None:
