@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .config import STEPS_PER_PICTURE
 from .errors import DreamboothError
 from .run_folder import list_runs
 
+if TYPE_CHECKING:
+    from .dataset.verdict import Audit, PictureAudit
+
 FEW_PICTURES = 5  # fewer than the paper used
+UNREADABLE_NAMED = 5
 
 WHAT_MAKES_A_GOOD_SET = (
     "Name a folder of 5 to 75 pictures. Sharp ones, of one subject or style, with varied backgrounds; close-ups and "
     "half-body rather than full-body. No watermarks, no cut-off limbs, no motion blur.")
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One picture as the audit sees it; without problems it is good."""
-
-    path: Path
-    problems: tuple[str, ...]
+# What the audit found, in one or two words.
+WORDS = {"size": "too small", "blur": "blurred", "noise": "noisy", "blockiness": "blocky", "dark": "too dark",
+         "bright": "too bright", "letterbox": "with bars", "mark": "with a mark", "overlay": "with writing",
+         "duplicate": "duplicate", "near duplicate": "near duplicate", "fringe": "with a fringe",
+         "transparency": "transparent", "cut off": "cut off", "style": "of another style", "animation": "animated"}
 
 
 def about_base(path: Path) -> str:
@@ -55,38 +60,40 @@ def count_pictures(folder: Path) -> int:
     return len(list_pictures(folder))
 
 
-def about_pictures(folder: Path) -> str:
-    """How many pictures there are, and how many of them to look at. Raises PictureError."""
-    verdicts = review(folder)
-    if not verdicts:
-        return "There are no pictures in it."
-    counts = Counter(problem for verdict in verdicts for problem in verdict.problems[:1])
-    good = sum(not verdict.problems for verdict in verdicts)
-    parts = [f"{good} good", *(f"{count} {problem}" for problem, count in counts.most_common())]
-    few = " A handful more would help." if len(verdicts) < FEW_PICTURES else ""
-    return f"{_pictures(len(verdicts))}: {', '.join(parts)}.{few}"
-
-
-def review(folder: Path) -> list[Verdict]:
-    """Every picture with what is wrong with it. Raises PictureError."""
+def folder_key(folder: Path) -> Hashable:
+    """Changes whenever a picture of the folder, or a caption, comes, goes or is written anew. Raises PictureError."""
     from .dataset.pictures import list_pictures
 
-    return [_verdict(path, _changed_ns(path)) for path in list_pictures(folder)]
+    found = []
+    for path in list_pictures(folder):
+        with suppress(OSError):
+            status = path.stat()
+            found.append((path.name, status.st_size, status.st_mtime_ns))
+    return str(folder), tuple(found)
 
 
-def _changed_ns(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:  # gone since, or a link to nowhere: looking at it says so
-        return 0
+def word_for(picture: PictureAudit) -> str:
+    """The verdict on a picture in a word or two."""
+    worst = next((verdict for verdict in picture.verdicts if verdict.advice == picture.advice != "keep"), None)
+    return WORDS.get(worst.check, worst.check) if worst else "good"
 
 
-@lru_cache(maxsize=1024)
-def _verdict(path: Path, mtime_ns: int) -> Verdict:
-    from .dataset.pictures import reason_against
+def about_pictures(audit: Audit, dropped: Collection[str] = ()) -> str:
+    """How many pictures there are, and how many of them to look at; then what would make a better set of them."""
+    kept = [picture for picture in audit.pictures if picture.name not in dropped]
+    counts = Counter(word_for(picture) for picture in kept)
+    good = counts.pop("good", 0)
+    parts = [f"{good} good", *(f"{count} {word}" for word, count in counts.most_common())]
+    lines = [f"{_pictures(len(audit.pictures))}: {', '.join(parts)}{_left_out(audit, dropped)}."]
+    lines += [f"{name} cannot be used: {why}." for name, why in audit.unreadable[:UNREADABLE_NAMED]]
+    if len(kept) < FEW_PICTURES:
+        lines[0] += " A handful more would help."
+    return "\n".join([*lines, *audit.together.advice])
 
-    reason = reason_against(path)
-    return Verdict(path, (reason,) if reason else ())
+
+def _left_out(audit: Audit, dropped: Collection[str]) -> str:
+    count = sum(picture.name in dropped for picture in audit.pictures)
+    return f", {count} left out by you" if count else ""
 
 
 def class_images_wanted(given: int | None, pictures: int, steps: int | None) -> tuple[int, str]:

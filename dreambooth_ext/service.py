@@ -269,9 +269,18 @@ class Service:
                               "Choose one of: " + (", ".join(self.snapshots(run)) or "none is left"))
         return folder
 
-    def keep_uploads(self, files: Sequence[str]) -> Path:
-        """Copy uploaded pictures into a new folder beside the runs; returns it. Raises ConfigError, StorageError."""
-        return uploads.keep(files, self.host.runs_dir / "uploads" / time.strftime("%Y-%m-%d-%H%M%S"))
+    def keep_uploads(self, files: Sequence[str], into: str = "") -> Path:
+        """Copy uploaded pictures to those of `into`, if that is a folder of earlier uploads, else into a new one beside the runs.
+
+        Returns the folder that they are in. Raises ConfigError, StorageError.
+        """
+        own, former = self.host.runs_dir / "uploads", Path(into)
+        fresh = own / time.strftime("%Y-%m-%d-%H%M%S")
+        if not into or former.parent != own or not former.is_dir() or former.is_symlink():
+            return uploads.keep(files, fresh)
+        if self.is_shared:  # it may be somebody else's
+            return uploads.keep([*(str(path) for path in sorted(former.iterdir()) if path.is_file()), *files], fresh)
+        return uploads.add(files, former)
 
     # ---- what is going on
 

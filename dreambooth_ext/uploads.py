@@ -7,6 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from .errors import ConfigError
@@ -19,16 +20,8 @@ BESIDE_PICTURES = {".txt", ".caption"}  # their captions
 
 
 def keep(files: Sequence[str], folder: Path) -> Path:
-    """Copy the files into `folder`, all of them or none. Raises ConfigError with every fault, StorageError."""
-    sizes = {}
-    try:
-        for file in files:
-            sizes[file] = Path(file).stat().st_size
-    except OSError as error:
-        raise ConfigError([f"{Path(file).name} did not arrive ({error.strerror})"], "Drop it once more.") from error
-    faults = _faults(sizes)
-    if faults:
-        raise ConfigError(faults, "Nothing was kept. Larger sets: put them into a folder yourself, and name that folder.")
+    """Copy the files into a new `folder`, all of them or none. Raises ConfigError with every fault, StorageError."""
+    sizes = _sizes_of(files)
     require_space(folder.parent, sum(sizes.values()), "The upload")
     try:
         make_folder(folder.parent)
@@ -44,6 +37,35 @@ def keep(files: Sequence[str], folder: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         raise storage_error(folder, error) from error
     return folder
+
+
+def add(files: Sequence[str], folder: Path) -> Path:
+    """Copy the files beside the earlier ones of `folder`, all of them or none. Raises ConfigError with every fault, StorageError."""
+    sizes, copied = _sizes_of(files), []
+    require_space(folder, sum(sizes.values()), "The upload")
+    try:
+        for file, name in _names_for(list(sizes)).items():
+            copied.append(_free_name(folder, name))
+            shutil.copyfile(file, copied[-1])
+    except OSError as error:
+        for path in copied:
+            path.unlink(missing_ok=True)
+        raise storage_error(folder, error) from error
+    return folder
+
+
+def _sizes_of(files: Sequence[str]) -> dict[str, int]:
+    """Bytes by file. Raises ConfigError with every fault."""
+    sizes = {}
+    try:
+        for file in files:
+            sizes[file] = Path(file).stat().st_size
+    except OSError as error:
+        raise ConfigError([f"{Path(file).name} did not arrive ({error.strerror})"], "Drop it once more.") from error
+    faults = _faults(sizes)
+    if faults:
+        raise ConfigError(faults, "Nothing was kept. Larger sets: put them into a folder yourself, and name that folder.")
+    return sizes
 
 
 def _names_for(files: Sequence[str]) -> dict[str, str]:
@@ -63,6 +85,12 @@ def _names_for(files: Sequence[str]) -> dict[str, str]:
 
 def harmless(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._ -]", "_", name).lstrip(". ")[-100:] or "picture"
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    """Pasted pictures are all called image.png."""
+    names = (name if not number else f"{number}-{name}" for number in count())
+    return next(path for path in (folder / each for each in names) if not path.exists())
 
 
 def _faults(sizes: dict[str, int]) -> list[str]:

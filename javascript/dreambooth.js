@@ -1,5 +1,6 @@
 // The page's part of the Dreambooth tab: it asks for news while a job runs (also after a reload), tells when one has
-// ended, hands the new model over to txt2img, and filters the advanced options. State lives on the server.
+// ended, hands the new model over to txt2img, puts faults under their fields, and filters the advanced options.
+// State lives on the server.
 (function() {
     if (window.dreamboothPage) return;
     const FAST_MS = 1000, SLOW_MS = 8000;
@@ -46,6 +47,12 @@
             if (data.phase === 'comparing') click('dreambooth_choose_poll');
         }
         notice(data);
+        lock(data);
+        if (!visible) return;
+        askAgain();
+        follow();
+        placeFaults();
+        scrollStrips();
     }
 
     function notice(data) {
@@ -70,13 +77,125 @@
     function ended(data) {
         click('dreambooth_runs_poll');
         click('dreambooth_choose_poll');
+        click('dreambooth_tell');
+        const wanted = root().querySelector('#dreambooth_sound input');
+        if (wanted && wanted.checked) ring();
+        const told = data.state === 'finished' ? '✓ ' : '! ';
+        if (!document.hasFocus() || document.hidden) {
+            const before = document.title;
+            document.title = told + data.name + ' ' + (data.state === 'cancelled' ? 'stopped' : data.state);
+            window.addEventListener('focus', () => { document.title = before; }, {once: true});
+        }
         if (data.state !== 'finished' || !data.published) return;
-        const sound = root().querySelector('#audio_notification audio');
-        if (sound) sound.play().catch(() => null);
         const tab = byId('dreambooth_tabs');
         const looking = tab && tab.offsetParent !== null;
         if (data.open === 'yes' && looking) openInTxt2img(data);
         else if (data.select === 'yes') refreshCheckpoint();
+    }
+
+    // The WebUI's own sound, if it has one; else two notes.
+    function ring() {
+        const own = root().querySelector('#audio_notification audio');
+        if (own) return own.play().catch(() => null);
+        const Context = window.AudioContext || window.webkitAudioContext;
+        if (!Context) return null;
+        const context = new Context();
+        [[660, 0], [880, 0.18]].forEach(([pitch, after]) => {
+            const tone = context.createOscillator(), volume = context.createGain(), at = context.currentTime + after;
+            tone.frequency.value = pitch;
+            volume.gain.setValueAtTime(0.2, at);
+            volume.gain.exponentialRampToValueAtTime(0.001, at + 0.4);
+            tone.connect(volume).connect(context.destination);
+            tone.start(at);
+            tone.stop(at + 0.4);
+        });
+        page.rung = (page.rung || 0) + 1;
+        return null;
+    }
+
+    // ---- while a run goes on, its settings are not to be changed by accident
+
+    function lock(data) {
+        const left = byId('dreambooth_left'), told = byId('dreambooth_locked');
+        if (!left || !told) return;
+        const locked = data.lock === 'yes' && isBusy(data.state) && page.unlocked !== data.job;
+        Array.from(told.parentElement.children).forEach((child) => {
+            if (child !== told) child.inert = locked;
+        });
+        left.classList.toggle('dreambooth-is-locked', locked);
+        const right = byId('dreambooth_right');
+        if (right) right.classList.toggle('dreambooth-idle', !isBusy(data.state));
+        // In a narrow window the progress stands below a long form.
+        if (page.pressed && isBusy(data.state)) {
+            page.pressed = false;
+            const shown = byId('dreambooth_status');
+            if (shown.getBoundingClientRect().top > window.innerHeight - 100) shown.scrollIntoView({block: 'start'});
+        }
+    }
+
+    // ---- what the server is still finding out
+
+    const ASK_AGAIN = {dreambooth_review_grid: 'dreambooth_review', dreambooth_picture_detail: 'dreambooth_review_again',
+        dreambooth_token_pictures: 'dreambooth_token_show', dreambooth_class_pictures: 'dreambooth_class_look'};
+
+    function askAgain() {
+        const now = Date.now();
+        if (now - (page.askedAgain || 0) < FAST_MS - 50) return;
+        const buttons = new Set();
+        root().querySelectorAll('.dreambooth-pending').forEach((element) => {
+            const place = Object.keys(ASK_AGAIN).find((id) => element.closest('#' + id));
+            buttons.add(place ? ASK_AGAIN[place] : 'dreambooth_tell');
+        });
+        if (buttons.size) page.askedAgain = now;
+        buttons.forEach(click);
+    }
+
+    // An open Review follows the pictures that are named.
+    function follow() {
+        const told = byId('dreambooth_note_pictures'), grid = byId('dreambooth_review_grid');
+        const text = told ? told.textContent : '';
+        if (!grid || grid.offsetParent === null || !text || page.reviewed === text) return;
+        page.reviewed = text;
+        click('dreambooth_review');
+    }
+
+    // ---- faults, each under its field
+
+    function placeFaults() {
+        const faults = Array.from(root().querySelectorAll('#dreambooth_left .dreambooth-fault[data-option]'));
+        const fields = faults.map((fault) => byId('dreambooth_' + fault.dataset.option));
+        const seen = fields.map((field) => Boolean(field && field.offsetParent !== null));
+        const mark = JSON.stringify(faults.map((fault, index) => [fault.dataset.option, fault.textContent, seen[index]]));
+        const here = root().querySelectorAll('.dreambooth-under-field');
+        if (mark === page.faults && here.length === seen.filter(Boolean).length) return;
+        page.faults = mark;
+        here.forEach((element) => element.remove());
+        root().querySelectorAll('.dreambooth-wrong').forEach((field) => {
+            field.classList.remove('dreambooth-wrong');
+            field.querySelectorAll('[aria-invalid]').forEach((input) => input.removeAttribute('aria-invalid'));
+        });
+        faults.forEach((fault, index) => {
+            fault.classList.toggle('dreambooth-hidden', seen[index]);
+            if (!seen[index]) return;
+            const told = document.createElement('p');
+            told.className = 'dreambooth-fault dreambooth-under-field';
+            told.setAttribute('role', 'alert');
+            told.textContent = Array.from(fault.childNodes).filter((node) => node.nodeName !== 'B')
+                .map((node) => node.textContent).join('').trim();
+            fields[index].appendChild(told);
+            fields[index].classList.add('dreambooth-wrong');
+            fields[index].querySelectorAll('input, textarea').forEach((input) => input.setAttribute('aria-invalid', 'true'));
+        });
+    }
+
+    // ---- previews: the newest one is in sight
+
+    function scrollStrips() {
+        root().querySelectorAll('#dreambooth_previews .dreambooth-strip').forEach((strip) => {
+            if (strip.dataset.scrolled) return;
+            strip.dataset.scrolled = 'yes';
+            strip.scrollLeft = strip.scrollWidth;
+        });
     }
 
     // ---- txt2img
@@ -103,20 +222,81 @@
 
     // ---- clicks inside HTML that the server made
 
+    function sayThenClick(field, text, button) {
+        if (setText(field, text)) setTimeout(() => click(button), 100);
+    }
+
+    function act(target) {
+        const found = (selector) => target.closest(selector);
+        let element;
+        if ((element = found('.dreambooth-cell'))) {
+            page.cellPrompt = element.dataset.prompt || null;
+            page.cellRun = element.dataset.run || null;
+            sayThenClick('dreambooth_choose_cell', element.dataset.snapshot, 'dreambooth_choose_act');
+        } else if ((element = found('.dreambooth-act'))) {
+            if (!element.disabled) sayThenClick(element.dataset.into, element.dataset.value, element.dataset.then);
+        } else if (found('.dreambooth-open-txt2img')) openInTxt2img(status() || {});
+        else if ((element = found('.dreambooth-shown'))) sayThenClick('dreambooth_review_name', element.dataset.name, 'dreambooth_review_pick');
+        else if ((element = found('.dreambooth-toggle'))) sayThenClick('dreambooth_review_name', element.dataset.name, 'dreambooth_review_toggle');
+        else if ((element = found('.dreambooth-strike'))) sayThenClick('dreambooth_strike_name', element.dataset.name, 'dreambooth_strike');
+        else if ((element = found('#dreambooth_previews img[data-file]'))) sayThenClick('dreambooth_enlarge_which', element.dataset.file, 'dreambooth_enlarge');
+        else if (found('.dreambooth-enlarged')) sayThenClick('dreambooth_enlarge_which', '', 'dreambooth_enlarge');
+        else if (found('#dreambooth_train')) page.pressed = true;
+        else if (found('.dreambooth-unlock')) page.unlocked = (status() || {}).job;
+        else return false;
+        return true;
+    }
+
     document.addEventListener('click', (event) => {
-        const element = event.target && event.target.closest ? event.target : null;
-        if (!element) return;
-        const cell = element.closest('.dreambooth-cell');
-        if (cell && setText('dreambooth_choose_cell', cell.dataset.snapshot)) {
-            page.cellPrompt = cell.dataset.prompt || null;
-            page.cellRun = cell.dataset.run || null;
-            setTimeout(() => click('dreambooth_choose_act'), 100);
-        }
-        const act = element.closest('.dreambooth-act');
-        if (act && !act.disabled && setText(act.dataset.into, act.dataset.value)) {
-            setTimeout(() => click(act.dataset.then), 100);
-        }
-        if (element.closest('.dreambooth-open-txt2img')) openInTxt2img(status() || {});
+        if (event.target && event.target.closest) act(event.target);
+    });
+    document.addEventListener('keydown', (event) => {
+        const image = event.target && event.target.closest ? event.target.closest('img[data-file]') : null;
+        if (image && (event.key === 'Enter' || event.key === ' ') && act(image)) event.preventDefault();
+    });
+
+    // ---- the part of a picture to use, drawn on it
+
+    document.addEventListener('pointerdown', (event) => {
+        const whole = event.target && event.target.closest ? event.target.closest('.dreambooth-whole') : null;
+        if (!whole || event.button !== 0) return;
+        event.preventDefault();
+        const frame = whole.getBoundingClientRect(), crop = whole.querySelector('.dreambooth-crop');
+        const share = (at, from, length) => Math.min(1, Math.max(0, (at - from) / length));
+        const place = (at) => [share(at.clientX, frame.left, frame.width), share(at.clientY, frame.top, frame.height)];
+        const start = place(event);
+        let end = start;
+        const draw = (moved) => {
+            end = place(moved);
+            const [left, top, right, bottom] = box();
+            Object.assign(crop.style, {left: 100 * left + '%', top: 100 * top + '%', width: 100 * (right - left) + '%',
+                height: 100 * (bottom - top) + '%'});
+        };
+        const box = () => [Math.min(start[0], end[0]), Math.min(start[1], end[1]), Math.max(start[0], end[0]), Math.max(start[1], end[1])];
+        const done = () => {
+            document.removeEventListener('pointermove', draw);
+            const sizes = [whole.dataset.width, whole.dataset.height, whole.dataset.width, whole.dataset.height].map(Number);
+            const pixels = box().map((each, index) => Math.round(each * sizes[index]));
+            if (pixels[2] - pixels[0] < 8 || pixels[3] - pixels[1] < 8) return click('dreambooth_review_again');
+            return sayThenClick('dreambooth_picture_box', pixels.join(', '), 'dreambooth_review_cut');
+        };
+        document.addEventListener('pointermove', draw);
+        document.addEventListener('pointerup', done, {once: true});
+    });
+
+    // ---- pictures from the clipboard
+
+    document.addEventListener('paste', (event) => {
+        const field = root().querySelector('#dreambooth_upload input[type=file]');
+        const step = byId('dreambooth_step_pictures');
+        if (!field || !step || step.offsetParent === null || step.closest('[inert]')) return;
+        const pictures = Array.from((event.clipboardData || {}).files || []).filter((file) => file.type.startsWith('image/'));
+        if (!pictures.length) return;
+        event.preventDefault();
+        const given = new DataTransfer();
+        pictures.forEach((file) => given.items.add(file));
+        field.files = given.files;
+        field.dispatchEvent(new Event('change', {bubbles: true}));
     });
 
     // ---- search among the advanced options

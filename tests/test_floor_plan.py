@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dreambooth_ext"
-F0 = {"errors", "options", "progress", "files", "config", "run_folder", "host", "patience", "watchdog", "ram", "lookups", "desktop"}
+F0 = {"errors", "options", "progress", "files", "config", "run_folder", "host", "patience", "watchdog", "ram"}
+F0 |= {"lookups", "desktop", "metrics"}
 MAY_IMPORT = {
     "dataset": F0,
     "models": F0,
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "advice": F0 | {"dataset", "models"},
     "service": F0 | {"check", "recipe", "jobs", "uploads", "comparison", "compare", "rollback", "report", "picture_room"},
     "ui": F0 | {"check", "recipe", "presets", "report", "plot", "jobs", "service", "advice", "needs"}
-    | {"origin", "comparison", "share_plot", "picture_room"},
+    | {"origin", "comparison", "share_plot", "picture_room", "dataset"},
     "picture_routes": F0 | {"picture_room", "service"},
     "run_routes": F0 | {"presets", "service", "uploads"},
     "api": F0 | {"check", "recipe", "jobs", "service", "origin", "run_routes", "picture_routes"},

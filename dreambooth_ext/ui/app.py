@@ -13,10 +13,16 @@ from .same_page import SamePageOnly
 
 PARTS = Path(__file__).resolve().parents[2]  # where style.css and javascript/ stand, as the WebUI wants them
 
+# The WebUI gives its tabs the whole window; gradio alone does not.
+WIDE = """
+.gradio-container, .gradio-container .app, .gradio-container .main { max-width: 1800px !important; width: 100% !important; }
+.gradio-container .app, .gradio-container .main { padding-inline: .8rem !important; margin-inline: auto; box-sizing: border-box; }
+"""
+
 
 def build(host: Host) -> tuple[Any, str]:
     """gr.Blocks, and the style sheet that `launch` may want."""
-    css = (PARTS / "style.css").read_text(encoding="utf-8")
+    css = (PARTS / "style.css").read_text(encoding="utf-8") + WIDE
     script = (PARTS / "javascript" / "dreambooth.js").read_text(encoding="utf-8")
     return tab.build(Service(host), css=css, script=script), css
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import gradio as gr
 
 from ..config import Concept, TrainConfig
 from ..options import Option, options_of
+from . import html
 
 
+@cache
 def all_options() -> dict[str, Option]:
     """Every option of a run with one concept, by name."""
     return {option.name: option for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
@@ -80,15 +84,26 @@ def _value(option: Option, value: Any) -> Any:
     return value
 
 
-def faults_of_group(faults: Iterable[str], group: str) -> list[str]:
-    """Those of `faults` that are about options of one group, in words of the tab instead of flags."""
-    named = {option.flag: option for option in all_options().values()}
-    found = []
+_STEP_OF = {"watch": "train"}  # it has no step of its own
+
+
+def option_of(fault: str) -> Option | None:
+    """The option that a fault is about: its sentence begins with the flag."""
+    flag = re.split("[: ]", fault, maxsplit=1)[0]
+    return next((option for option in all_options().values() if option.flag == flag), None)
+
+
+def faults_of_group(faults: Iterable[str], group: str) -> str:
+    """Those of `faults` that are about options of one group, as HTML, in words of the tab instead of flags.
+
+    Each names its option, so that the page's script can put it under the field itself.
+    """
+    found = ""
     for fault in faults:
-        flag, _, text = fault.partition(": ")
-        option = named.get(flag)
+        option = option_of(fault)
         if option is None and group == "train":
-            found.append(fault)
-        elif option is not None and (option.group or "train") == group:
-            found.append(f"{option.label}: {text}")
+            found += html.faults([fault])
+        elif option is not None and _STEP_OF.get(option.group, option.group or "train") == group:
+            asked, _, why = fault.partition(": ")  # "--flag: why", or "--flag is to be 'x': why"
+            found += html.fault_of(option.name, option.label, why or asked)
     return found

@@ -21,6 +21,12 @@ def faults(lines: Iterable[str]) -> str:
     return "".join(f'<p class="dreambooth-fault" role="alert">{escaped(line)}</p>' for line in lines)
 
 
+def fault_of(option: str, label: str, text: str) -> str:
+    """What is wrong with one field; the page's script moves it there, and then leaves the label out."""
+    return (f'<p class="dreambooth-fault" role="alert" data-option="{escaped(option)}"><b>{escaped(label)}:</b> '
+            f"{escaped(text)}</p>")
+
+
 def note(text: str, kind: str = "note") -> str:
     """A sentence or several lines; `kind` is note, good, warning or fault."""
     body = "<br>".join(escaped(line) for line in text.splitlines())
@@ -31,6 +37,12 @@ def listed(title: str, lines: Iterable[str]) -> str:
     """Lines behind a title that opens; nothing without lines."""
     items = "".join(f"<li>{escaped(line)}</li>" for line in lines)
     return f'<details class="dreambooth-listed" open><summary>{escaped(title)}</summary><ul>{items}</ul></details>' if items else ""
+
+
+def pending(text: str, done: int = 0, total: int = 0) -> str:
+    """Something that is being found out; while it stands on the page, the script asks for it again."""
+    count = f": {done} of {total}" if total else ""
+    return f'<p class="dreambooth-note dreambooth-pending">{escaped(text)}{count} ...</p>'
 
 
 def bar(share: float, label: str) -> str:

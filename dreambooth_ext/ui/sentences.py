@@ -1,50 +1,85 @@
-"""The sentence under each step of the Train tab, made from what is filled in so far."""
+"""The sentence under each step of the Train tab, made from what is filled in so far.
+
+What takes longer than a page may wait (looking at pictures, hashing a base) is found in the background; until then the
+sentence says how far it is, and the page asks again.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import advice
-from ..config import STEPS_PER_PICTURE
+from .. import advice, recipe
+from ..config import STEPS_PER_PICTURE, TrainConfig
+from ..dataset.audit import audit
+from ..dataset.choices import Choice, choices_file, remembered
+from ..dataset.verdict import Audit
 from ..errors import DreamboothError
+from ..files import gib
+from ..lookups import Answer, Lookups
+from ..picture_room import class_image_plans, token_told, told
+from ..progress import Progress
 from ..service import Service
 from . import html
+
+# What the memory estimate depends on, beside the base.
+OF_MEMORY = ("resolution", "train_batch_size", "with_prior_preservation", "train_text_encoder", "memory_profile", "optimizer",
+             "mixed_precision", "gradient_checkpointing", "ema_decay", "lora_rank", "lora_conv_rank", "clip_skip", "device",
+             "prediction_type")
+OF_CLASS_IMAGES = ("resolution", "train_batch_size", "gradient_accumulation_steps", "class_steps", "class_guidance_scale",
+                   "foreign_class_images", "seed", "runs_dir")
+USUAL_RESOLUTION = 512
 
 
 class Sentences:
     """Each method takes the tab's values and returns HTML; a fault becomes a red line, never an exception."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, lookups: Lookups | None = None) -> None:
+        self._service, self.lookups = service, lookups or Lookups()
+        self._plans_made = 0  # an older plan is not asked for again
 
     def model(self, values: Mapping[str, Any]) -> str:
         base = values.get("base") or ""
         if not base:
             return html.note("Choose the checkpoint to start from.")
-        return _told(lambda: advice.about_base(self._file(base)))
+        hashed = self._hash if values.get("instance_dir") else lambda base: ""  # gigabytes are read only for who is to train
+        return _looked_at(lambda: self._of_base(base), lambda text: html.note(f"{text[:-1]}{hashed(base)}."),
+                          "Looking at the checkpoint")
+
+    def _of_base(self, base: str) -> Answer:
+        """advice.about_base; the first time it loads libraries, which takes seconds. Raises UnsafePath."""
+        path = self._file(base)
+        key = self._version_of(path) if path.is_file() else base
+        return self.lookups.ask("base", key, lambda progress: advice.about_base(path), lane="base", patient=False)
 
     def pictures(self, values: Mapping[str, Any]) -> str:
-        folder = values.get("instance_dir") or ""
-        if not folder:
+        if not values.get("instance_dir"):
             return html.note(advice.WHAT_MAKES_A_GOOD_SET)
-        return _told(lambda: advice.about_pictures(self._folder(folder)))
+        def say(found: Audit) -> str:
+            first, _, rest = advice.about_pictures(found, self._dropped(values)).partition("\n")
+            return html.note(first, "good" if _is_good(found) else "warning") + html.note(rest)
+
+        return _looked_at(lambda: self.audit(values), say, "Looking at the pictures")
 
     def concept(self, values: Mapping[str, Any]) -> str:
         token, noun = str(values.get("token") or ""), str(values.get("class_noun") or "")
         if not token or not noun:
-            return html.note("The token is a new word, the class says what kind of thing it names.")
-        lines = [f'Trains "{values.get("instance_prompt") or f"{token} {noun}"}"']
+            return html.note("The token is a new word, the class says what kind of thing it names: "
+                             "rxz and dog for a certain dog, rxz and illustration style for a hand.")
+        text = f'Trains "{values.get("instance_prompt") or f"{token} {noun}"}"'
         if values.get("with_prior_preservation"):
-            lines[0] += f' against "{values.get("class_prompt") or noun}", so that others of its kind stay as they are.'
-            lines.append(self._class_images(values))
+            text += f' against "{values.get("class_prompt") or noun}", so that others of its kind stay as they are.'
         else:
-            lines[0] += ". The class itself will drift towards it."
-        return html.note(" ".join(lines)) + _told(lambda: advice.about_token(token), "warning")
+            text += ". The class itself will drift towards it."
+        planned = self._class_images(values) if values.get("with_prior_preservation") else ""
+        pieces = _looked_at(lambda: self.lookups.ask("token", token, lambda progress: token_told(token)), html.note,
+                            "Looking at the token")
+        return html.note(text) + pieces + planned
 
     def steps(self, values: Mapping[str, Any]) -> str:
-        count = self._count(values)
+        count = self.count(values)
         if not count:
             return ""
         steps = values.get("steps")
@@ -55,52 +90,175 @@ class Sentences:
             text = f"{count} pictures x {STEPS_PER_PICTURE} = {steps} steps"
         return html.note(text + self._duration(values, steps) + ".")
 
+    def memory(self, values: Mapping[str, Any]) -> str:
+        """What the memory profile needs of the card, against what is free."""
+        if not values.get("base") or not values.get("instance_dir"):
+            return ""  # nobody is about to train yet
+        try:
+            config = self._service.settings({**values, "steps": values.get("steps") or 1})
+            key = self._version_of(Path(config.base)), tuple(getattr(config, name) for name in OF_MEMORY)
+        except (DreamboothError, OSError):
+            return ""  # the fields themselves say why
+
+        def find(progress: Progress) -> str:
+            return memory_sentence(config, self._service.host.name)
+
+        answer = self.lookups.ask("memory", key, find, lane="memory", patient=False)
+        if answer.error is not None:
+            return ""  # the step of the model says what is wrong with it
+        return _looked_at(lambda: answer, lambda text: text, "Working out what memory this takes")
+
+    # ---- what the sentences are made of; Review shows it too
+
+    def audit(self, values: Mapping[str, Any]) -> Answer:
+        """Every picture looked at (dataset/audit.py). Raises PictureError if there is no such folder, UnsafePath."""
+        base = str(values.get("base") or "")
+        if base and not self._of_base(base).ready:
+            return Answer("pictures", _nothing)  # the base says what size they will have
+        folder, side = self.folder(values), self.resolution(values)
+        kind = "style" if values.get("kind") == "style" else "subject"
+        return self.lookups.ask("pictures", (advice.folder_key(folder), kind, side), lambda progress: audit(
+            folder, kind=kind, resolution=side, progress=progress))
+
+    def folder(self, values: Mapping[str, Any]) -> Path:
+        """The folder of pictures. Raises UnsafePath."""
+        return self._service.require_allowed(Path(str(values.get("instance_dir") or "")).expanduser())
+
+    def resolution(self, values: Mapping[str, Any]) -> int:
+        """The side in pixels that training will see."""
+        given = values.get("resolution")
+        if isinstance(given, int) and 64 <= given <= 2048:
+            return given
+        try:
+            found = re.search(r"(\d+) px", self._of_base(str(values.get("base") or "")).value or "")
+        except (DreamboothError, OSError):
+            return USUAL_RESOLUTION
+        return int(found.group(1)) if found else USUAL_RESOLUTION
+
+    def choices_of(self, values: Mapping[str, Any]) -> dict[str, Choice]:
+        """What was chosen of these pictures. Raises PictureError, UnsafePath."""
+        return remembered(self.choices_path(values))
+
+    def choices_path(self, values: Mapping[str, Any]) -> Path:
+        """Where that is kept: the file that is named in Advanced, else the folder's own. Raises UnsafePath."""
+        if values.get("choices"):
+            return self._service.require_allowed(Path(str(values["choices"])).expanduser())
+        return choices_file(self._service.host.runs_dir, self.folder(values))
+
+    def count(self, values: Mapping[str, Any]) -> int:
+        """How many pictures will be trained on; 0 if that cannot be told, and then `pictures` says why."""
+        if not values.get("instance_dir"):
+            return 0
+        try:
+            return max(0, advice.count_pictures(self.folder(values)) - len(self._dropped(values)))
+        except DreamboothError:
+            return 0
+
+    def _dropped(self, values: Mapping[str, Any]) -> set[str]:
+        try:
+            return {name for name, chosen in self.choices_of(values).items() if chosen.choice == "drop"}
+        except DreamboothError:
+            return set()
+
+    def _hash(self, base: str) -> str:
+        """As the WebUI writes it, found in the background; a title that shows it needs no other."""
+        path = self._file(base)
+        if re.search(r"\[[0-9a-f]{8,}\]", base):
+            return ""
+        answer = self.lookups.ask("hash", self._version_of(path), lambda progress: recipe.sha256_of(path), lane="hash",
+                                  patient=False)
+        return f", sha256 {answer.value[:10]}" if answer.value else ""
+
     def _duration(self, values: Mapping[str, Any], steps: int) -> str:
         resolution = values.get("resolution")
         pace = advice.seconds_a_step(self._service.host.runs_dir, Path(self._service.file_of(values.get("base") or "")),
                                      resolution if isinstance(resolution, int) else None)
         return f", about {html.duration(pace * steps)} at the pace of your last run" if pace else ""
 
-    def review(self, values: Mapping[str, Any]) -> str:
-        """The pictures with their verdicts, as a grid."""
-        folder = values.get("instance_dir") or ""
-        if not folder:
-            return html.note("Name a folder of pictures first.")
-        cards = []
-        for verdict in advice.review(self._folder(folder)):
-            words = html.escaped(", ".join(verdict.problems) or "good")
-            kind = "warning" if verdict.problems else "good"
-            name = verdict.path.name
-            cards.append(f"<figure>{html.picture(verdict.path, name)}<figcaption><b>{html.escaped(name)}</b><br>"
-                         f'<span class="dreambooth-{kind}">{words}</span></figcaption></figure>')
-        return f'<div class="dreambooth-review">{"".join(cards)}</div>'
+    def class_image_plans(self, values: Mapping[str, Any]) -> Answer | None:
+        """One plan for each concept (dataset/class_images.py); None if base, pictures or class are not named yet.
+
+        Raises ConfigError, PictureError, UnsafePath.
+        """
+        if not all(values.get(name) for name in ("base", "instance_dir", "class_noun")):
+            return None
+        config = self._service.settings(values)
+        key = (self._version_of(Path(config.base)), advice.folder_key(self.folder(values)), repr(config.concepts), config.steps,
+               *(getattr(config, name) for name in OF_CLASS_IMAGES), self._plans_made, self._last_job())
+        return self.lookups.ask("class images", key, lambda progress: class_image_plans(config, self._service.host), lane="hash",
+                                patient=False)
+
+    def _last_job(self) -> tuple[str, str] | None:
+        """Class images may have come when it changes."""
+        job = self._service.shown_job()
+        return (job.id, job.state) if job else None
+
+    def forget_class_images(self) -> None:
+        """To be called when class images came or went."""
+        self._plans_made += 1
 
     def _class_images(self, values: Mapping[str, Any]) -> str:
-        given, steps, count = values.get("num_class_images"), values.get("steps"), self._count(values)
-        if not count:
-            return ""
-        wanted, reason = advice.class_images_wanted(given if isinstance(given, int) else None, count,
-                                                    steps if isinstance(steps, int) else None)
-        return f"{wanted} pictures of the class are wanted ({reason}); those that are missing are rendered first."
-
-    def _count(self, values: Mapping[str, Any]) -> int:
-        folder = values.get("instance_dir") or ""
+        """How many are wanted and found, and how long those that are missing take; empty while a field is wrong."""
         try:
-            return advice.count_pictures(self._folder(folder)) if folder else 0
-        except DreamboothError:
-            return 0  # `pictures` says why
+            answer = self.class_image_plans(values)
+        except (DreamboothError, OSError):
+            return ""
+        if answer is None or answer.error is not None:
+            return ""
+        if not answer.ready:
+            return html.pending("Counting the class images")
+        return html.note(told(answer.value), "warning" if any(plan.foreign for plan in answer.value) else "note")
 
     def _file(self, base: str) -> Path:
         return self._service.require_allowed(Path(self._service.file_of(base)).expanduser())
 
-    def _folder(self, folder: str) -> Path:
-        return self._service.require_allowed(Path(folder).expanduser())
+    @staticmethod
+    def _version_of(path: Path) -> tuple[str, int, int]:
+        status = path.expanduser().stat()
+        return str(path), status.st_mtime_ns, status.st_size
 
 
-def _told(say: Callable[[], str], kind: str = "note") -> str:
+def _nothing(progress: Progress) -> None:
+    """Of an answer that waits for another one."""
+
+
+def memory_sentence(config: TrainConfig, host: str) -> str:
+    """What the settings' memory profile will need, as HTML. Raises the errors of training/estimate.py."""
+    chosen = config.memory_profile
+    rows = recipe.estimate(config, None if chosen == "auto" else [chosen])
+    fitting = [row for row in rows if row.fits and row.profile != "none"]
+    row = fitting[0] if chosen == "auto" and fitting else rows[0]
+    name = "these settings need" if row.profile == "none" else f"{row.profile} needs"
+    text = f"Memory: {name} about {gib(row.total)}, {gib(row.free)} are free."
+    if row.fits:
+        return html.note(text)
+    room = " The WebUI's own model makes room when training starts." if host != "standalone" else ""
+    leaner = " Choose a leaner profile: balanced, low, then ultra." if not row.why_not else f" {row.why_not}."
+    return html.note(text + leaner + room, "warning")
+
+
+def _is_good(found: Audit) -> bool:
+    return not found.unreadable and all(picture.advice == "keep" for picture in found.pictures)
+
+
+def _looked_at(ask: Callable[[], Answer], say: Callable[[Any], str], doing: str) -> str:
+    """What was found in the background, or how far it is."""
     try:
-        return html.note(say(), kind)
-    except ImportError as error:  # the top of the tab says which library is missing, and how to get it
-        return html.faults([f"This needs a library that is missing: {error.name}."])
+        answer = ask()
+        if answer.error is not None:
+            raise answer.error
+    except ImportError as error:
+        return html.faults([_missing(error)])
     except DreamboothError as error:
-        return html.faults([f"{error.why[:1].upper()}{error.why[1:]}. {error.instead}".strip()])
+        return html.faults([_in_a_sentence(error)])
+    except Exception as error:  # noqa: BLE001  a sentence less
+        return html.faults([f"{doing}: {type(error).__name__}: {error}"])
+    return say(answer.value) if answer.ready else html.pending(doing, answer.done, answer.total)
+
+
+def _missing(error: ImportError) -> str:
+    return f"This needs a library that is missing: {error.name}."  # the top of the tab says how to get it
+
+
+def _in_a_sentence(error: DreamboothError) -> str:
+    return f"{error.why[:1].upper()}{error.why[1:]}. {error.instead}".strip()

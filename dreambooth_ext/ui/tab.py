@@ -8,9 +8,10 @@ import gradio as gr
 
 from .. import needs
 from ..service import Service
-from . import choose_panel, html, runs_panel, train_panel, watch_panel
+from . import choose_panel, fields, html, runs_panel, train_panel, watch_panel
 from .compat import blocks, hidden, leave_out_of_saved_defaults, on
 from .sentences import Sentences
+from .timeline import config_of
 
 TITLE = "Dreambooth"
 
@@ -24,9 +25,9 @@ def build(service: Service, *, css: str = "", script: str = "", warning: str = "
             gr.HTML(value=html.note(missing, "fault"), elem_id="dreambooth_missing")
         with gr.Tabs(elem_id="dreambooth_tabs"):
             with gr.Tab("Train", elem_id="dreambooth_tab_train"), gr.Row(elem_classes=["dreambooth-halves"]):
-                with gr.Column(scale=6, min_width=420, elem_id="dreambooth_left"):
+                with gr.Column(scale=6, min_width=380, elem_id="dreambooth_left"):
                     form = train_panel.build(service, sentences)
-                with gr.Column(scale=5, min_width=380, elem_id="dreambooth_right"):
+                with gr.Column(scale=5, min_width=330, elem_id="dreambooth_right"):
                     watch = watch_panel.build(service)
             with gr.Tab("Choose", elem_id="dreambooth_tab_choose"):
                 choose_panel.build(service, watch)
@@ -35,8 +36,7 @@ def build(service: Service, *, css: str = "", script: str = "", warning: str = "
         train_panel.wire(form, watch)
         # The page's script clicks it once when the page is there: what a job or another page has changed meanwhile.
         opened = hidden(gr.Button, "dreambooth_opened", value="opened")
-        on(opened.click, lambda *raw: _opened(form, raw), list(form.widgets.values()),
-           [form.widgets["base"], *(form.notes[step] for step in train_panel.STEPS)])
+        on(opened.click, lambda *raw: _opened(form, raw), list(form.widgets.values()), [*form.widgets.values(), *form.told])
         if script:
             on(tab.load, None, js=f"() => {{ {script} }}")
     leave_out_of_saved_defaults(tab.blocks.values())
@@ -44,9 +44,17 @@ def build(service: Service, *, css: str = "", script: str = "", warning: str = "
 
 
 def _opened(form: train_panel.TrainPanel, raw: tuple[Any, ...]) -> list[Any]:
+    """The form as it should stand: the running run's settings, else as it is, on what the host has loaded now."""
     values = form.values(raw)
     titles, loaded = train_panel.checkpoint_titles(form.service)
     if loaded:  # the form is as it was built; another checkpoint may have been loaded since
         values["base"] = loaded
-    notes = train_panel.told_of(form, values)[: len(train_panel.STEPS)]
-    return [gr.update(choices=titles, value=values["base"] or None), *notes]
+    job = form.service.jobs.running
+    config = config_of(watch_panel.run_of(form.service, job)) if job is not None else None
+    if config is not None:
+        values = train_panel.values_of_run(form.service, config)
+    base = gr.update(choices=titles, value=values["base"] or None)
+    options = fields.all_options()
+    shown = [base if name == "base" else fields.shown(options[name], values[name]) if config else gr.update()
+             for name in form.widgets]
+    return [*shown, *train_panel.told_of(form, values)]

@@ -8,18 +8,23 @@ from typing import Any
 
 import gradio as gr
 
+from ..config import TrainConfig
 from ..errors import ConfigError, DreamboothError
 from ..options import Option
 from ..service import Service
 from . import fields, html, watch_panel
-from .compat import on, uploads
+from .class_panel import ClassPanel
+from .compat import hidden, on, uploads
 from .presets_panel import PresetsPanel
+from .review_panel import ReviewPanel
 from .sentences import Sentences
 
 STEPS = {"model": "Model", "pictures": "Pictures", "class": "Subject and class", "train": "Train"}
 GROUPS = {**STEPS, "watch": "Watching"}
-BUILT_ELSEWHERE = {"base", "instance_dir"}  # they have widgets of their own shape
-TOLD_OF = {"num_class_images", "train_batch_size", "gradient_accumulation_steps"}  # advanced, but in the steps' sentences
+NEEDED = {"base": "base model", "instance_dir": "pictures", "token": "token", "class_noun": "class", "output_name": "name"}
+
+LOCKED = ('<p class="dreambooth-note"><b>A run is going on.</b> Its settings stand below and stay as they are. '
+          '<button class="dreambooth-unlock">Set up the next run</button></p>')
 
 
 @dataclass
@@ -34,39 +39,51 @@ class TrainPanel:
     buttons: dict[str, Any] = field(default_factory=dict)
     said: Any = None
     presets: Any = None
+    review: Any = None
+    drawn: Any = None
 
     def values(self, raw: tuple[Any, ...]) -> dict[str, Any]:
         return fields.values_of(list(self.widgets), raw)
+
+    @property
+    def told(self) -> list[Any]:
+        """The components that `told_of` fills, in its order."""
+        return [*(self.notes[step] for step in STEPS), *(self.faults[step] for step in STEPS), self.notes["memory"],
+                self.notes["ready"]]
 
 
 def build(service: Service, sentences: Sentences) -> TrainPanel:
     """Lay the four steps out; `wire` attaches what they do."""
     panel = TrainPanel(service, sentences)
+    gr.HTML(value=LOCKED, elem_id="dreambooth_locked")
     with _step(panel, 1, "model"), gr.Row():
         choices, loaded = checkpoint_titles(service)
         panel.widgets["base"] = gr.Dropdown(
             label="Base model", info="Training starts from this checkpoint. It is never written to.", choices=choices,
-            value=loaded, allow_custom_value=True, interactive=True, elem_id="dreambooth_base")
+            value=loaded, allow_custom_value=True, interactive=True, elem_id="dreambooth_base",
+            elem_classes=["dreambooth-option"])
         panel.buttons["loaded"] = gr.Button("Use the loaded one", elem_id="dreambooth_use_loaded", scale=0, size="sm")
     with _step(panel, 2, "pictures"):
         panel.widgets["instance_dir"] = gr.Textbox(
             label="Pictures", info="Folder with the pictures to learn from. They are never changed.", max_lines=1,
-            elem_id="dreambooth_instance_dir", interactive=True, placeholder="a folder on this computer")
-        panel.buttons["upload"] = gr.File(label="or drop pictures here", file_count="multiple",
+            elem_id="dreambooth_instance_dir", elem_classes=["dreambooth-option"], interactive=True,
+            placeholder="a folder on this computer")
+        panel.buttons["upload"] = gr.File(label="or drop pictures here, or paste one (Ctrl+V)", file_count="multiple",
                                            elem_id="dreambooth_upload", interactive=True)
-    with gr.Accordion("Review the pictures", open=False, elem_id="dreambooth_review_fold"):
-        panel.buttons["review"] = gr.Button("Look at them", elem_id="dreambooth_review")
-        panel.notes["review"] = gr.HTML(value="", elem_id="dreambooth_review_grid")
+    panel.review = ReviewPanel(service, sentences)
     with _step(panel, 3, "class"):
         with gr.Row():
             _basic(panel, ["kind", "token", "class_noun"])
         _basic(panel, ["with_prior_preservation"])
+    panel.drawn = ClassPanel(service, sentences)
     with _step(panel, 4, "train"):
         with gr.Row():
             _basic(panel, ["output_name", "steps"])
         with gr.Row():
             _basic(panel, ["memory_profile", "resolution", "publish_format"])
+        panel.notes["memory"] = gr.HTML(value="", elem_id="dreambooth_note_memory", elem_classes=["dreambooth-said"])
     _advanced(panel)
+    panel.notes["ready"] = gr.HTML(value="", elem_id="dreambooth_ready", elem_classes=["dreambooth-said"])
     panel.buttons["train"] = gr.Button("Train", variant="primary", elem_id="dreambooth_train",
                                        elem_classes=["dreambooth-big"])
     panel.said = gr.HTML(value="", elem_id="dreambooth_said", elem_classes=["dreambooth-said"])
@@ -77,52 +94,73 @@ def wire(panel: TrainPanel, watch: watch_panel.WatchPanel) -> None:
     """Attach every handler. Each returns at once; work goes to the background job."""
     inputs = list(panel.widgets.values())
     panel.presets.wire(panel.widgets)
-    basics = [name for name in panel.widgets
-              if name in BUILT_ELSEWHERE | TOLD_OF or not fields.all_options()[name].advanced]
-    told = [panel.notes[step] for step in STEPS] + [panel.faults[step] for step in STEPS]
-    for name in basics:
-        widget = panel.widgets[name]
-        event = widget.blur if isinstance(widget, gr.Textbox) else widget.change
-        on(event, lambda *raw: told_of(panel, panel.values(raw)), inputs, told)
+    # The page's script clicks it while a sentence says that something is being found out.
+    panel.buttons["tell"] = hidden(gr.Button, "dreambooth_tell", value="tell")
+    events = [panel.buttons["tell"].click, panel.widgets["instance_dir"].change, panel.widgets["base"].change]
+    events += [_typed(panel.widgets[name], fields.all_options()[name].advanced) for name in panel.widgets]
+    for event in events:
+        on(event, lambda *raw: told_of(panel, panel.values(raw)), inputs, panel.told)
     on(panel.buttons["train"].click, lambda *raw: _start(panel, panel.values(raw)), inputs,
        [*(panel.faults[step] for step in STEPS), panel.said, watch.status])
-    base = panel.widgets["base"]
+    base, folder = panel.widgets["base"], panel.widgets["instance_dir"]
     on(panel.buttons["loaded"].click, lambda: _use_loaded(panel.service), [], [base])
-    on(panel.buttons["upload"].upload, lambda files: _take_uploads(panel.service, files), [panel.buttons["upload"]],
-       [panel.widgets["instance_dir"], panel.faults["pictures"]])
-    on(panel.widgets["instance_dir"].change, lambda *raw: told_of(panel, panel.values(raw)), inputs, told)
-    on(panel.buttons["review"].click, lambda *raw: _review(panel, panel.values(raw)), inputs, [panel.notes["review"]])
+    on(panel.buttons["upload"].upload, lambda files, into: _take_uploads(panel.service, files, into),
+       [panel.buttons["upload"], folder], [folder, panel.faults["pictures"], panel.buttons["upload"]])
+    panel.review.wire(panel.widgets)
+    panel.drawn.wire(panel.widgets)
+
+
+def _typed(widget: Any, advanced: bool) -> Any:
+    """When somebody has changed a field. Of the advanced ones only what a person did counts, not what a preset did."""
+    if isinstance(widget, gr.Textbox):
+        return widget.blur
+    return widget.input if advanced and hasattr(widget, "input") else widget.change
 
 
 def checkpoint_titles(service: Service) -> tuple[list[str], str | None]:
-    """Titles for the list, and the loaded one's."""
+    """Titles for the list, and the loaded one's; a lone one is as good as loaded."""
     try:
         found = service.host.checkpoints()
     except DreamboothError:
         return [], None
-    return [checkpoint.title for checkpoint in found], next((c.title for c in found if c.loaded), None)
+    loaded = next((c.title for c in found if c.loaded), None)
+    return [checkpoint.title for checkpoint in found], loaded or (found[0].title if len(found) == 1 else None)
 
 
 def told_of(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
-    """What can be said of the settings so far: one note for each step, then its faults, of filled fields only."""
-    notes = {"model": panel.sentences.model(values), "pictures": panel.sentences.pictures(values),
-             "class": panel.sentences.concept(values), "train": panel.sentences.steps(values)}
+    """What can be said of the settings so far, for `panel.told`: a note for each step, then its faults, of filled fields only;
+    then what memory it takes, and what is lacking."""
+    say = panel.sentences
+    notes = {"model": say.model(values), "pictures": say.pictures(values), "class": say.concept(values), "train": say.steps(values)}
     faults = [fault for fault in _faults(panel, values) if not _is_about_empty(fault, values)]
-    return [notes[step] for step in STEPS] + [html.faults(fields.faults_of_group(faults, step)) for step in STEPS]
+    return [*(notes[step] for step in STEPS), *(fields.faults_of_group(faults, step) for step in STEPS), say.memory(values),
+            _ready(values, faults)]
+
+
+def _ready(values: Mapping[str, Any], faults: list[str]) -> str:
+    """What stands between these settings and a run, in one line."""
+    lacking = [label for name, label in NEEDED.items() if not values.get(name)]
+    if faults:
+        wrong = [option.label if option else "a setting" for option in map(fields.option_of, faults)]
+        return html.note(f"To be put right: {', '.join(dict.fromkeys(wrong))}.", "warning")
+    return html.note(f"Still needed: {', '.join(lacking)}." if lacking else "Ready.", "note" if lacking else "good")
 
 
 def _faults(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
     try:
         return panel.service.settings(values).faults()
     except ConfigError as error:
-        return list(error.faults)
+        wrong = {option.name for option in map(fields.option_of, error.faults) if option}
+        # The others are judged as well: what is wrong is to be seen at once, and not one after the other.
+        rest = {name: value for name, value in values.items() if name not in wrong}
+        return [*error.faults, *(_faults(panel, rest) if wrong & set(values) else [])]
     except DreamboothError as error:
         return [f"{error.asked}: {error.why}"]
 
 
 def _is_about_empty(fault: str, values: Mapping[str, Any]) -> bool:
     """A field that nobody has filled in yet is no mistake until Train is pressed."""
-    option = next((option for option in fields.all_options().values() if fault.startswith(option.flag + ":")), None)
+    option = fields.option_of(fault)
     return option is not None and values.get(option.name) in (None, "", ())
 
 
@@ -131,9 +169,9 @@ def _start(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
     try:
         job = panel.service.start(values)
     except ConfigError as error:
-        grouped = [html.faults(fields.faults_of_group(error.faults, step)) for step in STEPS]
+        grouped = [fields.faults_of_group(error.faults, step) for step in STEPS]
         count = "1 thing has" if len(error.faults) == 1 else f"{len(error.faults)} things have"
-        told = html.note(f"{count} to be put right first; look for the red lines above.", "fault")
+        told = html.note(f"{count} to be put right first; look for the red lines.", "fault")
         return [*grouped, told, status(panel.service)]
     except DreamboothError as error:
         return ["", "", "", "", html.note(str(error), "fault"), status(panel.service)]
@@ -143,24 +181,25 @@ def _start(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
     return ["", "", "", "", html.note(said, "good"), status(panel.service)]
 
 
+def values_of_run(service: Service, config: TrainConfig) -> dict[str, Any]:
+    """A run's settings by the names of the form's fields; its base by its title, where the host lists it."""
+    values = {name: value for owner in (config, *config.concepts[:1]) for name, value in vars(owner).items()
+              if name in fields.all_options()}
+    titles = {str(checkpoint.path): checkpoint.title for checkpoint in service.host.checkpoints()}
+    return {**values, "base": titles.get(config.base, config.base)}
+
+
 def _use_loaded(service: Service) -> Any:
     titles, loaded = checkpoint_titles(service)
     return gr.update(choices=titles, **({"value": loaded} if loaded else {}))
 
 
-def _take_uploads(service: Service, files: Any) -> tuple[Any, str]:
+def _take_uploads(service: Service, files: Any, into: str) -> tuple[Any, str, Any]:
+    """The folder that they are in now, what is wrong with them, and an empty field for the next ones."""
     try:
-        folder = service.keep_uploads(uploads(files))
+        return str(service.keep_uploads(uploads(files), into)), "", gr.update(value=None)
     except DreamboothError as error:
-        return gr.update(), html.faults([str(error)])
-    return str(folder), ""
-
-
-def _review(panel: TrainPanel, values: Mapping[str, Any]) -> str:
-    try:
-        return panel.sentences.review(values)
-    except DreamboothError as error:
-        return html.note(str(error), "fault")
+        return gr.update(), html.faults([str(error)]), gr.update(value=None)
 
 
 class _step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import gradio as gr
 from .. import desktop
 from ..errors import DreamboothError
 from ..jobs import Job
+from ..lookups import Lookups
+from ..metrics import MetricsTail
 from ..plot import curve
 from ..run_folder import RunFolder
-from ..service import Service
+from ..service import Service, Work
 from . import html
 from .compat import hidden, on
 from .timeline import config_of, enlarged_html, previews, prompts_of, step_of, timeline_html
@@ -53,7 +56,8 @@ def build(service: Service) -> WatchPanel:
             gr.Checkbox(label="Open txt2img with the guide's sample settings: Euler a, 50 steps, CFG 7, 512x768", value=False,
                         elem_id="dreambooth_sample_settings", interactive=True)
     panel = WatchPanel(status, plot, shown, log, hidden(gr.Button, "dreambooth_poll", value="refresh"), gr.State({}))
-    on(panel.poll.click, lambda seen: refresh(service, seen), [panel.seen], panel.outputs)
+    watcher = Watcher()
+    on(panel.poll.click, lambda seen: refresh(service, seen, watcher), [panel.seen], panel.outputs)
     acts = {"stop": lambda: _stop(service, discard=False), "discard": lambda: _stop(service, discard=True),
             "preview": lambda: _request(service, "preview"), "snapshot": lambda: _request(service, "snapshot"),
             "folder": lambda: _open_folder(service)}
@@ -67,22 +71,50 @@ def build(service: Service) -> WatchPanel:
 
 
 def _buttons() -> dict[str, Any]:
-    labels = {"preview": "Preview now", "snapshot": "Snapshot now", "stop": "Stop and keep", "discard": "Stop and discard",
-              "folder": "Open the folder"}
+    labels = {"preview": "Preview now", "snapshot": "Snapshot now", "folder": "Open the folder", "stop": "Stop and keep",
+              "discard": "Stop and discard"}
     with gr.Row(elem_classes=["dreambooth-buttons"]):
         return {name: gr.Button(label, elem_id=f"dreambooth_{name}", size="sm",
                                 variant="stop" if name == "discard" else "secondary") for name, label in labels.items()}
 
 
-def refresh(service: Service, seen: dict[str, Any]) -> list[Any]:
+class Watcher:
+    """What pages ask for again and again: a run's figures are read as they grow, its previews made small in the background."""
+
+    def __init__(self) -> None:
+        self._tail, self._lock, self._lookups = MetricsTail(), threading.Lock(), Lookups()
+
+    def curve(self, run: RunFolder | None) -> str:
+        if run is None:
+            return curve([])
+        with self._lock:
+            metrics = self._tail.read(run.metrics_path)
+        points, fixed = ([(entry["step"], entry[name]) for entry in metrics if name in entry]
+                         for name in ("loss", "validation_loss"))
+        return curve(points, validation=fixed)
+
+    def timeline(self, run: RunFolder | None, marks: Any) -> str | None:
+        """None until it is made."""
+        answer = self._lookups.ask("timeline", (str(run and run.path), repr(marks)), lambda progress: timeline_html(run))
+        return answer.value if answer.ready else None
+
+
+def refresh(service: Service, seen: dict[str, Any], watcher: Watcher | None = None) -> list[Any]:
     """What the page does not show yet; unchanged parts are left alone, so that nothing flickers."""
+    watcher = watcher or Watcher()
     job = service.shown_job()
     run = run_of(service, job)
     marks = {"curve": _mark(run.metrics_path) if run else None,
              "previews": [_mark(path) for path in previews(run)],
              "log": [job.id, len(job.log), job.log[-1] if job.log else ""] if job else None}
-    parts = {"curve": lambda: _curve(run), "previews": lambda: previews_html(run), "log": lambda: _log(job)}
-    changed = [make() if seen.get(name) != marks[name] else gr.update() for name, make in parts.items()]
+    parts = {"curve": lambda: watcher.curve(run), "previews": lambda: watcher.timeline(run, marks["previews"]),
+             "log": lambda: _log(job)}
+    changed: list[Any] = []
+    for name, make in parts.items():
+        made = make() if seen.get(name) != marks[name] else None
+        if made is None:
+            marks[name] = seen.get(name)  # it is as it was, or asked for again
+        changed.append(gr.update() if made is None else made)
     return [status_html(service), *changed, marks]
 
 
@@ -123,6 +155,8 @@ def _framed(data: dict[str, str], body: str) -> str:
 def _for_script(job: Job, run: RunFolder | None) -> dict[str, str]:
     """What the page's script needs: whether to poll on, and what to hand over to txt2img at the end."""
     data = {"state": job.state, "job": job.id, "name": job.name, "phase": job.last.phase}
+    if isinstance(job.work, Work):  # a run; other jobs do not mind what is typed meanwhile
+        data["lock"] = "yes"
     published = _published(job)
     config = config_of(run)
     if published and config is not None:
@@ -197,12 +231,6 @@ def _open_folder(service: Service) -> str:
     except DreamboothError as error:
         return status_html(service, f"{error.why[:1].upper()}{error.why[1:]}. {error.instead}")
     return status_html(service, f"Opened {folder}")
-
-
-def _curve(run: RunFolder | None) -> str:
-    metrics = run.metrics() if run else []
-    points, fixed = ([(entry["step"], entry[name]) for entry in metrics if name in entry] for name in ("loss", "validation_loss"))
-    return curve(points, validation=fixed)
 
 
 def _log(job: Job | None) -> str:

@@ -1,22 +1,18 @@
 """The tab in the double of the WebUI, driven by a real headless browser. Training is played there (see pretend.py)."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from browsing import CHROMIUM, REPOSITORY, field, fill, open_page, ready, screenshot, text, unfold, wait_for
 
 sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DOUBLE = REPOSITORY / "tests" / "webui_double" / "webui" / "webui.py"
-ARTEFACTS = REPOSITORY / "artefacts"
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +64,9 @@ def page(webui, browser):
 
 
 def open_tab(browser, webui, **more):
-    page = browser.new_page(viewport={"width": 1500, "height": 1100}, **more)
-    page.mistakes = []
-    page.on("pageerror", lambda error: page.mistakes.append(str(error)))
-    page.route(lambda url: not url.startswith(webui[0]), lambda route: route.abort())  # fonts and the like
-    page.goto(webui[0])
+    page = open_page(browser, webui[0], **more)
     to_tab(page, "Dreambooth")
-    page.wait_for_function("window.dreamboothPage && window.dreamboothPage.polls !== undefined")
-    page.wait_for_timeout(800)
-    return page
+    return ready(page)
 
 
 def to_tab(page, name):
@@ -85,16 +75,6 @@ def to_tab(page, name):
 
 def to_part(page, name):
     page.locator("#dreambooth_tabs button:visible", has_text=name).first.click()
-
-
-def field(page, name):
-    return page.locator(f"#{name} textarea:visible, #{name} input:visible").first
-
-
-def fill(page, **values):
-    for name, value in values.items():
-        field(page, f"dreambooth_{name}").fill(str(value))
-    page.keyboard.press("Tab")
 
 
 def settings(webui, name, steps=12):
@@ -107,42 +87,62 @@ def start(page, webui, name, steps=12):
     wait_for(page, "running")
 
 
-def wait_for(page, state, limit_s=90):
-    page.wait_for_selector(f'.dreambooth-status[data-state="{state}"]', state="attached", timeout=limit_s * 1000)
-
-
-def text(page, name):
-    return page.locator(f"#{name}").first.inner_text()
-
-
 def test_an_empty_form_says_what_is_missing_where_it_is_missing(page):
+    sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("Still needed: pictures, token, class, name.")
     page.click("#dreambooth_train")
     page.wait_for_selector("#dreambooth_said .dreambooth-fault")
-    assert "a folder of pictures is needed" in text(page, "dreambooth_faults_pictures")
-    assert "Token" in text(page, "dreambooth_faults_class") and "Name" in text(page, "dreambooth_faults_train")
+    for name, told in (("instance_dir", "a folder of pictures is needed"), ("token", "must not be empty"),
+                       ("class_noun", "what kind of thing"), ("output_name", "a name is needed")):
+        sync_api.expect(under(page, name)).to_contain_text(told)
+        assert field(page, f"dreambooth_{name}").get_attribute("aria-invalid") == "true"
     assert page.locator('.dreambooth-status[data-state="idle"]').count() == 1
 
 
-@pytest.mark.parametrize(("name", "value", "step", "told"), [
-    ("steps", "many", "train", "not a whole number"), ("resolution", "100", "pictures", "multiple of 8"),
-    ("instance_dir", "/no/such/folder", "pictures", "no such folder"), ("output_name", "a/b", "train", "letters, digits"),
+def under(page, name):
+    return page.locator(f"#dreambooth_{name} .dreambooth-under-field, .dreambooth-under-field[data-of={name}]").first
+
+
+@pytest.mark.parametrize(("name", "value", "told"), [
+    ("steps", "many", "not a whole number"), ("steps", "0", "less than 1"), ("resolution", "100", "multiple of 8"),
+    ("output_name", "a/b", "letters, digits"), ("learning_rate", "fast", "not a number"), ("caption_dropout", "2", "more than 1"),
+    ("snr_gamma", "-1", "less than 0.01"), ("lora_rank", "-3", "less than 0"), ("preview_seed", "-1", "less than 0"),
+    ("vae", "~nobody-of-that-name/a.vae", "whom this computer does not know"),
+    ("lr_warmup_steps", "50", "longer than the whole run"),
 ])
-def test_a_bad_value_is_told_as_soon_as_it_is_typed(page, name, value, step, told):
+def test_a_bad_value_is_told_under_its_field_before_train_is_pressed(page, name, value, told):
+    unfold(page, "advanced", "Advanced")
+    if name == "lr_warmup_steps":
+        fill(page, instance_dir="pictures", steps="20")
     fill(page, **{name: value})
-    group = page.locator(f"#dreambooth_faults_{step}, #dreambooth_note_{step}")
-    sync_api.expect(group.filter(has_text=told).first).to_be_visible(timeout=30_000)
+    sync_api.expect(under(page, name)).to_contain_text(told, timeout=30_000)
+    sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("To be put right")
+
+
+def test_a_fault_that_is_put_right_goes_away(page):
+    fill(page, steps="many")
+    sync_api.expect(under(page, "steps")).to_be_visible(timeout=30_000)
+    fill(page, steps="30")
+    sync_api.expect(page.locator(".dreambooth-under-field")).to_have_count(0, timeout=30_000)
+    assert field(page, "dreambooth_steps").get_attribute("aria-invalid") is None
+
+
+@pytest.mark.parametrize(("name", "value", "note", "told"), [
+    ("instance_dir", "/no/such/folder", "pictures", "no such folder"), ("base", "/no/such/base.ckpt", "model", "no such file"),
+])
+def test_a_path_that_leads_nowhere_is_told_below_it(page, name, value, note, told):
+    fill(page, **{name: value})
+    sync_api.expect(page.locator(f"#dreambooth_note_{note}").first).to_contain_text(told, timeout=30_000, ignore_case=True)
 
 
 def test_pictures_in_train_pressed_model_selected_prompt_filled_in(page, webui):
     fill(page, **settings(webui, "whole", steps=60))
-    sync_api.expect(page.locator("#dreambooth_note_pictures").first).to_contain_text("4 pictures: 4 good", timeout=30_000)
+    sync_api.expect(page.locator("#dreambooth_note_pictures").first).to_contain_text("4 pictures: ", timeout=30_000)
     sync_api.expect(page.locator("#dreambooth_note_class").first).to_contain_text('Trains "rxz dog" against "dog"')
     page.click("#dreambooth_train")
     wait_for(page, "running")
     page.wait_for_selector("#dreambooth_curve svg")
     page.wait_for_selector("#dreambooth_previews img")
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / "tab_running.png", full_page=True)
+    screenshot(page, "tab_running")
     wait_for(page, "finished")
     page.wait_for_function("document.querySelector('#txt2img_prompt textarea').value === 'rxz dog'")
     page.wait_for_function("document.querySelector('#setting_sd_model_checkpoint input').value.startsWith('whole.ckpt')")
@@ -205,6 +205,8 @@ def test_stop_and_discard_leaves_no_run(page, webui):
 
 def test_two_runs_are_worked_off_in_order(page, webui):
     start(page, webui, "first-of-two", steps=150)
+    page.click("text=Set up the next run")
+    page.wait_for_function("!document.querySelector('#dreambooth_left [inert]')")
     fill(page, output_name="second-of-two", steps=5)
     page.click("#dreambooth_train")
     sync_api.expect(page.locator("#dreambooth_said").first).to_contain_text("waits until first-of-two is done", timeout=30_000)
@@ -223,8 +225,7 @@ def test_a_snapshot_is_chosen_and_published(page, webui):
     choose(page, "dreambooth_choose_run", "chosen")
     page.wait_for_selector('#dreambooth_choose_grid .dreambooth-cell[data-snapshot="step-000010"]', timeout=30_000)
     assert page.locator("#dreambooth_choose_grid img").count() == 4
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / "tab_choose.png", full_page=True)
+    screenshot(page, "tab_choose")
     page.click('.dreambooth-cell[data-snapshot="step-000010"]')
     sync_api.expect(page.locator("#dreambooth_choose_said").first).to_contain_text("step-000010", timeout=30_000)
 
@@ -268,15 +269,23 @@ def test_options_are_found_by_a_word_of_their_help(page):
     sync_api.expect(page.locator("#dreambooth_adam_beta1")).to_be_hidden()
 
 
-@pytest.mark.parametrize(("name", "width", "scheme"), [("dark", 1500, "dark"), ("narrow", 900, "light")])
-def test_it_fits_and_can_be_read(browser, webui, name, width, scheme):
-    page = open_tab(browser, webui, color_scheme=scheme)
-    page.set_viewport_size({"width": width, "height": 1000})
-    if scheme == "dark":
-        page.goto(webui[0] + "/?__theme=dark")
-        to_tab(page, "Dreambooth")
-    page.wait_for_timeout(1000)
+@pytest.mark.parametrize(("name", "width", "dark"), [("dark", 1500, True), ("narrow", 900, False), ("phone", 480, True)])
+def test_it_fits_and_can_be_read(browser, webui, name, width, dark):
+    page = open_tab(browser, webui, width=width, dark=dark)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"tab_{name}.png", full_page=True)
+    screenshot(page, f"tab_{name}")
     page.close()
+
+
+def test_while_a_run_goes_on_its_settings_are_locked_and_a_reload_shows_them(page, webui):
+    start(page, webui, "locked", steps=2000)
+    page.wait_for_function("document.querySelector('#dreambooth_left [inert] #dreambooth_train, "
+                           "#dreambooth_left #dreambooth_train[inert]')")
+    page.reload()
+    to_tab(page, "Dreambooth")
+    sync_api.expect(field(page, "dreambooth_output_name")).to_have_value("locked", timeout=30_000)
+    sync_api.expect(field(page, "dreambooth_token")).to_have_value("rxz")
+    sync_api.expect(page.locator("#dreambooth_locked").first).to_be_visible()
+    page.click("#dreambooth_discard")
+    wait_for(page, "cancelled")
+    sync_api.expect(page.locator("#dreambooth_locked").first).to_be_hidden()

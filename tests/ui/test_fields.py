@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreambooth_ext.config import Concept, TrainConfig
-from dreambooth_ext.ui import fields, tab
+from dreambooth_ext.ui import fields, tab, train_panel
 
 OPTIONS = fields.all_options()
 
@@ -63,14 +63,17 @@ def test_learning_rates_keep_their_first_six_digits(rate):
 
 
 def test_faults_go_to_their_step_in_words_of_the_tab():
-    config = dataclasses.replace(TrainConfig(), steps=0, resolution=3)
+    config = dataclasses.replace(TrainConfig(), steps=0, resolution=3, preview_seed=-1)
     faults = config.faults()
-    assert fields.faults_of_group(faults, "train") == ["Steps: 0 is less than 1, the least that makes sense"]
-    assert fields.faults_of_group(faults, "pictures") == ["Resolution: 3 is less than 64, the least that makes sense"]
+    told = fields.faults_of_group(faults, "train")
+    assert "<b>Steps:</b> 0 is less than 1, the least that makes sense" in told and 'data-option="steps"' in told
+    assert 'data-option="preview_seed"' in told
+    assert "<b>Resolution:</b> 3 is less than 64" in fields.faults_of_group(faults, "pictures")
     assert fields.faults_of_group(["nonsense: there is no such setting"], "train")
 
 
-def test_no_fault_falls_between_the_steps():
-    faults = TrainConfig().faults()
-    shown = [fault for group in ("model", "pictures", "class", "train") for fault in fields.faults_of_group(faults, group)]
-    assert len(shown) == len(faults)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_fault_falls_between_the_steps(name):
+    fault = f"{OPTIONS[name].flag}: it is wrong <somehow>"
+    shown = "".join(fields.faults_of_group([fault], group) for group in train_panel.STEPS)
+    assert shown.count("<p") == 1 and f'data-option="{name}"' in shown and "&lt;somehow&gt;" in shown

@@ -1,6 +1,7 @@
 """What the tab says, without a browser: every state of a job, escaping, sentences."""
 
 import threading
+import time
 
 import pytest
 
@@ -111,15 +112,29 @@ def form_of(service):
         return train_panel.build(service, Sentences(service))
 
 
+def told_at_last(form, values):
+    """What the form says once nothing is being found out any more."""
+    for _ in range(200):
+        told = train_panel.told_of(form, values)
+        if not any("dreambooth-pending" in part for part in told):
+            return told
+        time.sleep(0.05)
+    raise AssertionError(told)
+
+
 def test_sentences_of_a_half_filled_form(service, values):
     form = form_of(service)
     told = train_panel.told_of(form, {"base": "", "instance_dir": "", "token": "", "class_noun": "", "output_name": ""})
-    assert "5 to 75 pictures" in told[1] and not any(told[4:])  # what is still empty is no mistake yet
-    told = train_panel.told_of(form, {**values, "with_prior_preservation": True, "steps": 0})
-    assert "3 pictures: 3 good" in told[1] and "&quot;rxz dog&quot; against &quot;dog&quot;" in told[2]
-    assert "Steps: 0 is less than 1" in told[7]
-    told = train_panel.told_of(form, {**values, "instance_dir": "/nowhere"})
+    assert "5 to 75 pictures" in told[1] and not any(told[4:9])  # what is still empty is no mistake yet
+    assert "Still needed: base model, pictures, token, class, name." in told[9]
+    told = told_at_last(form, {**values, "with_prior_preservation": True, "steps": 0, "resolution": 64})
+    assert "3 pictures: 0 good, 2 near duplicate, 1 too dark" in told[1]
+    assert "&quot;rxz dog&quot; against &quot;dog&quot;" in told[2]
+    assert "<b>Steps:</b> 0 is less than 1" in told[7] and "To be put right: Steps." in told[9]
+    told = told_at_last(form, {**values, "instance_dir": "/nowhere"})
     assert "no such folder" in told[1]
+    told = told_at_last(form, {**values, "steps": 1, "resolution": 64})
+    assert "Ready." in told[9] and "1 steps: 0 for each of 3 pictures" in told[3]
 
 
 def test_pressing_train_with_an_empty_form_names_every_field(service):

@@ -1,0 +1,99 @@
+"""One picture's caption, the prompt it makes, and how much of CLIP's 77 tokens that takes; the host's captioners for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..config import Concept
+from ..dataset.captions import caption_of, write_caption
+from ..dataset.pictures import list_pictures
+from ..errors import DreamboothError, HostError, PictureError
+from ..jobs import Job
+from ..service import Service
+from . import html
+from .compat import on
+
+Values = Mapping[str, Any]
+
+
+class CaptionEditor:
+    """Stands in Review; `wire` is told where the picture's name comes from."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        captioners = _captioners(service)
+        self.text = gr.Textbox(label="Caption", lines=2, interactive=True, elem_id="dreambooth_caption",
+                               info="Kept in a .txt file beside the picture. Empty: the instance prompt.")
+        self.told = gr.HTML(value="", elem_id="dreambooth_caption_told", elem_classes=["dreambooth-said"])
+        with gr.Row(elem_classes=["dreambooth-buttons"]):
+            self.save = gr.Button("Save the caption", size="sm", elem_id="dreambooth_caption_save")
+            self.describe = [(name, gr.Button(f"Caption all that have none with {name}", size="sm",
+                                              elem_id=f"dreambooth_caption_{name.lower()}")) for name in captioners]
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.text, self.told]
+
+    def wire(self, name: Any, inputs: list[Any], with_values: Callable[[Any], Any], folder: Callable[[Values], Path]) -> None:
+        on(self.text.input if hasattr(self.text, "input") else self.text.change, with_values(self._count), [self.text, *inputs],
+           [self.told])
+        on(self.save.click, with_values(lambda picture, text, values: self._saved(folder(values), picture, text, values)),
+           [name, self.text, *inputs], [self.told])
+        for captioner, button in self.describe:
+            on(button.click, with_values(lambda values, captioner=captioner: self._describe(folder(values), captioner)), inputs,
+               [self.told])
+
+    def shown(self, folder: Path, name: str, values: Values) -> list[str]:
+        """The caption of a picture and what is to be said of it."""
+        try:
+            text = caption_of(_picture(folder, name)) or ""
+        except DreamboothError as error:
+            return ["", html.note(str(error), "fault")]
+        return [text, self._count(text, values)]
+
+    @staticmethod
+    def _count(text: str, values: Values) -> str:
+        from ..picture_room import caption_told
+
+        prompt, count = caption_told(_concept(values), text or "")
+        return html.note(f'Trained as "{prompt}": {count}.', "warning" if "unread" in count else "note")
+
+    def _saved(self, folder: Path, name: str, text: str, values: Values) -> str:
+        try:
+            path = write_caption(_picture(folder, name), text or "")
+        except DreamboothError as error:
+            return html.note(str(error), "fault")
+        done = f"Saved in {path.name}." if (text or "").strip() else f"{path.name} is taken away."
+        return html.note(done, "good") + self._count(text, values)
+
+    def _describe(self, folder: Path, captioner: str) -> str:
+        from ..picture_room import caption_with
+
+        self._service.jobs.start(Job("captions", lambda progress: caption_with(
+            folder, self._service.host, captioner, progress=progress)))
+        return html.note(f"{captioner} writes the captions; the right side shows how it goes. Open a picture again to see its own.",
+                         "good")
+
+
+def _captioners(service: Service) -> list[str]:
+    try:
+        return service.host.captioners()
+    except HostError:
+        return []
+
+
+def _concept(values: Values) -> Concept:
+    token, noun, prompt = (str(values.get(name) or "") for name in ("token", "class_noun", "instance_prompt"))
+    return Concept(token=token, class_noun=noun, instance_prompt=prompt)
+
+
+def _picture(folder: Path, name: str) -> Path:
+    """Raises PictureError unless the folder has a picture of that name: the page may say anything."""
+    found = next((path for path in list_pictures(folder) if path.name == name), None)
+    if found is None:
+        raise PictureError(f"{name} is to be captioned", "there is no such picture in the folder", "Look again.")
+    return found
