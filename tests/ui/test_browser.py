@@ -127,7 +127,7 @@ def test_a_fault_that_is_put_right_goes_away(page):
 
 
 @pytest.mark.parametrize(("name", "value", "note", "told"), [
-    ("instance_dir", "/no/such/folder", "pictures", "no such folder"), ("base", "/no/such/base.ckpt", "model", "no such file"),
+    ("instance_dir", "/no/such/folder", "pictures", "no such folder"), ("base", "/no/such/base", "model", "model file"),
 ])
 def test_a_path_that_leads_nowhere_is_told_below_it(page, name, value, note, told):
     fill(page, **{name: value})

@@ -1,0 +1,210 @@
+"""The tab alone, with the playground base really trained: from an upload to the published model, in a real browser."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from browsing import CHROMIUM, REPOSITORY, field, fill, open_page, ready, screenshot, text, unfold, wait_for
+
+sync_api = pytest.importorskip("playwright.sync_api")
+gradio = pytest.importorskip("gradio")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
+
+from dreambooth_ext.playground import subject  # noqa: E402
+from dreambooth_ext.playground.base import playground_base_path  # noqa: E402
+from dreambooth_ext.run_folder import RunFolder  # noqa: E402
+
+SET = f"gradio{gradio.__version__.split('.')[0]}"
+SERVE = """
+import sys
+from pathlib import Path
+from dreambooth_ext.hosts.standalone import StandaloneHost
+from dreambooth_ext.ui import app
+app.launch(StandaloneHost(Path(sys.argv[1]) / "models", Path(sys.argv[1]) / "runs"), port=int(sys.argv[2]), open_browser=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The tab as a process; yields its address and its folder."""
+    root = tmp_path_factory.mktemp("alone")
+    shutil.copytree(playground_base_path().parent, root / "models")
+    (root / "runs").mkdir()
+    subject.draw_pictures(root / "given", 5, side=96)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (root / "log.txt").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-c", SERVE, str(root), str(port)], cwd=root, stdout=log, stderr=log, env={
+            **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY)})
+        try:
+            end = time.monotonic() + 120
+            while "page is at" not in (root / "log.txt").read_text():
+                assert process.poll() is None and time.monotonic() < end, (root / "log.txt").read_text()
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}", root
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(served, browser):
+    opened = ready(open_page(browser, served[0]))
+    yield opened
+    assert opened.mistakes == []
+    opened.close()
+
+
+def note(page, step, told, limit_s=60):
+    sync_api.expect(page.locator(f"#dreambooth_note_{step}").first).to_contain_text(told, timeout=limit_s * 1000)
+
+
+def upload(page, files):
+    """The pictures, one of them written by hand; returns the folder in which they are now."""
+    page.locator("#dreambooth_upload input[type=file]").set_input_files([str(file) for file in files])
+    page.wait_for_function("document.querySelector('#dreambooth_instance_dir textarea, #dreambooth_instance_dir input').value")
+    return field(page, "dreambooth_instance_dir").input_value()
+
+
+PASTE = """async () => {
+    const canvas = document.createElement('canvas');
+    canvas.width = canvas.height = 96;
+    const pen = canvas.getContext('2d');
+    for (let each = 0; each < 400; each++) {
+        pen.fillStyle = `hsl(${each * 37 % 360} 80% 50%)`;
+        pen.fillRect(each * 29 % 96, each * 53 % 96, 9, 9);
+    }
+    const data = await new Promise((done) => canvas.toBlob(done, 'image/png'));
+    const given = new DataTransfer();
+    given.items.add(new File([data], 'image.png', {type: 'image/png'}));
+    document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: given, bubbles: true}));
+}"""
+
+
+def test_from_an_upload_to_the_published_model(page, browser, served):
+    address, root = served
+    sync_api.expect(field(page, "dreambooth_base")).to_have_value("playground.safetensors", timeout=30_000)
+    given = sorted((root / "given").iterdir())
+    folder = upload(page, given)
+    note(page, "pictures", "5 pictures: ")
+    page.evaluate(PASTE)
+    note(page, "pictures", "6 pictures: ")
+    assert field(page, "dreambooth_instance_dir").input_value() == folder
+    review(page, folder, given)
+    fill(page, token="rxz", class_noun="square", output_name="uploaded", steps=80)
+    note(page, "model", "64 px")
+    note(page, "class", 'CLIP reads "rxz" as 2 pieces')
+    note(page, "train", "80 steps: 16 for each of 5 pictures")
+    unfold(page, "advanced", "Advanced")
+    fill(page, num_class_images=4, preview_every=20, preview_steps=4, snapshot_every=40)
+    sync_api.expect(page.locator("#dreambooth_note_memory").first).to_contain_text("are free", timeout=120_000)
+    sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("Ready.", timeout=30_000)
+    screenshot(page, f"{SET}_form")
+    page.click("#dreambooth_train")
+    wait_for(page, "running")
+    page.wait_for_selector("#dreambooth_curve svg", timeout=120_000)
+    watched_again_after_a_reload(page, browser, address)
+    wait_for(page, "finished", limit_s=240)
+    sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("uploaded.ckpt is in the models folder")
+    run = RunFolder(root / "runs" / "uploaded")
+    assert (root / "models" / "uploaded.ckpt").stat().st_size > 1 << 20
+    assert [entry["step"] for entry in run.metrics() if "validation_loss" in entry] == list(range(10, 81, 10))
+    assert len(list((run.dataset_dir / "concept-0").glob("*.png"))) == 5  # the one that was left out is not among them
+    sync_api.expect(page.locator("#dreambooth_previews img")).to_have_count(10, timeout=30_000)
+    page.locator("#dreambooth_previews img").last.click()
+    page.wait_for_selector(".dreambooth-enlarged img")
+    screenshot(page, f"{SET}_finished")
+
+
+def review(page, folder, given):
+    """Leave the pasted picture out, cut another one, caption a third: all is remembered, and the pictures stay as they are."""
+    before = {path.name: path.read_bytes() for path in given}
+    unfold(page, "review_fold", "Review the pictures")
+    cards = page.locator("#dreambooth_review_grid figure")
+    sync_api.expect(cards).to_have_count(6, timeout=60_000)
+    page.click('.dreambooth-toggle[data-name="image.png"]')
+    sync_api.expect(page.locator(".dreambooth-dropped")).to_have_count(1, timeout=30_000)
+    note(page, "pictures", "6 pictures: ")
+    page.click('.dreambooth-shown[data-name="subject_02.png"]')
+    whole = page.locator(".dreambooth-whole")
+    sync_api.expect(whole).to_be_visible(timeout=30_000)
+    whole.scroll_into_view_if_needed()
+    frame = whole.bounding_box()
+    page.mouse.move(frame["x"] + 0.25 * frame["width"], frame["y"] + 0.25 * frame["height"])
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 0.75 * frame["width"], frame["y"] + 0.75 * frame["height"], steps=4)
+    page.mouse.up()
+    sync_api.expect(field(page, "dreambooth_picture_box")).to_have_value(
+        re.compile(r"2[345], 2[345], 7[123], 7[123]"), timeout=30_000)
+    sync_api.expect(page.locator("#dreambooth_picture_choice input[value=fix]")).to_be_checked(timeout=30_000)
+    field(page, "dreambooth_caption").fill("a photo of the toy, standing")
+    sync_api.expect(page.locator("#dreambooth_caption_told").first).to_contain_text("of CLIP's 77 tokens", timeout=30_000)
+    page.click("#dreambooth_caption_save")
+    sync_api.expect(page.locator("#dreambooth_caption_told").first).to_contain_text("Saved in subject_02.txt", timeout=30_000)
+    screenshot(page, f"{SET}_review")
+    page.click("#dreambooth_picture_close")
+    after = {name: (Path(folder) / name).read_bytes() for name in before}
+    assert after == before
+
+
+def watched_again_after_a_reload(page, browser, address):
+    page.reload()
+    ready(page)
+    sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("uploaded: step", timeout=30_000)
+    sync_api.expect(field(page, "dreambooth_output_name")).to_have_value("uploaded", timeout=30_000)
+    sync_api.expect(page.locator("#dreambooth_locked").first).to_be_visible()
+    page.locator("#dreambooth_sound input").check()
+    second = ready(open_page(browser, address, width=900, dark=True))
+    sync_api.expect(second.locator("#dreambooth_curve svg")).to_be_visible(timeout=30_000)
+    screenshot(second, f"{SET}_running_dark_narrow")
+    assert second.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert second.mistakes == []
+    second.close()
+
+
+def test_a_run_is_stopped_and_kept_or_discarded(page, served):
+    given = str(served[1] / "given")
+    unfold(page, "advanced", "Advanced")
+    fill(page, num_class_images=2, preview_steps=1)
+    for name, button in (("kept", "stop"), ("thrown-away", "discard")):
+        sync_api.expect(page.locator("#dreambooth_locked").first).to_be_hidden(timeout=30_000)
+        fill(page, instance_dir=given, token="rxz", class_noun="square", output_name=name, steps=4000)
+        page.click("#dreambooth_train")
+        page.wait_for_selector(f'.dreambooth-status[data-name="{name}"][data-state="running"]', state="attached", timeout=60_000)
+        sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("step ", timeout=240_000)
+        page.click(f"#dreambooth_{button}")
+        page.wait_for_selector(f'.dreambooth-status[data-name="{name}"][data-state="cancelled"]', state="attached", timeout=120_000)
+    assert (served[1] / "runs" / "kept" / "checkpoints").is_dir() and not (served[1] / "runs" / "thrown-away").exists()
+    assert RunFolder(served[1] / "runs" / "kept").state().state == "interrupted"
+
+
+def test_a_path_that_is_typed_for_the_base_is_looked_at(page):
+    field(page, "dreambooth_base").fill("/no/such/base.ckpt")
+    page.keyboard.press("Tab")
+    note(page, "model", "There is no such file")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1500, False), (1000, True), (480, False)])
+def test_it_fits(browser, served, width, dark):
+    page = ready(open_page(browser, served[0], width=width, dark=dark))
+    fill(page, instance_dir=served[1] / "given", steps="many", output_name="a/b")
+    sync_api.expect(page.locator(".dreambooth-under-field")).to_have_count(2, timeout=30_000)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    screenshot(page, f"{SET}_{width}_{'dark' if dark else 'light'}")
+    assert "many" in text(page, "dreambooth_steps")
+    page.close()
