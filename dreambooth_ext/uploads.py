@@ -40,7 +40,7 @@ def keep(files: Sequence[str], folder: Path) -> Path:
 
 
 def add(files: Sequence[str], folder: Path) -> Path:
-    """Copy the files beside the earlier ones of `folder`, all of them or none. Raises ConfigError with every fault, StorageError."""
+    """Copy the files beside the earlier ones of `folder`, all of them or none. Raises ConfigError, StorageError."""
     sizes, copied = _sizes_of(files), []
     require_space(folder, sum(sizes.values()), "The upload")
     try:

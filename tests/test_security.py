@@ -239,6 +239,26 @@ def test_imported_settings_that_make_no_sense_are_listed_not_raised(tmp_path):
     assert imported.settings == {"output_name": "x"} and len(imported.not_taken) == 4
 
 
+def reviewed(service, values):
+    """Review's grid and one picture of it, once they are made."""
+    import time
+
+    import gradio as gr
+
+    from dreambooth_ext.ui.review_panel import ReviewPanel
+    from dreambooth_ext.ui.sentences import Sentences
+
+    with gr.Blocks():
+        panel = ReviewPanel(service, Sentences(service))
+    for _ in range(200):
+        pages = [panel.grid_html(values), *panel._picked("<img src=x onerror=alert(1)>.png", values)[1:2]]
+        if not any("dreambooth-pending" in page for page in pages):
+            assert "<figure" in pages[0] and "<figure" in pages[1]
+            return pages
+        time.sleep(0.05)
+    raise AssertionError(pages)
+
+
 def test_names_that_are_html_are_shown_as_text(service, run, tmp_path):
     pytest.importorskip("gradio")
     from PIL import Image
@@ -257,7 +277,7 @@ def test_names_that_are_html_are_shown_as_text(service, run, tmp_path):
         Image.new("RGB", (8, 8)).save(path)
     pages = [runs_panel.runs_html(service), choose_panel.grid_html(service, "rex"), watch_panel.previews_html(run),
              report_html(run, with_paths=True), html.note(ATTACK), html.faults([ATTACK]), html.bar(0.5, ATTACK),
-             Sentences(service).review({"instance_dir": str(tmp_path / "pictures")}),
+             *reviewed(service, {"instance_dir": str(tmp_path / "pictures"), "token": ATTACK, "class_noun": ATTACK}),
              Sentences(service).concept({"token": ATTACK, "class_noun": ATTACK}), watch_panel.status_html(service, ATTACK)]
     for page in pages:
         assert "<script" not in page and "<img src=x" not in page and "onerror=alert(1)>" not in page

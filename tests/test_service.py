@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -186,3 +187,15 @@ def test_the_schema_knows_every_option():
     assert set(found["properties"]) == {field.name for field in fields(TrainConfig)}
     assert set(found["properties"]["concepts"]["items"]["properties"]) == {field.name for field in fields(Concept)}
     assert found["properties"]["steps"]["type"] == ["integer", "null"] and found["properties"]["steps"]["minimum"] == 1
+
+
+def test_pasted_pictures_join_those_that_were_dropped_before(service, tmp_path):
+    """Browsers call each of them image.png."""
+    pasted = tmp_path / "image.png"
+    folder = ""
+    for content in (b"first", b"second", b"third"):
+        pasted.write_bytes(content)
+        folder = str(service.keep_uploads([str(pasted)], folder))
+    assert sorted(path.read_bytes() for path in Path(folder).iterdir()) == [b"first", b"second", b"third"]
+    for elsewhere in (tmp_path, service.host.runs_dir / "uploads", service.host.runs_dir / "uploads" / ".." / ".." / "pictures"):
+        assert str(service.keep_uploads([str(pasted)], str(elsewhere))) not in (str(elsewhere), folder)

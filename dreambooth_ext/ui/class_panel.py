@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from ..dataset.contact_sheet import named, strike_out
 from ..errors import DreamboothError
 from ..jobs import Job
+from ..picture_room import named, strike_out, token_pictures
 from ..service import Service
 from . import fields, html
 from .compat import hidden, on
@@ -50,8 +50,6 @@ class ClassPanel:
            [self.sheet])
 
     def _check(self, values: Values) -> str:
-        from ..picture_room import token_pictures
-
         if not all(values.get(name) for name in ("base", "token", "class_noun")):
             return html.note(TOKEN_NEEDS, "warning")
         try:
@@ -107,10 +105,8 @@ class ClassPanel:
     def _strike(self, name: str, values: Values) -> str:
         try:
             answer = self._sentences.class_image_plans(values)
-            for plan in (answer.value or []) if answer is not None and answer.ready else []:
-                if any(path.name == name for prompt in plan.prompts for path in prompt.found):
-                    strike_out(named(plan, [name]))
-                    break
+            if answer is not None and answer.value:
+                strike_out(named(answer.value, [name]))
         except DreamboothError as error:
             return html.note(str(error), "fault")
         self._sentences.forget_class_images()
