@@ -3,45 +3,71 @@
     python -m benchmarks.bench_publish [--family sd1] [--dtype fp32] [--folder DIR] [--repeats 3]
 
 Random weights of full size are written to DIR (about three times the model's size), and removed afterwards. Copying and
-publishing alternate, all with fsync and with the sources in the page cache; the best of each counts.
+publishing alternate, each in a process of its own, all with fsync and with the sources in the page cache; the shortest time
+and the most memory of each count. Memory is anonymous memory above what the process has once everything is imported.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from dreambooth_ext.models.conversion import convert
 from dreambooth_ext.models.family import FAMILIES
+from dreambooth_ext.models.load import inspect
 from dreambooth_ext.models.publish import publish
-from dreambooth_ext.models.specimen import FULL, specimen
+from dreambooth_ext.models.specimen import FULL, SMALL, specimen
 
 from .memory import AnonymousMemory
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+WORKS = ("copy", "safetensors", "ckpt")
 
 
-def copy(source: Path, destination: Path) -> None:
-    shutil.copyfile(source, destination)
-    handle = os.open(destination, os.O_RDWR)
+def work(what: str, source: Path, trained: Path, out: Path) -> None:
+    if what != "copy":
+        publish(source, trained, out, "new", publish_format=what)
+        return
+    shutil.copyfile(source, out / "copy.safetensors")
+    handle = os.open(out / "copy.safetensors", os.O_RDWR)
     os.fsync(handle)
     os.close(handle)
 
 
-def timed(work: Callable[[], object]) -> tuple[float, int]:
-    """Seconds, and bytes of anonymous memory added."""
+def child(what: str, key: str, place: Path) -> None:
+    """Print seconds of wall clock and of this process, and bytes of memory added; the work was done once on a small model."""
+    with tempfile.TemporaryDirectory() as name:
+        small = Path(name)
+        (small / "out").mkdir()
+        family = next(family for family in FAMILIES if family.key == key)
+        base = specimen(family, size=SMALL[key]).write(small / "small.safetensors")
+        inspect(base)
+        convert(base, small / "trained")
+        work(what, base, small / "trained", small / "out")  # what is imported on first use is imported now
     with AnonymousMemory() as memory:
-        started = time.perf_counter()
-        work()
-        seconds = time.perf_counter() - started
-    return seconds, memory.added
+        started, used = time.perf_counter(), time.process_time()
+        work(what, place / "in" / "base.safetensors", place / "in" / "trained", place / "out")
+        seconds, used = time.perf_counter() - started, time.process_time() - used
+    print(json.dumps([seconds, used, memory.added]))
+
+
+def measured(what: str, key: str, place: Path) -> tuple[float, float, int]:
+    warm(place / "in")
+    command = [sys.executable, "-m", "benchmarks.bench_publish", "--child", what, "--family", key, "--folder", str(place)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    shutil.rmtree(place / "out")
+    (place / "out").mkdir()
+    seconds, used, added = json.loads(told.splitlines()[-1])
+    return seconds, used, added
 
 
 def warm(folder: Path) -> None:
@@ -58,7 +84,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured (default: the temporary folder)")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--child", choices=WORKS, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
+    if parsed.child:
+        return child(parsed.child, parsed.family, parsed.folder)
     family = next(family for family in FAMILIES if family.key == parsed.family)
     with tempfile.TemporaryDirectory(dir=parsed.folder) as name:
         place = Path(name)
@@ -68,21 +97,16 @@ def main() -> None:
         convert(source, place / "in" / "trained")
         size = source.stat().st_size
         print(f"{family.name}, {parsed.dtype}, {size / 1e9:.2f} GB; best of {parsed.repeats}, with fsync", flush=True)
-        works = {"copy": lambda: copy(source, place / "out" / "copy.safetensors")}
-        for form in ("safetensors", "ckpt"):
-            works[form] = lambda form=form: publish(source, place / "in" / "trained", place / "out", "new", publish_format=form)
-        best: dict[str, tuple[float, int]] = {}
+        rows: dict[str, list[tuple[float, float, int]]] = {what: [] for what in WORKS}
         for _ in range(parsed.repeats):
-            for what, work in works.items():
-                warm(place / "in")
-                seconds, added = timed(work)
-                shutil.rmtree(place / "out")
-                (place / "out").mkdir()
-                former = best.get(what, (float("inf"), 0))
-                best[what] = min(former[0], seconds), max(former[1], added)
-        for what, (seconds, added) in best.items():
-            ratio = seconds / best["copy"][0]
-            print(f"{what:<12}{seconds:7.2f} s{ratio:7.2f} x{added / 2**20:9.0f} MiB anonymous memory", flush=True)
+            for what in WORKS:
+                rows[what].append(measured(what, family.key, place))
+        best = min(seconds for seconds, _, _ in rows["copy"])
+        for what, taken in rows.items():
+            seconds, used, added = min(taken)[0], min(used for _, used, _ in taken), max(added for _, _, added in taken)
+            print(f"{what:<12}{seconds:7.2f} s{seconds / best:7.2f} x{used:8.2f} s of the processor"
+                  f"{added / 2**20:7.0f} MiB of memory added", flush=True)
+    return None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """No half file under its final name; names that stay where they belong."""
 
 import errno
+import io
 import os
+import sys
 
 import pytest
 from hypothesis import given
@@ -60,6 +62,20 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     files.replace_folder(folder, lambda path: (path / "b").write_text("3"))
     assert [path.name for path in folder.iterdir()] == ["b"]
     assert os.listdir(tmp_path) == ["snapshot"]
+
+
+def test_room_is_set_aside_before_a_large_file_is_written(tmp_path):
+    """Where the system can: a disk too small shows at once. What is written is no longer and no shorter for it."""
+    for count in (0, 10, 100_000):
+        with files.write_atomically(tmp_path / "file") as stream:
+            files.reserve(stream, count)
+            stream.write(b"x" * max(count, 20))
+        assert (tmp_path / "file").read_bytes() == b"x" * max(count, 20)
+    files.reserve(io.BytesIO(), 10)  # no file at all: nothing to set aside
+    if sys.platform == "linux":
+        with pytest.raises(DiskFull), files.write_atomically(tmp_path / "file") as stream:
+            files.reserve(stream, 2**43)
+        assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").stat().st_size == 100_000
 
 
 def test_too_little_room_is_foreseen(tmp_path):

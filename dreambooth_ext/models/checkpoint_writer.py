@@ -13,6 +13,7 @@ from typing import IO
 import torch
 
 from ..errors import UnsupportedFamily
+from ..files import reserve
 from .checkpoint_file import CHUNK_BYTES, DTYPE_NAMES, HEADER_AT_MOST, ITEM_BYTES
 from .restricted_pickle import STORAGES
 
@@ -63,6 +64,7 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER_AT_MOST:
         raise ValueError(f"a header of {len(text)} bytes")
+    reserve(stream, 8 + len(text) + at)
     stream.write(struct.pack("<Q", len(text)) + text)
     for output in _in_mappable_order(outputs):
         _copy(output, stream.write, wrote)
@@ -90,6 +92,7 @@ def write_ckpt(
             raise UnsupportedFamily("a .ckpt is to be written",
                                     f"WebUIs refuse one with {output.dtype} in it ({output.name})",
                                     "Save it as .safetensors.")
+    reserve(stream, sum(output.nbytes for output in outputs))  # zip's own words come on top, so that all of it is used
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         _write_member(archive, "archive/data.pkl", [_pickled(outputs, numbers)])
         for number, output in enumerate(outputs):
