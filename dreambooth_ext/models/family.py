@@ -12,6 +12,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 EMA = "model_ema."
+V_PRED, ZTSNR = "v_pred", "ztsnr"  # empty tensors that tell velocity, and a last timestep without signal
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,36 @@ _OTHERS = (
     ("controlnet_", "a ControlNet"),
     ("emb_params", "a textual inversion"),
     ("string_to_param", "a textual inversion"),
+    ("individual_token_refiner.", "HunyuanVideo"),
+    ("distilled_guidance_layer.", "Chroma"),
     ("double_blocks.", "Flux"),
+    ("single_transformer_blocks.", "Flux"),
     ("joint_blocks.", "Stable Diffusion 3"),
+    ("adaln_single.", "PixArt or LTX"),
+    ("t_block.1.", "PixArt"),
+    ("mlp_t5.", "Hunyuan-DiT"),
     ("x_embedder.proj.weight", "Stable Diffusion 3"),
+    ("double_layers.", "AuraFlow"),
     ("joint_transformer_blocks.", "AuraFlow"),
-    ("adaln_single.", "PixArt"),
+    (".img_mod.1.", "Qwen-Image"),
+    ("head.modulation", "Wan"),
     ("clip_txt_mapper", "Stable Cascade"),
     ("effnet_mapper", "Stable Cascade"),
     ("cap_embedder", "Lumina"),
+    ("conditioner.conditioners.", "Stable Audio"),
+    ("conditioner.embedders.0.open_clip.", "Stable Video Diffusion"),
+    (".time_mixer.", "Stable Video Diffusion"),
+    ("encoder_hid_proj.", "Kolors"),
+    ("edm_vpred.", "CosXL, which is trained with EDM's noise"),
+    ("edm_mean", "Playground 2.5, which is trained with EDM's noise"),
+    ("time_embed.cond_proj.", "a latent consistency model"),
+    ("position_net.", "GLIGEN"),
     ("depth_model.", "the depth model of Stable Diffusion 2"),
+    ("low_scale_model.", "an upscaler"),
     ("noise_augmentor.", "Stable unCLIP"),
+    ("cc_projection.", "Zero123"),
+    ("cond_stage_model.model.visual.", "Stable Diffusion Image Variations"),
+    ("cond_stage_model.transformer.token_emb.", "a latent diffusion model of before Stable Diffusion"),
     ("cond_stage_model.roberta.", "AltDiffusion"),
     ("cond_stage_model.transformation.", "AltDiffusion"),
     ("motion_modules.", "AnimateDiff"),
@@ -90,6 +111,7 @@ _OTHERS = (
     (".scale_weight", "a quantised model"),
     ("text_encoders.", "a model with text encoders of another kind"),
 )
+_CHANNELS = {5: "a depth model", 7: "an upscaler", 8: "InstructPix2Pix"}
 _UNUSABLE_DTYPES = {"F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8"}
 
 
@@ -106,13 +128,21 @@ def detect(shapes: Shapes, dtypes: Mapping[str, str], file: str) -> Family:
     family = _by_text_encoder(shapes, asked, instead)
     entrance = shapes.get(UNET + "input_blocks.0.0.weight", ())
     channels = entrance[1] if len(entrance) == 4 else 0
-    if channels == 8:
-        raise UnsupportedFamily(asked, "it is InstructPix2Pix", instead)
-    if channels == 5:
-        raise UnsupportedFamily(asked, "it is a depth model", instead)
+    if channels in _CHANNELS:
+        raise UnsupportedFamily(asked, f"it is {_CHANNELS[channels]}", instead)
+    if family is SDXL and len({_depth(shapes, block) for block in ("input_blocks.7.1", "input_blocks.8.1", "middle_block.1")}) > 1:
+        raise UnsupportedFamily(asked, "it is SDXL made smaller by distillation (SSD-1B, Segmind-Vega, KOALA)", instead)
     if channels not in (4, 9):
         raise MissingTensors(asked, f"{UNET}input_blocks.0.0.weight is missing or has another shape", instead)
     return family
+
+
+def _depth(shapes: Shapes, block: str) -> int:
+    """How many transformer layers a block of the UNet has."""
+    depth = 0
+    while f"{UNET}{block}.transformer_blocks.{depth}.norm1.weight" in shapes:
+        depth += 1
+    return depth
 
 
 def _by_text_encoder(shapes: Shapes, asked: str, instead: str) -> Family:
