@@ -85,9 +85,15 @@ def _count_pictures(concept: Concept, faults: list[str]) -> int:
 def _resolution_of_base(config: TrainConfig, faults: list[str]) -> int:
     """The side, in pixels, of the pictures that the base was made for; the base is fully judged on the way."""
     from .models.load import inspect
+    from .models.prediction import require_possible_snr
 
     try:
-        return inspect(Path(config.base).expanduser()).resolution
+        info = inspect(Path(config.base).expanduser(), prediction_type=config.prediction_type)
+        require_possible_snr(info.prediction_type, config.zero_terminal_snr)
+        return info.resolution
+    except ConfigError as error:
+        faults += error.faults
+        return 512
     except DreamboothError as error:
         faults.append(_in_one_line(error))
         return 512

@@ -18,7 +18,7 @@ _OPTIONS = (
     "base", "instance_dir", "token", "class_noun", "class_prompt", "class_negative_prompt", "class_dir",
     "num_class_images", "resolution", "class_steps", "class_guidance_scale", "class_batch_size",
     "foreign_class_images", "steps", "train_batch_size", "gradient_accumulation_steps", "runs_dir", "models_dir",
-    "seed", "device", "choices",
+    "seed", "device", "prediction_type", "choices",
 )
 _TOKEN_OPTIONS = ("base", "token", "class_noun", "instance_prompt", "class_prompt", "resolution", "runs_dir",
                   "models_dir", "device")

@@ -21,7 +21,8 @@ def convert(parsed: argparse.Namespace, progress: Progress) -> None:
     if parsed.half and parsed.dtype not in (None, "fp16"):
         raise ConfigError([f"--half: it means --dtype fp16, and --dtype {parsed.dtype} is given as well"], "Give one of the two.")
     dtype = "fp16" if parsed.half else parsed.dtype or "source"
-    wishes = Wishes(dtype, _path(parsed.vae) if parsed.vae else None, parsed.prune, parsed.prediction_type, parsed.overwrite)
+    wishes = Wishes(dtype, _path(parsed.vae) if parsed.vae else None, parsed.prune, parsed.prediction_type, parsed.overwrite,
+                    parsed.zero_terminal_snr)
     written = convert_model(_path(parsed.source), _path(parsed.destination), parsed.format or "", wishes, progress)
     size = sum(path.stat().st_size for path in ([written] if written.is_file() else written.rglob("*")) if path.is_file())
     say(parsed, f"Wrote {written} ({gib(size)}).", written=str(written), bytes=size)
@@ -85,6 +86,8 @@ def _declare_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prune", action="store_true", help="leave averaged weights (model_ema.*) out")
     parser.add_argument("--prediction-type", choices=_PREDICTIONS, default="auto",
                         help="what the model predicts, where the file does not tell (default: auto)")
+    parser.add_argument("--zero-terminal-snr", action="store_true",
+                        help="its last timestep has no signal, where the file does not tell; needs v_prediction")
     parser.add_argument("--overwrite", action="store_true", help="replace what has that name already")
 
 

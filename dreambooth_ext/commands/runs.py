@@ -41,8 +41,8 @@ def render(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..models.load import inspect
 
     base, out = Path(parsed.base).expanduser(), Path(parsed.out).expanduser()
-    side = parsed.size or inspect(base).resolution
-    host = StandaloneHost(base.parent, base.parent, device=parsed.device)
+    side = parsed.size or inspect(base, prediction_type=parsed.prediction_type).resolution
+    host = StandaloneHost(base.parent, base.parent, device=parsed.device, prediction_type=parsed.prediction_type)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     progress.start("rendering", len(parsed.prompt) * parsed.count)
@@ -143,6 +143,8 @@ def _declare_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=0, metavar="PX", help="default: what the base was made for")
     parser.add_argument("--render-steps", type=int, default=30, metavar="N", help="DDIM steps (default: 30)")
     parser.add_argument("--guidance-scale", type=float, default=7.0, metavar="X")
+    parser.add_argument("--prediction-type", choices=("auto", "epsilon", "v_prediction"), default="auto",
+                        help="what the model predicts, where the file does not tell (default: auto)")
     parser.add_argument("--device", default="auto")
 
 

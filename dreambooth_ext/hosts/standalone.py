@@ -24,14 +24,18 @@ SUFFIXES = (".safetensors", ".ckpt")
 
 
 class StandaloneHost:
-    """Renders with models/sampling.py; "selects" by noting the choice in the models folder."""
+    """Renders with models/sampling.py; "selects" by noting the choice in the models folder.
+
+    `prediction_type` is that of the checkpoints that it renders with, where the files do not tell.
+    """
 
     name = "standalone"
 
-    def __init__(self, models_dir: Path, runs_dir: Path, *, device: str = "auto", batch_size: int | None = None) -> None:
+    def __init__(self, models_dir: Path, runs_dir: Path, *, device: str = "auto", batch_size: int | None = None,
+                 prediction_type: str = "auto") -> None:
         self.models_dir, self.runs_dir = models_dir, runs_dir
         self.lora_dir = models_dir / "Lora"
-        self._device_wish, self._batch_size = device, batch_size
+        self._device_wish, self._batch_size, self._prediction_type = device, batch_size, prediction_type
         self._model: Any = None
         self._model_key: tuple[Path, int, int] | None = None
 
@@ -107,7 +111,7 @@ class StandaloneHost:
         key = (base.resolve(), status.st_size, status.st_mtime_ns)
         if key != self._model_key:
             self._release()
-            self._model = load_checkpoint(base).to(device_named(self._device_wish))
+            self._model = load_checkpoint(base, prediction_type=self._prediction_type).to(device_named(self._device_wish))
             self._model_key = key
         return self._model
 

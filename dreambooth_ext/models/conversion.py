@@ -5,7 +5,7 @@ Tensors go through one at a time; every step is exact unless another precision i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +14,27 @@ from typing import Any
 import torch
 
 from ..errors import MissingTensors, NotACheckpoint, UnsafePath
-from ..files import replace_folder, require_safe_name, require_space
+from ..files import replace_folder, require_safe_name, require_space, write_atomically
 from ..progress import SILENT, Progress
 from .checkpoint_file import DTYPE_OF, CheckpointFile, open_checkpoint
-from .checkpoint_writer import Output, output_of
+from .checkpoint_writer import Output, output_of, write_safetensors
 from .config_layout import layout_of_config
 from .convert import resolved
-from .diffusers_folder import PartFiles, family_of, folder_name, read_json, settings_of, write_part, write_settings
-from .family import Family
+from .diffusers_folder import REST_FILE, PartFiles, family_of, folder_name, read_json, settings_of, write_part, write_settings
+from .family import EMA, Family
 from .layout import PartLayout
 from .ldm_keys import CONV, SAME, Rule
 from .load import outline_of, recognise, resolution_of
-from .modelspec import fields_of
+from .modelspec import fields_of, still_true
 from .networks import built, shapes_of
 from .noise import LINEAR_END, LINEAR_START
-from .prediction import prediction_of
+from .prediction import prediction_of, require_possible_snr
 from .publish import (
     Replacement,
     cast,
+    marked,
     overlay,
+    own_output,
     require_other_files,
     scheduler_facts,
     vae_tensors,
@@ -50,6 +52,7 @@ class Wishes:
     """How a model is to be converted. `dtype`: "source", "fp32", "fp16", "bf16". `vae`: another VAE file to be put in.
 
     `prune` leaves averaged weights (`model_ema.*`) out. `prediction_type`: "auto", "epsilon", "v_prediction".
+    `zero_terminal_snr` says that the last timestep has no signal, where nothing else does.
     """
 
     dtype: str = "source"
@@ -57,6 +60,13 @@ class Wishes:
     prune: bool = False
     prediction_type: str = "auto"
     overwrite: bool = False
+    zero_terminal_snr: bool = False
+
+    def judged(self, kind: str, zero_snr: bool) -> tuple[str, bool]:
+        """What the source says, with what is asked for in its place. Raises ConfigError for what cannot be."""
+        kind = kind if self.prediction_type == "auto" else self.prediction_type
+        require_possible_snr(kind, self.zero_terminal_snr)
+        return kind, zero_snr or self.zero_terminal_snr
 
 
 def convert(
@@ -89,13 +99,15 @@ def file_to_file(source: Path, destination: Path, wishes: Wishes, progress: Prog
     require_other_files(source, destination.parent, destination.stem, destination.suffix[1:])
     with ExitStack() as stack:
         file = stack.enter_context(open_checkpoint(source))
-        _, _, parts = recognise(file)
+        family, sidecar, parts = recognise(file)
+        kind, zero_snr = wishes.judged(*prediction_of(file, family, sidecar, None, wishes.prediction_type))
         replacements = vae_tensors(file, wishes.vae, parts, stack) if wishes.vae is not None else {}
         outputs = overlay(file, replacements, wishes.dtype, progress, wishes.prune)
-        told = {} if wishes.prediction_type == "auto" else {"prediction_type": wishes.prediction_type}
+        told: dict[str, Any] = {"prediction_type": kind, "zero_terminal_snr": zero_snr}
         steps = {"global_step": int(file.numbers["global_step"])} if "global_step" in file.numbers else {}
         progress.start("converting", 0)
-        write_outputs(file, outputs, destination.parent, destination.stem, destination.suffix[1:], told | steps, progress)
+        write_outputs(file, outputs, destination.parent, destination.stem, destination.suffix[1:], told | steps, progress,
+                      same_model=wishes.vae is None)
 
 
 def file_to_folder(source: Path, destination: Path, wishes: Wishes, progress: Progress = SILENT) -> None:
@@ -103,14 +115,15 @@ def file_to_folder(source: Path, destination: Path, wishes: Wishes, progress: Pr
     with ExitStack() as stack:
         file = stack.enter_context(open_checkpoint(source))
         family, sidecar, parts = recognise(file)
-        kind, zero_snr = prediction_of(file, family, sidecar, None, wishes.prediction_type)
+        kind, zero_snr = wishes.judged(*prediction_of(file, family, sidecar, None, wishes.prediction_type))
         modules: dict[str, Any] = {layout.part: built(layout, source.name) for layout in parts}
         outputs = {layout.part: _part_outputs(file, layout, modules[layout.part], wishes, stack) for layout in parts}
         model = outline_of(family, modules, kind, zero_snr, source, resolution_of(family, sidecar, kind))
         model.linear_start = (sidecar.linear_start if sidecar else None) or LINEAR_START
         model.linear_end = (sidecar.linear_end if sidecar else None) or LINEAR_END
         model.unet.register_to_config(sample_size=model.resolution // 8)
-        total = sum(output.nbytes for part in outputs.values() for output in part)
+        rest = _rest_outputs(file, parts, modules, wishes)
+        total = sum(output.nbytes for part in (*outputs.values(), rest) for output in part)
         require_space(destination.absolute().parent, total, "The folder")
         progress.start("converting", total)
         count = _Count(progress, total)
@@ -118,19 +131,21 @@ def file_to_folder(source: Path, destination: Path, wishes: Wishes, progress: Pr
         def fill(folder: Path) -> None:
             for part, module in modules.items():
                 write_part(module, folder, part, outputs[part], count)
+            if rest:
+                with write_atomically(folder / REST_FILE) as stream:
+                    write_safetensors(stream, rest, file.metadata, count)
             write_settings(model, folder)
 
         replace_folder(destination.absolute(), fill)
 
 
 def folder_to_file(source: Path, destination: Path, wishes: Wishes, progress: Progress = SILENT) -> None:
-    """One file of the layout that WebUIs load, from a diffusers folder."""
+    """One file of the layout that WebUIs load, from a diffusers folder; with what `file_to_folder` put beside its networks."""
     family = family_of(source, read_json(source / "model_index.json"))
     parts = ("unet", "vae", *(row.part for row in family.text_encoders))
     settings = {part: settings_of(source, part) for part in parts}
     facts = scheduler_facts(source)
-    kind = str(facts.get("prediction_type", "epsilon")) if wishes.prediction_type == "auto" else wishes.prediction_type
-    zero_snr = bool(facts.get("zero_terminal_snr", False))
+    kind, zero_snr = wishes.judged(str(facts.get("prediction_type", "epsilon")), bool(facts.get("zero_terminal_snr", False)))
     with ExitStack() as stack:
         outputs: list[Output] = []
         for part in parts:
@@ -140,9 +155,14 @@ def folder_to_file(source: Path, destination: Path, wishes: Wishes, progress: Pr
                 outputs += _other_vae(layout, wanted, wishes, stack)
             else:
                 outputs += _ldm_outputs(source, layout, wanted, wishes, stack)
-        outputs += _indices(family, settings)
+        rest, kept = _rest_of(source, {output.name for output in outputs}, wishes, stack)
+        outputs += rest
+        outputs += _indices(family, settings, {output.name for output in outputs})
+        outputs = marked(outputs, family, kind, zero_snr)
         side = int(settings["unet"].get("sample_size") or family.resolution // 8) * 8
-        header = fields_of(family, kind, side, settings["unet"].get("in_channels") == 9, {}, {"title": destination.stem})
+        inpainting = settings["unet"].get("in_channels") == 9
+        told = {"title": kept.get("modelspec.title", destination.stem), "zero_terminal_snr": zero_snr}
+        header = fields_of(family, kind, side, inpainting, kept, told)
         module = built(layout_of_config("unet", settings["unet"], family), source.name)
         beside = sidecar_of_settings(family, dict(module.config), settings["vae"], kind, zero_snr)  # type: ignore[arg-type]
         progress.start("converting", 0)
@@ -230,11 +250,33 @@ def _ldm_output(rule: Rule, replacement: Replacement, shape: tuple[int, ...], dt
     return Output(rule.ldm, wanted, shape, chunks)
 
 
-def _indices(family: Family, settings: Mapping[str, Mapping[str, Any]]) -> list[Output]:
+def _rest_outputs(
+    file: CheckpointFile, parts: Sequence[PartLayout], modules: Mapping[str, Any], wishes: Wishes
+) -> list[Output]:
+    """What the file has and no network of a folder: schedules, the layer of OpenCLIP that nothing reads, unknown names.
+
+    Not its averages, which would be stale once somebody trains the folder.
+    """
+    used = {rule.ldm for layout in parts
+            for rule in resolved(layout.rules, file.shapes, shapes_of(modules[layout.part]), file.path.name)}
+    return [own_output(file, entry, wishes.dtype) for name, entry in file.entries.items()
+            if name not in used and not name.startswith(EMA)]
+
+
+def _rest_of(folder: Path, taken: Collection[str], wishes: Wishes, stack: ExitStack) -> tuple[list[Output], dict[str, str]]:
+    """What `_rest_outputs` once wrote into the folder, but for names in use, and what the former header still says."""
+    if not (folder / REST_FILE).is_file():
+        return [], {}
+    file = stack.enter_context(open_checkpoint(folder / REST_FILE))
+    outputs = [own_output(file, entry, wishes.dtype) for name, entry in file.entries.items() if name not in taken]
+    return outputs, still_true(file.metadata, same_model=True)
+
+
+def _indices(family: Family, settings: Mapping[str, Mapping[str, Any]], taken: Collection[str]) -> list[Output]:
     """`position_ids`, which files of CLIP carry and older programs want."""
-    return [output_of(f"{row.prefix}embeddings.position_ids",
-                      torch.arange(settings[row.part].get("max_position_embeddings", 77)).reshape(1, -1))
-            for row in family.text_encoders if row.layout == "clip"]
+    names = {f"{row.prefix}embeddings.position_ids": row.part for row in family.text_encoders if row.layout == "clip"}
+    return [output_of(name, torch.arange(settings[part].get("max_position_embeddings", 77)).reshape(1, -1))
+            for name, part in names.items() if name not in taken]
 
 
 def _require_free(destination: Path, wishes: Wishes) -> None:

@@ -28,6 +28,8 @@ WEIGHT_FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors", "vae": "vae/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors", "text_encoder_2": "text_encoder_2/model.safetensors",
 }
+# What a checkpoint file has beside its networks, kept for the way back; diffusers takes no notice of it.
+REST_FILE = "not_in_diffusers.safetensors"
 _PIPELINES = {("sd", False): "StableDiffusionPipeline", ("sd", True): "StableDiffusionInpaintPipeline",
               ("sdxl", False): "StableDiffusionXLPipeline", ("sdxl", True): "StableDiffusionXLInpaintPipeline"}
 

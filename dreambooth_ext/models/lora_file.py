@@ -76,6 +76,8 @@ def publish_lora(
     `trained` has PART.MODULE.lora_down.weight, .lora_up.weight and .alpha. `dtype`: "source", "fp32", "fp16", "bf16".
     Raises MissingTensors if it is not of this base, BadNumbers, StorageError; nothing half-written is left.
     """
+    from .publish import scheduler_facts
+
     require_safe_name(name, "the LoRA")
     with open_checkpoint(base) as file, open_checkpoint(trained) as adapters:
         seen = Base(file)
@@ -92,7 +94,7 @@ def publish_lora(
         stored = adapters.entries[f"{stems[0]}.lora_up.weight"].dtype
         kind = DTYPES[stored if dtype == "source" else DTYPE_OF[dtype]]
         require_space(destination_dir, adapters.path.stat().st_size, "The LoRA")
-        given = {"title": name, "base_name": base.name, **(metadata or {})}
+        given = {"title": name, "base_name": base.name, **scheduler_facts(trained.parent), **(metadata or {})}
         path = write_lora(destination_dir / f"{name}.safetensors", seen.family, seen.unet_config, layers, given, kind)
         progress.report(1, 1, path.name)
     return path
@@ -109,6 +111,8 @@ def lora_header(family: Family, layers: Mapping[Layer, LowRank], metadata: Mappi
         "modelspec.architecture": f"{family.architecture}/lora", "modelspec.title": str(metadata.get("title", "")),
         "format": "pt",
     }
+    if "prediction_type" in metadata:
+        header["modelspec.prediction_type"] = "v" if metadata["prediction_type"] == "v_prediction" else "epsilon"
     return header | {f"dreambooth.{name}": value if isinstance(value, str) else json.dumps(value)
                      for name, value in metadata.items()}
 

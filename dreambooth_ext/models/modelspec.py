@@ -13,21 +13,29 @@ from .prediction import prediction_of
 from .sidecar import Sidecar
 
 _OURS = "dreambooth."
-# They describe the source's bytes, not ours.
-_STALE = ("modelspec.", "sd_merge", "sshs_", _OURS)
+# They describe the source's bytes, not ours; the former also its making.
+_OF_THE_MODEL, _OF_THE_FILE = ("modelspec.", _OURS), ("sd_merge", "sshs_", "modelspec.hash")
 _KEPT = ("modelspec.license", "modelspec.author", "modelspec.usage_hint", "modelspec.trigger_phrase")
 
 
 def header_of(
-    file: CheckpointFile, family: Family, sidecar: Sidecar | None, metadata: Mapping[str, Any]
+    file: CheckpointFile, family: Family, sidecar: Sidecar | None, metadata: Mapping[str, Any], *, same_model: bool = False
 ) -> dict[str, str]:
-    """All fields as texts: what the source says that still holds, modelspec's, and `metadata` under `dreambooth.`."""
+    """All fields as texts: what the source says that still holds, modelspec's, and `metadata` under `dreambooth.`.
+
+    `same_model`: nothing was trained or merged, so that title, date and provenance hold too.
+    """
     given = dict(metadata)
     kind = str(given.pop("prediction_type", "")) or prediction_of(file, family, sidecar, None, "auto")[0]
     side = int(given.pop("resolution", 0) or resolution_of(family, sidecar, kind))
     inpainting = file.entries[f"{UNET}input_blocks.0.0.weight"].shape[1] == 9
-    kept = {name: value for name, value in file.metadata.items() if not name.startswith(_STALE) or name in _KEPT}
-    return fields_of(family, kind, side, inpainting, kept, given)
+    return fields_of(family, kind, side, inpainting, still_true(file.metadata, same_model), given)
+
+
+def still_true(metadata: Mapping[str, str], same_model: bool) -> dict[str, str]:
+    """What of a source's header holds for a file made of it, with the same model in it or another."""
+    stale = _OF_THE_FILE if same_model else (*_OF_THE_FILE, *_OF_THE_MODEL)
+    return {name: value for name, value in metadata.items() if not name.startswith(stale) or name in _KEPT}
 
 
 def fields_of(
@@ -35,6 +43,8 @@ def fields_of(
 ) -> dict[str, str]:
     """The same for a model of these properties; `side` in px, `kept` is what an earlier header said."""
     rest = dict(given)
+    if not rest.get("zero_terminal_snr"):
+        rest.pop("zero_terminal_snr", None)
     fields = dict(kept) | {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _architecture(family, side) + ("-inpainting" if inpainting else ""),

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from ..errors import ConfigError
 from .checkpoint_file import CheckpointFile
 from .convert import read_part, resolved
-from .family import UNET, Family
+from .family import UNET, V_PRED, ZTSNR, Family
 from .layout import layouts
 from .networks import built, fill, shapes_of
 from .sidecar import Sidecar
@@ -23,15 +24,22 @@ def prediction_of(
 
     In order: the user's wish, the sidecar, marks in the file (`v_pred`, `ztsnr`, modelspec), for SD 2.x a trial.
     """
-    zero_snr = "ztsnr" in file.entries or (sidecar is not None and sidecar.zero_terminal_snr)
+    zero_snr = ZTSNR in file.entries or (sidecar is not None and sidecar.zero_terminal_snr)
     zero_snr = zero_snr or _stored_schedule_ends_in_zero(file)
     told = wish if wish != "auto" else (sidecar.prediction_type if sidecar else None)
-    told = told or ("v_prediction" if "v_pred" in file.entries else None)
+    told = told or ("v_prediction" if V_PRED in file.entries else None)
     told = told or _NAMES.get(file.metadata.get("modelspec.prediction_type", ""))
     told = told or _NAMES.get(file.metadata.get("modelspec.predict_key", ""))
     if told is None and family.key == "sd2" and file.entries[f"{UNET}input_blocks.0.0.weight"].shape[1] == 4:
         told = "v_prediction" if predicts_velocity(unet or _load_unet(file, family, sidecar)) else "epsilon"
-    return told or "epsilon", zero_snr
+    return told or "epsilon", zero_snr and told == "v_prediction"  # noise alone tells nothing where there is no signal
+
+
+def require_possible_snr(prediction_type: str, zero_terminal_snr: bool) -> None:
+    """Raise ConfigError where a last timestep without signal is asked of a model that predicts noise (Lin et al. 2023)."""
+    if zero_terminal_snr and prediction_type == "epsilon":
+        raise ConfigError(["--zero-terminal-snr: epsilon prediction has no signal at the last timestep; it needs v_prediction"],
+                          "Leave it out, or add --prediction-type v_prediction if the model was trained for that.")
 
 
 @torch.no_grad()

@@ -18,10 +18,10 @@ from ..errors import BadNumbers, MissingTensors, UnsafePath
 from ..files import require_safe_name, require_space, write_atomically
 from ..progress import SILENT, Progress
 from .checkpoint_file import DTYPE_OF, DTYPES, CheckpointFile, Entry, is_finite, open_checkpoint
-from .checkpoint_writer import Output, write_ckpt, write_safetensors
+from .checkpoint_writer import Output, output_of, write_ckpt, write_safetensors
 from .convert import resolved
 from .diffusers_folder import WEIGHT_FILES, PartFiles, read_json
-from .family import EMA, UNET, VAE
+from .family import EMA, SD2, UNET, V_PRED, VAE, ZTSNR, Family
 from .layout import PartLayout
 from .ldm_keys import CONV, SAME, Rule
 from .load import recognise
@@ -97,14 +97,19 @@ def publish(
 
 def write_outputs(
     file: CheckpointFile, outputs: Sequence[Output], destination_dir: Path, name: str, publish_format: str,
-    metadata: Mapping[str, Any], progress: Progress = SILENT,
+    metadata: Mapping[str, Any], progress: Progress = SILENT, *, same_model: bool = False,
 ) -> list[Path]:
-    """The files of a model made over `file`: each whole or not there at all; then the sidecar that hosts need."""
+    """The files of a model made over `file`: each whole or not there at all; then the sidecar that hosts need.
+
+    `same_model`: it is the file's own, of which the header's title and provenance hold as well.
+    """
     family, sidecar, parts = recognise(file)
     told = str(metadata.get("prediction_type") or "auto")
     kind, zero_snr = prediction_of(file, family, sidecar, None, told)
     zero_snr = bool(metadata.get("zero_terminal_snr", zero_snr))
-    header = header_of(file, family, sidecar, {**metadata, "prediction_type": kind})
+    outputs = marked(outputs, family, kind, zero_snr)
+    header = header_of(file, family, sidecar, {**metadata, "prediction_type": kind, "zero_terminal_snr": zero_snr},
+                       same_model=same_model)
     beside = sidecar_for(file.path, family, parts, kind, zero_snr)
     formats = ("ckpt", "safetensors") if publish_format == "both" else (publish_format,)
     paths = [destination_dir / f"{name}.{format_}" for format_ in formats]
@@ -192,13 +197,31 @@ def overlay(
         if name.startswith(EMA) and (replacements or prune):
             stale += 1
             continue
-        target = entry.dtype
-        if dtype != "source" and entry.is_float and name.startswith(WEIGHT_PREFIXES):
-            target = DTYPE_OF[dtype]
-        outputs.append(_output(file, entry, replacements.get(name), target))
+        outputs.append(_output(file, entry, replacements.get(name), _dtype_for(entry, dtype)))
     if stale and not prune:
         progress.log(f"{stale} tensors of averaged weights ({EMA}*) are left out: they are not those of this model.")
     return outputs
+
+
+def own_output(file: CheckpointFile, entry: Entry, dtype: str) -> Output:
+    """A tensor of the file as it is; a weight in `dtype` unless that is "source"."""
+    return _output(file, entry, None, _dtype_for(entry, dtype))
+
+
+def _dtype_for(entry: Entry, wish: str) -> str:
+    return DTYPE_OF[wish] if wish != "source" and entry.is_float and entry.name.startswith(WEIGHT_PREFIXES) else entry.dtype
+
+
+def marked(outputs: Sequence[Output], family: Family, prediction_type: str, zero_terminal_snr: bool) -> list[Output]:
+    """With the empty tensors `v_pred` and `ztsnr`, by which hosts of the Forge family know what a model predicts.
+
+    Every host finds out about SD 2.x by itself; its `v_pred` would be one key too many.
+    """
+    velocity = prediction_type == "v_prediction"
+    kept = [output for output in outputs if velocity or output.name not in (V_PRED, ZTSNR)]
+    due = [name for name, wanted in ((V_PRED, velocity and family is not SD2), (ZTSNR, zero_terminal_snr)) if wanted]
+    missing = [name for name in due if name not in {output.name for output in kept}]
+    return kept + [output_of(name, torch.zeros(0, dtype=torch.uint8)) for name in missing]
 
 
 def _output(file: CheckpointFile, entry: Entry, replacement: Replaces | None, dtype: str) -> Output:

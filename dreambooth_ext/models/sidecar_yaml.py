@@ -28,7 +28,7 @@ def sidecar_for(
         made = _sdxl(unet, vae) if family is SDXL else _ldm(unet, vae)
         return _dumped(_with_prediction(made, family, prediction_type, zero_terminal_snr))
     text = sidecar_path(source).read_bytes()
-    if (own.prediction_type or "epsilon") == prediction_type:
+    if (own.prediction_type or "epsilon") == prediction_type and (own.zero_terminal_snr == zero_terminal_snr or family is not SDXL):
         return text
     import yaml
 

@@ -17,6 +17,7 @@ from .checkpoint_writer import Output, write_ckpt, write_safetensors
 from .family import SD1, SD2, SDXL, UNET, VAE, Family
 from .ldm_keys import Level, Rule, clip_rules, openclip_rules, unet_rules, vae_rules
 from .networks import build, shapes_of
+from .noise import LINEAR_END, LINEAR_START, TIMESTEPS
 from .sidecar import sidecar_path
 
 WORDS = 49408
@@ -135,9 +136,25 @@ def _fixed(family: Family) -> dict[str, torch.Tensor]:
             found[f"{row.prefix}embeddings.position_ids"] = torch.arange(77).reshape(1, 77)
         else:
             found[f"{row.prefix}logit_scale"] = torch.tensor(4.6052)
-    if family is SD1:
-        found["betas"] = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    return found
+    return found if family is SDXL else found | _schedule()
+
+
+def _schedule() -> dict[str, torch.Tensor]:
+    """The tables of ldm's DDPM class that files of SD 1.x and 2.x carry."""
+    betas = torch.linspace(LINEAR_START**0.5, LINEAR_END**0.5, TIMESTEPS, dtype=torch.float64) ** 2
+    alphas = 1 - betas
+    after = alphas.cumprod(0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), after[:-1]])
+    variance = betas * (1 - before) / (1 - after)
+    tables = {
+        "betas": betas, "alphas_cumprod": after, "alphas_cumprod_prev": before, "sqrt_alphas_cumprod": after.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - after).sqrt(), "log_one_minus_alphas_cumprod": (1 - after).log(),
+        "sqrt_recip_alphas_cumprod": (1 / after).sqrt(), "sqrt_recipm1_alphas_cumprod": (1 / after - 1).sqrt(),
+        "posterior_variance": variance, "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * before.sqrt() / (1 - after),
+        "posterior_mean_coef2": (1 - before) * alphas.sqrt() / (1 - after),
+    }
+    return {name: table.float() for name, table in tables.items()}
 
 
 def _ldm_shapes(
