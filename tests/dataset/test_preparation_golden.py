@@ -1,6 +1,6 @@
 """Golden pixels: what preparation makes of a drawn picture, kept as PNG; and what of a picture's way into training is promised.
 
-The golden files were made by this code at recipe 3 and looked at. To make them anew, after RECIPE was raised on purpose:
+The golden files were made by this code at recipe 4 and looked at. To make them anew, after RECIPE was raised on purpose:
 `python tests/dataset/test_preparation_golden.py`.
 """
 
