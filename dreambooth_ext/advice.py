@@ -53,6 +53,17 @@ def _about_base(path: Path, mtime_ns: int) -> str:
     return f"{family.name}, {side} px, {gib(path.stat().st_size)}."
 
 
+def base_of(runs_dir: Path, model: Path) -> Path | None:
+    """The base of the run that has published a model; None if none of these runs has."""
+    for run in list_runs(runs_dir):
+        if str(model) in run.state().published:
+            try:
+                return Path(run.config().base)
+            except DreamboothError:
+                continue
+    return None
+
+
 def count_pictures(folder: Path) -> int:
     """Raises PictureError."""
     from .dataset.pictures import list_pictures

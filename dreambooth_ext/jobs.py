@@ -141,8 +141,8 @@ class Jobs:
     def _outcome(job: Job) -> tuple[str, str]:
         try:
             job.result = job.work(job.progress)
-        except Cancelled:
-            return "cancelled", "stopped; what was finished is kept"
+        except Cancelled as stopped:
+            return "cancelled", str(stopped) or "what was finished is kept"
         except DreamboothError as error:
             return "failed", str(error)
         except BaseException as error:  # noqa: BLE001  the thread's last line of defence: whatever it is, it is told

@@ -39,10 +39,11 @@ class Work:
     def __call__(self, progress: Progress) -> Any:
         try:
             return self.do(progress)
-        except Cancelled:
+        except Cancelled as stopped:
             if self.discard:
                 with suppress(StorageError):  # it stays in the list of runs, and can be deleted there
                     self.run.delete()
+                    raise Cancelled("its run is deleted, as asked") from stopped
             raise
 
 

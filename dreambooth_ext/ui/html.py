@@ -53,8 +53,9 @@ def bar(share: float, label: str) -> str:
 
 
 def figures(status: Mapping[str, Any]) -> str:
-    """The numbers of a running job in the words of a person, separated by dots."""
-    values = status["figures"]
+    """The numbers of a job in the words of a person, separated by dots; how fast it is only while it runs."""
+    values = {name: value for name, value in status["figures"].items()
+              if status["state"] == "running" or name not in _OF_RUNNING}
     words = []
     for name, form in _FIGURES.items():
         if isinstance(values.get(name), (int, float)):
@@ -74,6 +75,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+_OF_RUNNING = {"steps_per_s", "images_per_s", "seconds_left", "memory_gib"}
 _FIGURES: dict[str, Any] = {
     "loss": lambda value: f"loss {value:.4f}",
     "validation_loss": lambda value: f"validation {value:.4f}",

@@ -45,8 +45,10 @@ class Sentences:
         if not base:
             return html.note("Choose the checkpoint to start from.")
         hashed = self._hash if values.get("instance_dir") else lambda base: ""  # gigabytes are read only for who is to train
+        former = advice.base_of(self._service.host.runs_dir, Path(self._service.file_of(base)))
+        told = f"It was trained here from {former.name}: whatever it has learnt is trained on." if former else ""
         return _looked_at(lambda: self._of_base(base), lambda text: html.note(f"{text[:-1]}{hashed(base)}."),
-                          "Looking at the checkpoint")
+                          "Looking at the checkpoint") + html.note(told, "warning")
 
     def _of_base(self, base: str) -> Answer:
         """advice.about_base; the first time it loads libraries, which takes seconds. Raises UnsafePath."""

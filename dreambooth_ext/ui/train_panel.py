@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from .. import advice
 from ..config import TrainConfig
 from ..errors import ConfigError, DreamboothError
 from ..options import Option
@@ -118,13 +119,16 @@ def _typed(widget: Any, advanced: bool) -> Any:
 
 
 def checkpoint_titles(service: Service) -> tuple[list[str], str | None]:
-    """Titles for the list, and the loaded one's; a lone one is as good as loaded."""
+    """Titles for the list, and the one to start from: the loaded one, or the base that it was trained from; a lone one."""
     try:
         found = service.host.checkpoints()
     except DreamboothError:
         return [], None
-    loaded = next((c.title for c in found if c.loaded), None)
-    return [checkpoint.title for checkpoint in found], loaded or (found[0].title if len(found) == 1 else None)
+    loaded = next((c for c in found if c.loaded), found[0] if len(found) == 1 else None)
+    if loaded is not None:  # what a run has just made is seldom what the next one is to start from
+        before = advice.base_of(service.host.runs_dir, loaded.path)
+        loaded = next((c for c in found if c.path == before), loaded)
+    return [checkpoint.title for checkpoint in found], loaded.title if loaded else None
 
 
 def told_of(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:

@@ -215,3 +215,40 @@ def test_a_runs_report_and_its_failure_explained(service, values):
         update, said = make(service, "rex")
         assert update["value"].endswith(name) and name in said
     assert "no such run" in runs_panel._report(service, "nothing")[1]
+
+
+def test_a_model_that_was_trained_here_is_not_trained_further_by_accident(service, values, tmp_path):
+    from dataclasses import replace
+
+    config = service.settings(values)
+    run = RunFolder.for_config(config)
+    run.create(config)
+    made = tmp_path / "models" / "rex.ckpt"
+    made.write_bytes(b"x")
+    service.host.select(made)
+    assert train_panel.checkpoint_titles(service)[1] == "rex.ckpt"
+    run.write_state(replace(run.state(), published=(str(made),)))
+    assert train_panel.checkpoint_titles(service) == (["base.ckpt", "rex.ckpt"], "base.ckpt")
+    told = told_at_last(form_of(service), {**values, "base": "rex.ckpt"})[0]
+    assert "trained here from base.ckpt" in told
+
+
+def test_a_discarded_run_is_not_said_to_be_kept(service, values):
+    config = service.settings(values)
+    run = RunFolder.for_config(config)
+    run.create(config)
+    begun = threading.Event()
+
+    def work(progress):
+        progress.start("training", 10)
+        progress.report(1, 10, loss=0.5, seconds_left=75)
+        begun.set()
+        for _ in range(1000):
+            progress.check()
+            time.sleep(0.01)
+
+    job = service._queue(run, work)
+    assert begun.wait(10) and service.stop(job.id, "this tab", discard=True) and job.done.wait(10)
+    shown = watch_panel.status_html(service)
+    assert "its run is deleted, as asked" in shown and "kept" not in shown and "left" not in shown and "loss 0.5" in shown
+    assert not run.path.exists()
