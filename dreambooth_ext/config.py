@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from .files import require_safe_name
 from .options import faults_of, from_mapping, option
 
 VERSION = 1  # of the settings file; older ones are brought up to date by `migrated`
+# What makes settings of version n into those of n + 1. A setting that is renamed or left out needs a new version.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 BYTES_AT_MOST = 1 << 20  # of a settings file: all of them together have some KiB
 CLASS_IMAGES_PER_PICTURE = 200  # Ruiz et al. (2023), section 4
 CLASS_IMAGES_AT_MOST = 1000  # by default; more than 2000 never helped
@@ -243,10 +245,12 @@ def _faults_of_concept(concept: Concept) -> list[str]:
 
 
 def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring settings of an older version up to date. Raises ConfigError for those of a newer one."""
+    """Bring settings of an older version up to date, a version at a time. Raises ConfigError for those of a newer one."""
     values = dict(values)
     version = values.pop("version", VERSION)
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or version > VERSION:
         raise ConfigError([f"version: these settings are of version {version}, and this program knows only up to {VERSION}"],
                           "Update the extension.")
+    for step in range(max(version, 1), VERSION):
+        values = MIGRATIONS[step](values)
     return values

@@ -10,9 +10,14 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(os.path.dirna
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 from campaign import inputs, moments, undisturbed  # noqa: F401  fixtures
 from scoreboard import score  # noqa: F401
+
+# A busy machine is slow, and that is no fault.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -127,10 +127,49 @@ ATTEMPTS = {
 }
 
 
+# What was asked, why not, what instead, as a person has read and approved them: whoever changes a text reads it again here.
+APPROVED = {
+    "ConfigError": ("1 setting cannot be used", "--steps: 0 is less than 1, the least that makes sense",
+                    "Nothing was changed. Put it right, and try again."),
+    "PictureError": ("Pictures are to be read from FOLDER", "it holds no pictures",
+                     "Put the pictures there as PNG, JPEG or WebP files."),
+    "NotACheckpoint": ("x.safetensors is to be used", "it is neither a .safetensors nor a .ckpt file", "Choose a model file."),
+    "UnsafeCheckpoint": ("x.ckpt is to be read", "it asks for builtins.print, which is no tensor, container or number",
+                         "Such a file can run programs when it is loaded. Get the model as .safetensors from a source that "
+                         "you trust."),
+    "MissingTensors": ("x.safetensors is to be trained", "its text encoder is missing",
+                       "Use a whole checkpoint, not one of the UNet alone."),
+    "UnsupportedFamily": ("x.safetensors is to be used", "it is a quantised model (GGUF)",
+                          "Use the model's .safetensors or .ckpt file in fp32, fp16 or bf16."),
+    "BadNumbers": ("x.safetensors is to be used", "a holds NaN or Inf",
+                   "The file is damaged, or its training diverged; use another."),
+    "StorageError": ("x.json is to be written to FOLDER", "Input/output error",
+                     "Check that the drive is there and the path is right."),
+    "DiskFull": ("x.json is to be written to FOLDER", "the disk is full",
+                 "Make room on that disk, or choose a folder on another one; nothing was lost."),
+    "NotWritable": ("x.json is to be written to FOLDER", "the folder may not be written to",
+                    "Choose a folder of your own, or change its permissions."),
+    "UnsafePath": ("the preset is to be '../x'", "such a name cannot stand in a models folder on every system",
+                   "Use letters, digits, dots, dashes, underscores and spaces; neither dots nor spaces at the ends."),
+    "RunBusy": ("rex is to be worked on", "another process works in its folder",
+                "Wait for it, stop it, or choose another name."),
+    "ResumeError": ("rex is to be continued", "it is finished, with all its 2 steps",
+                    "`publish` writes its model again; `train` under another name starts anew."),
+    "HostError": ("gone.ckpt is to be selected", "the file is not there", "Publish the model again."),
+    "MissingPackage": ("a run is to be started", "diffusers cannot be imported",
+                       "Install it into this Python: pip install diffusers"),
+    "OutOfMemory": ("training with memory profile none, batch size 1", "the GPU ran out of memory (tried to allocate 2 GiB)",
+                    "Choose a leaner memory profile (low, then ultra), or a smaller batch size or resolution, and resume: what was "
+                    "learnt up to the last snapshot is kept."),
+    "Diverged": ("training at learning rate 10", "the loss became nan at step 2",
+                 "No snapshot was made before. Train again with a lower learning rate, or with bf16 or fp32 instead of fp16."),
+}
+
+
 def _finished(world):
     run = RunFolder.for_config(world.config)
     run.create(world.config)
-    run.write_state(dataclasses.replace(run.state(), state="finished"))
+    run.write_state(dataclasses.replace(run.state(), state="finished", steps=2))
     return run
 
 
@@ -144,6 +183,7 @@ def test_each_kind_is_met_and_says_what_why_and_what_instead(name, config, tmp_p
     assert all(len(part.strip()) > 3 for part in parts), parts
     assert all(part in str(error) for part in (error.why, error.instead)) or name == "ConfigError"
     assert "Traceback" not in str(error) and "None" not in str(error)
+    assert tuple(part.replace(str(tmp_path), "FOLDER") for part in parts) == APPROVED[name]
 
 
 def test_the_drawing_shows_every_class():

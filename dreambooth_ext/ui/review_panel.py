@@ -132,7 +132,10 @@ class ReviewPanel:
         """The audit, the pictures as they are shown, and what was chosen. Raises _NotYet while that is being made."""
         answer = self._sentences.audit(values)
         if answer.error is not None:
-            raise answer.error if isinstance(answer.error, DreamboothError) else PictureError("Review", str(answer.error))
+            if isinstance(answer.error, DreamboothError):
+                raise answer.error
+            raise PictureError("The pictures are to be looked at", str(answer.error),
+                               "Try again; if it stays so, report it with this line.") from answer.error
         if not answer.ready:
             raise _NotYet(html.pending("Looking at the pictures", answer.done, answer.total))
         choices = self._sentences.choices_of(values)
