@@ -48,12 +48,16 @@ class Work:
 
 
 class Service:
-    """`roots`: the only folders that may be named, where the WebUI is open to others; None where it is not."""
+    """`roots`: the only folders that may be named, where the WebUI is open to others; None where it is not.
+
+    `preset` names what a new form starts from.
+    """
 
     def __init__(
-        self, host: Host, roots: Sequence[Path] | None = None, jobs: Jobs = JOBS, *, open_txt2img: bool = False
+        self, host: Host, roots: Sequence[Path] | None = None, jobs: Jobs = JOBS, *, open_txt2img: bool = False,
+        preset: str = "",
     ) -> None:
-        self.host, self.jobs, self.open_txt2img = host, jobs, open_txt2img
+        self.host, self.jobs, self.open_txt2img, self.preset = host, jobs, open_txt2img, preset
         self._roots = None if roots is None else [*roots, host.models_dir, host.lora_dir, host.runs_dir]
 
     @property

@@ -15,7 +15,8 @@ from dreambooth_ext.ui.hand_over import HandOver
 
 def service():
     return Service(webui_host(), webui_limits.roots(webui_host().runs_dir),
-                   open_txt2img=bool(webui_options.value("dreambooth_open_txt2img")))
+                   open_txt2img=bool(webui_options.value("dreambooth_open_txt2img")),
+                   preset=str(webui_options.value("dreambooth_preset") or ""))
 
 
 def add_routes(page, app):

@@ -23,12 +23,14 @@ before = {{name for name in heavy if name in sys.modules}}
 def load():
     script_callbacks.clear_callbacks()
     sys.path.insert(0, extension)
-    started = time.perf_counter()
+    started = time.process_time()  # what the machine does besides does not count
     runpy.run_path(os.path.join(extension, "scripts", "dreambooth.py"))
     sys.path[:] = path
-    return time.perf_counter() - started
+    return time.process_time() - started
 
+had = set(sys.modules)
 took = load()
+modules_loaded = len(set(sys.modules) - had)
 added = sorted({{name for name in heavy if name in sys.modules}} - before)
 callbacks = {{name: len(found) for name, found in script_callbacks.registered.items()}}
 from dreambooth_ext.jobs import JOBS
@@ -39,7 +41,8 @@ for callback in script_callbacks.registered["ui_settings"]:
     callback()
 tabs = [tab for callback in script_callbacks.registered["ui_tabs"] for tab in callback()]
 again = {{name: len(found) for name, found in script_callbacks.registered.items()}}
-print(json.dumps({{"took": took, "added": added, "callbacks": callbacks, "again": again, "same_jobs": first is JOBS,
+print(json.dumps({{"took": took, "modules": modules_loaded,
+                  "added": added, "callbacks": callbacks, "again": again, "same_jobs": first is JOBS,
                    "tabs": [[label, name] for _, label, name in tabs],
                    "components": len(tabs[0][0].blocks),
                    "saved_to_config": sum(not getattr(block, "do_not_save_to_config", False)
@@ -64,7 +67,7 @@ def test_it_registers_once_and_loads_nothing_heavy(tmp_path):
     assert found["same_jobs"]  # "Reload UI" finds the running job again
     assert found["tabs"] == [["Dreambooth", "dreambooth"]]
     assert found["components"] > 80 and found["saved_to_config"] == 0
-    assert found["took"] < 0.6  # 0.15 s on a machine of its own; CI shares its cores
+    assert found["modules"] < 130 and found["took"] < 0.5, found  # the real WebUI's own profile says what it takes there
 
 
 def test_the_folder_may_have_any_name(tmp_path):

@@ -13,6 +13,9 @@ def add() -> None:
         "dreambooth_runs_dir": shared.OptionInfo(
             "", "Folder of runs (snapshots, previews, logs, class images); empty: dreambooth/runs in the data folder",
             section=SECTION),
+        "dreambooth_preset": shared.OptionInfo(
+            "", "Preset that the form starts from (subject, style, face, low memory, or one of your own); empty: none. "
+            "Needs \"Reload UI\"", section=SECTION),
         "dreambooth_free_ram": shared.OptionInfo(
             False, "While training, take the WebUI's own model out of RAM too (it is loaded again afterwards)",
             section=SECTION),

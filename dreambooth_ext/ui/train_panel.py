@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from .. import advice
+from .. import advice, presets
 from ..config import TrainConfig
 from ..errors import ConfigError, DreamboothError
 from ..options import Option
@@ -34,6 +34,7 @@ class TrainPanel:
 
     service: Service
     sentences: Sentences
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     widgets: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, Any] = field(default_factory=dict)
@@ -55,8 +56,10 @@ class TrainPanel:
 
 def build(service: Service, sentences: Sentences) -> TrainPanel:
     """Lay the four steps out; `wire` attaches what they do."""
-    panel = TrainPanel(service, sentences)
+    defaults, problem = _defaults(service)
+    panel = TrainPanel(service, sentences, defaults)
     gr.HTML(value=LOCKED, elem_id="dreambooth_locked")
+    gr.HTML(value=html.note(problem, "fault"), elem_id="dreambooth_preset_problem", elem_classes=["dreambooth-said"])
     with _step(panel, 1, "model"), gr.Row():
         choices, loaded = checkpoint_titles(service)
         panel.widgets["base"] = gr.Dropdown(
@@ -116,6 +119,21 @@ def _typed(widget: Any, advanced: bool) -> Any:
     if isinstance(widget, gr.Textbox):
         return widget.blur
     return widget.input if advanced and hasattr(widget, "input") else widget.change
+
+
+def _defaults(service: Service) -> tuple[dict[str, Any], str]:
+    """What a new form starts from by the host's settings, and why it cannot."""
+    if not service.preset:
+        return {}, ""
+    try:
+        return presets.load(service.preset, service.presets_dir), ""
+    except DreamboothError as error:
+        return {}, f"The preset that new forms start from ({service.preset}) cannot be used. {error}"
+
+
+def _widget(panel: TrainPanel, option: Option, **changes: Any) -> Any:
+    default = {"value": fields.shown(option, panel.defaults[option.name])} if option.name in panel.defaults else {}
+    return fields.widget(option, **{**default, **changes})
 
 
 def checkpoint_titles(service: Service) -> tuple[list[str], str | None]:
@@ -228,7 +246,7 @@ class _step:
 def _basic(panel: TrainPanel, names: list[str]) -> None:
     options = fields.all_options()
     for name in names:
-        panel.widgets[name] = fields.widget(options[name])
+        panel.widgets[name] = _widget(panel, options[name])
 
 
 def _advanced(panel: TrainPanel) -> None:
@@ -248,7 +266,7 @@ def _advanced(panel: TrainPanel) -> None:
 def _grid(panel: TrainPanel, options: list[Option]) -> None:
     with gr.Row(elem_classes=["dreambooth-grid"]):
         for option in options:
-            panel.widgets[option.name] = fields.widget(option, **_host_folder(panel.service, option.name))
+            panel.widgets[option.name] = _widget(panel, option, **_host_folder(panel.service, option.name))
 
 
 def _host_folder(service: Service, name: str) -> dict[str, Any]:

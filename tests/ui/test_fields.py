@@ -77,3 +77,16 @@ def test_no_fault_falls_between_the_steps(name):
     fault = f"{OPTIONS[name].flag}: it is wrong <somehow>"
     shown = "".join(fields.faults_of_group([fault], group) for group in train_panel.STEPS)
     assert shown.count("<p") == 1 and f'data-option="{name}"' in shown and "&lt;somehow&gt;" in shown
+
+
+def test_a_new_form_starts_from_the_hosts_preset(service):
+    service.preset = "face"
+    shown = {component.elem_id: getattr(component, "value", None) for component in components(service)}
+    assert (shown["dreambooth_class_noun"], shown["dreambooth_learning_rate"], shown["dreambooth_token"]) == ("person", "2e-06", "")
+
+
+@pytest.mark.parametrize("name", ["not there", "../elsewhere"])
+def test_a_preset_of_the_host_that_is_not_there_is_told_at_the_top(service, name):
+    service.preset = name
+    shown = {component.elem_id: getattr(component, "value", None) for component in components(service)}
+    assert name in shown["dreambooth_preset_problem"] and shown["dreambooth_learning_rate"] == "5e-06"
