@@ -155,6 +155,11 @@ def prompts_for(config: TrainConfig, wished: Sequence[str] = ()) -> tuple[tuple[
     return tuple(prompts), tuple(SUBJECT if _names_subject(config, text) else CLASS for text in prompts)
 
 
+def percent(share: float) -> str:
+    """0.123 -> "12 %"; never "-0 %"."""
+    return f"{round(100 * share)} %"
+
+
 def step_of_snapshot(name: str) -> int:
     """step-000200: 200; 0 for what is no snapshot's name."""
     match = SNAPSHOT.fullmatch(name)
@@ -174,8 +179,8 @@ def _names_subject(config: TrainConfig, prompt: str) -> bool:
 
 def _measures(column: Column) -> str:
     near = column.nearness or 0.0
-    text = f"{near:.0%} of the way from the base to the subject" if near > 0 else "no nearer to the subject than the base"
-    return text + (f", with {column.drift:.0%} drift of the class" if column.drift is not None else "")
+    text = f"{percent(near)} of the way from the base to the subject" if near > 0 else "no nearer to the subject than the base"
+    return text + (f", with {percent(column.drift)} drift of the class" if column.drift is not None else "")
 
 
 def _column(entry: Mapping[str, Any]) -> Column:

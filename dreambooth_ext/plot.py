@@ -12,22 +12,23 @@ VALIDATION_COLOUR = "#d97706"  # on white and on black alike
 Points = Sequence[tuple[float, float]]
 
 
-def curve(points: Points, label: str = "loss", validation: Points = ()) -> str:
+def curve(points: Points, label: str = "loss", validation: Points = (), smoothing: float = SMOOTHING) -> str:
     """An <svg> of (step, value) points, in order of steps; values that are not finite are left out.
 
-    `validation` is drawn beside them, with a dot at each measurement.
+    `validation` is drawn beside them, with a dot at each measurement. Without `smoothing` the values are drawn as they are.
     """
     finite = _finite(points)
     if len(finite) < 2:
         return '<p class="dreambooth-empty">The curve appears after two steps.</p>'
-    smooth = _thinned(list(zip((step for step, _ in finite), smoothed([value for _, value in finite]), strict=True)))
+    smooth = _thinned(list(zip((step for step, _ in finite), smoothed([value for _, value in finite], smoothing), strict=True)))
     first, last = finite[0][0], finite[-1][0]
     raw, fixed = _thinned(finite), [(step, value) for step, value in _finite(validation) if first <= step <= last]
     frame = _Frame(first, last, _top([*raw, *fixed], smooth))
     grid = "".join(frame.grid_line(share) for share in (0.0, 0.5, 1.0))
     lines = (f'<polyline points="{frame.path(raw)}" fill="none" stroke="currentColor" stroke-opacity=".28"/>'
              f'<polyline points="{frame.path(smooth)}" fill="none" stroke="currentColor" stroke-width="2"/>')
-    legend = _legend(MARGIN_LEFT, "each step", "currentColor", ".28") + _legend(MARGIN_LEFT + 100, "smoothed", "currentColor")
+    legend = _legend(MARGIN_LEFT, "each step", "currentColor", ".28") + _legend(MARGIN_LEFT + 100, "smoothed", "currentColor") \
+        if smoothing else ""
     if fixed:
         dots = "".join(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{VALIDATION_COLOUR}"/>'
                        for x, y in map(frame.place, _thinned(fixed)))
@@ -71,7 +72,11 @@ class _Frame:
         y = MARGIN_TOP + (1 - share) * self._height
         return (f'<line x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="gray" '
                 f'stroke-opacity=".3"/><text x="{MARGIN_LEFT - 6}" y="{y + 4:.1f}" font-size="12" fill="gray" '
-                f'text-anchor="end">{share * self._top:.3g}</text>')
+                f'text-anchor="end">{_short(share * self._top)}</text>')
+
+
+def _short(value: float) -> str:
+    return f"{value:.1e}" if 0 < value < 1e-3 else f"{value:.3g}"
 
 
 def _finite(points: Points) -> list[tuple[float, float]]:

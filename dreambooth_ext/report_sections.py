@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .comparison import BASE, Column, Comparison, read_comparison
+from .comparison import BASE, Column, Comparison, percent, read_comparison
 from .config import TrainConfig
 from .files import gib, size_of
 from .ledger import read_ledger
@@ -45,13 +45,16 @@ def took(run: RunFolder) -> str:
 
 
 def curves(run: RunFolder) -> str:
-    """Loss, validation loss and learning rate by step; each only if it was measured."""
-    names = {"loss": "Loss", "validation_loss": "Validation loss: fixed pictures and noise", "lr": "Learning rate"}
-    parts = []
-    for name, title in names.items():
-        points = [(entry["step"], entry[name]) for entry in run.metrics() if name in entry]
-        if len(points) > 1 or name == "loss":
-            parts.append(f"<h3>{title}</h3>{curve(points, title)}")
+    """Loss and validation loss, and the learning rate, by step."""
+    metrics = run.metrics()
+
+    def points(name: str) -> list[tuple[float, float]]:
+        return [(entry["step"], entry[name]) for entry in metrics if name in entry]
+
+    rate = points("lr")
+    parts = ["<h3>Loss</h3>", curve(points("loss"), validation=points("validation_loss"))]
+    if len(rate) > 1:
+        parts += ["<h3>Learning rate</h3>", curve(rate, "learning rate", smoothing=0.0)]
     return "".join(parts)
 
 
@@ -171,7 +174,8 @@ def _grid(heads: list[str], rows: list[tuple[str, list[str]]]) -> str:
 def _title(column: Column, best: Column | None) -> str:
     if column.name == BASE:
         return "base"
-    measures = [f"{word} {value:.0%}" for word, value in (("near", column.nearness), ("drift", column.drift)) if value is not None]
+    pairs = (("near", column.nearness), ("drift", column.drift))
+    measures = [f"{word} {percent(value)}" for word, value in pairs if value is not None]
     mark = " (best)" if best is not None and best.name == column.name else ""
     return "<br>".join([f"step {column.step}{mark}", *measures])
 

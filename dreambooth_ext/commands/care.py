@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import recipe
 from ..compare import compare as compare_snapshots
-from ..comparison import Comparison, Wishes
+from ..comparison import Comparison, Wishes, percent
 from ..config import TrainConfig
 from ..errors import ConfigError, DreamboothError, ResumeError, RunBusy
 from ..files import gib
@@ -140,7 +140,7 @@ def _is_worked_on(run: RunFolder) -> bool:
 
 def _table(found: Comparison) -> str:
     def share(value: float | None) -> str:
-        return "" if value is None else f"{value:.0%}"
+        return "" if value is None else percent(value)
 
     lines = [f"{'':14}{'nearness':>10}{'drift':>8}"]
     lines += [f"{column.name:14}{share(column.nearness):>10}{share(column.drift):>8}" + (" best" if column == found.best else "")

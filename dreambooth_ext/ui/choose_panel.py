@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..comparison import Wishes, step_of_snapshot
+from ..comparison import Wishes, read_comparison, step_of_snapshot
 from ..errors import DreamboothError
 from ..options import options_of
 from ..run_folder import RunFolder
@@ -33,7 +33,8 @@ def build(service: Service, watch: WatchPanel) -> None:
     grid = gr.HTML(value=grid_html(service, names[0] if names else ""), elem_id="dreambooth_choose_grid")
     found = _snapshots(service, names[0] if names else "")
     with gr.Row():
-        snapshot = gr.Dropdown(label="Snapshot", choices=found, value=found[-1] if found else None, interactive=True,
+        first = _preferred(_run(service, names[0]) if names else None, found)
+        snapshot = gr.Dropdown(label="Snapshot", choices=found, value=first, interactive=True,
                                elem_id="dreambooth_choose_snapshot", info="A click on a picture publishes its snapshot.")
         publish = gr.Button("Publish and open in txt2img", variant="primary", elem_id="dreambooth_choose_publish")
         back = gr.Button("Go on training from here ...", elem_id="dreambooth_choose_back")
@@ -96,7 +97,7 @@ def _shown(service: Service, name: str | None, seen: Any) -> list[Any]:
     if seen == mark:
         return [gr.update(), gr.update(), seen]
     found = _snapshots(service, name or "")
-    return [grid_html(service, name or ""), gr.update(choices=found, value=found[-1] if found else None), mark]
+    return [grid_html(service, name or ""), gr.update(choices=found, value=_preferred(run, found)), mark]
 
 
 def _news(service: Service, name: str) -> Any:
@@ -161,6 +162,13 @@ def _run(service: Service, name: str) -> RunFolder | None:
 def _snapshots(service: Service, name: str) -> list[str]:
     run = _run(service, name)
     return service.snapshots(run) if run else []
+
+
+def _preferred(run: RunFolder | None, found: list[str]) -> str | None:
+    """The best snapshot, or the last one where none was found to be the best."""
+    compared = read_comparison(run) if run else None
+    best = compared.best if compared else None
+    return best.name if best and best.name in found else found[-1] if found else None
 
 
 def _names(service: Service) -> list[str]:

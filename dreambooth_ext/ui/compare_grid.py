@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..comparison import BASE, SUBJECT, Column, Comparison, folder_of, read_comparison, step_of_snapshot
+from ..comparison import BASE, SUBJECT, Column, Comparison, folder_of, percent, read_comparison, step_of_snapshot
 from ..errors import DreamboothError
 from ..jobs import Job
 from ..run_folder import RunFolder
@@ -92,9 +92,9 @@ def _head(column: Column, is_best: bool, is_kept: bool) -> str:
     badge = ' <span class="dreambooth-badge">best</span>' if is_best else ""
     lines = [f"{title}{badge}"]
     if column.name != BASE and column.nearness is not None:
-        lines.append(f'<small title="{NEAR}">near {column.nearness:.0%}</small>')
+        lines.append(f'<small title="{NEAR}">near {percent(column.nearness)}</small>')
     if column.name != BASE and column.drift is not None:
-        lines.append(f'<small title="{DRIFT}">drift {column.drift:.0%}</small>')
+        lines.append(f'<small title="{DRIFT}">drift {percent(column.drift)}</small>')
     if column.name != BASE and not is_kept:
         lines.append("<small>no longer kept</small>")
     return "".join(lines)
