@@ -12,6 +12,14 @@ DOES = {
     "use_loaded": ("models", "GET /checkpoints"),
     "upload": ("train --instance-dir", "POST /uploads"),
     "review": ("audit", "POST /pictures/audit"),
+    "review_toggle": ("audit --choices", "POST /pictures/choose"),
+    "review_cut": ("prepare --choices", "POST /pictures/choose"),
+    "caption_save": ("captions --set", "POST /pictures/caption"),
+    "token_check": ("token --base --token --class-noun", "POST /pictures/token"),
+    "token_show": ("token", "POST /pictures/token"),
+    "class_look": ("class-images --plan --sheet", "POST /class-images/plan"),
+    "strike": ("class-images --strike-out", "POST /class-images/strike-out"),
+    "tell": ("check", "POST /check"),
     "preset_apply": ("train --preset", "GET /presets/{preset}"),
     "preset_save": ("save-preset", "POST /presets/{preset}"),
     "preset_remove": ("delete-preset", "POST /presets/{preset}/delete"),
@@ -41,7 +49,7 @@ DOES = {
     "runs_poll": ("runs", "GET /runs"),
     "runs_act": ("queue", "POST /queue/move"),  # the order of a queue; taking out of it is POST /stop
     **dict.fromkeys(("choose_refresh", "choose_back", "back_no", "runs_refresh", "explain", "delete", "delete_no", "made",
-                     "opened"), (PAGE, PAGE)),
+                     "opened", "picture_close", "review_pick", "review_again"), (PAGE, PAGE)),
 }
 
 
@@ -88,8 +96,8 @@ def test_a_bad_value_is_refused_in_the_same_words_everywhere(service, values, na
         service.start(values)
     assert list(caught.value.faults) == of_service
     groups = ("model", "pictures", "class", "train", "watch")
-    of_tab = [fault for group in groups for fault in fields.faults_of_group(of_service, group)]
-    assert len(of_tab) == len(of_service)
+    of_tab = "".join(fields.faults_of_group(of_service, group) for group in groups)
+    assert of_tab.count("dreambooth-fault") == len(of_service)
     try:
         faults = TrainConfig.from_dict(values).faults()
     except DreamboothError as error:
