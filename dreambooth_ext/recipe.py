@@ -14,7 +14,7 @@ from .card import write_cards
 from .check import Checked, check
 from .config import TrainConfig
 from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
-from .errors import ConfigError, DreamboothError, HostError, OutOfMemory, ResumeError, StorageError
+from .errors import ConfigError, DreamboothError, HostError, ResumeError, StorageError
 from .files import require_space, size_of, sweep, write_json
 from .host import Host
 from .ledger import ledger
@@ -165,6 +165,21 @@ def estimate(config: TrainConfig, profiles: Sequence[str] | None = None) -> list
     from .training.estimate import estimate as estimate_memory
 
     return estimate_memory(config, profiles=profiles)
+
+
+def dry_run(config: TrainConfig, progress: Progress) -> Any:
+    """Two steps, a snapshot and a preview of the run on noise (training/trial.py): what it really takes of the device.
+
+    Raises ConfigError before anything is loaded, OutOfMemory, CheckpointError.
+    """
+    from .training.memory import faults, out_of_memory_told
+    from .training.trial import dry_run as try_out
+
+    found = faults(config) if config.base else ["--base: a dry run trains a checkpoint file; name one"]
+    if found:
+        raise ConfigError(found)
+    with out_of_memory_told(config):
+        return try_out(config, progress)
 
 
 def provenance(config: TrainConfig, run: RunFolder, step: int | None = None) -> dict[str, Any]:
@@ -338,23 +353,15 @@ def _follow(team: Team, host: Host, progress: Progress) -> Finished:
 
 
 def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, progress: Progress, resume: bool) -> int:
-    import torch
-
     from .models.load import load_checkpoint
     from .training.loop import train as train_model
-    from .training.memory import loaded_dtypes
+    from .training.memory import loaded_dtypes, out_of_memory_told
 
     vae = Path(config.vae).expanduser() if config.vae else None
-    try:
+    with out_of_memory_told(config):
         model = load_checkpoint(Path(config.base).expanduser(), vae=vae, prediction_type=config.prediction_type,
                                 dtypes=loaded_dtypes(config))
         return train_model(config, model, dataset, run, progress, resume=resume).steps
-    except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"training with memory profile {config.memory_profile}, batch size {config.train_batch_size}",
-            f"the GPU ran out of memory ({error})",
-            "Choose a leaner memory profile (low, then ultra), or a smaller batch size or resolution, and resume: "
-            "what was learnt up to the last snapshot is kept.") from error
 
 
 def _enter(run: RunFolder, state: str, **values: int) -> None:

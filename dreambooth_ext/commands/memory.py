@@ -11,16 +11,22 @@ from ..flags import add_config_flags, config_from_flags
 from ..progress import Progress
 from .command import Command, say
 
-_OPTIONS = ("base", "resolution", "train_batch_size", "with_prior_preservation", "train_text_encoder", "memory_profile",
-            "optimizer", "mixed_precision", "gradient_checkpointing", "ema_decay", "lora_rank", "lora_conv_rank", "clip_skip",
-            "device")
-_COLUMNS = ("weights", "gradients", "optimizer_state", "averages", "activations", "context", "total")
+_OPTIONS = ("base", "vae", "resolution", "train_batch_size", "with_prior_preservation", "train_text_encoder", "memory_profile",
+            "optimizer", "mixed_precision", "gradient_checkpointing", "speed_up", "ema_decay", "lora_rank",
+            "lora_conv_rank", "clip_skip", "device")
+_COLUMNS = ("weights", "gradients", "optimizer_state", "averages", "activations", "caches", "context", "total")
 
 
 def estimate(parsed: argparse.Namespace, progress: Progress) -> None:
-    rows = recipe.estimate(config_from_flags(parsed))
-    values = [row.to_dict() for row in rows]
-    say(parsed, _table(values), estimates=values)
+    config = config_from_flags(parsed)
+    values = [row.to_dict() for row in recipe.estimate(config)]
+    if not parsed.dry_run:
+        say(parsed, _table(values), estimates=values)
+        return
+    trial = recipe.dry_run(config, progress)
+    told = (f"{trial.profile}: two steps, a snapshot and a preview took {gib(trial.peak)} at the most; "
+            f"{gib(trial.estimated)} were estimated. {trial.seconds_a_step:.2f} s a step.")
+    say(parsed, f"{_table(values)}\n{told}", estimates=values, dry_run=trial.to_dict())
 
 
 def _table(values: list[dict[str, Any]]) -> str:
@@ -32,6 +38,8 @@ def _table(values: list[dict[str, Any]]) -> str:
 
 def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="try it: two steps, a snapshot and a preview on noise, which are thrown away (needs --base)")
     add_config_flags(parser, _OPTIONS)
 
 

@@ -108,8 +108,10 @@ def encode_prompts(
 
 def _time_ids(model: StableDiffusion, states: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
     height, width = size or (model.resolution, model.resolution)
-    ids = torch.tensor([height, width, 0, 0, height, width], device=states.device, dtype=states.dtype)
-    return ids.expand(states.shape[0], 6)
+    ids = states.new_zeros(states.shape[0], 6)  # filled on its device: a copy from RAM would be waited for
+    ids[:, 0::4] = height
+    ids[:, 1::4] = width
+    return ids
 
 
 def _final_norm(encoder: Any) -> Any:

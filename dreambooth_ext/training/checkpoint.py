@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,17 @@ def _require_tensors_alone(path: Path) -> None:
         raise ValueError("its parts overlap")
 
 
-def profile_of(folder: Path) -> str:
-    """The memory profile that a snapshot was made under; what "auto" was resolved to stays in force."""
-    return str(read_state(folder).get("profile", "none"))
+@dataclass(frozen=True)
+class Made:
+    """How a snapshot was made, as far as it must stay so: what "auto" was resolved to, and whose 8-bit state it holds."""
+
+    profile: str
+    eight_bit: str
+
+
+def made_of(folder: Path) -> Made:
+    state = read_state(folder)
+    return Made(str(state.get("profile", "none")), str(state.get("eight_bit", "own")))
 
 
 def read_state(folder: Path) -> dict[str, Any]:

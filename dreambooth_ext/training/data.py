@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ class Pictures:
         return Pictures(torch.cat([self.latents, other.latents]), torch.cat([self.noise, other.noise]),
                         torch.cat([self.timesteps, other.timesteps]), self.prompts + other.prompts, masked)
 
+    def pinned(self) -> Pictures:
+        masked = None if self.masked is None else self.masked.pin_memory()
+        return replace(self, latents=self.latents.pin_memory(), noise=self.noise.pin_memory(),
+                       timesteps=self.timesteps.pin_memory(), masked=masked)
+
     def rows(self, rows: slice) -> Pictures:
         return Pictures(self.latents[rows], self.noise[rows], self.timesteps[rows], self.prompts[rows],
                         None if self.masked is None else self.masked[rows])
@@ -67,6 +72,10 @@ class Batch:
         rows = slice(rank, None, processes) if count else slice(0, 1)
         prior = None if self.prior is None else self.prior.rows(rows)
         return Batch(self.instance.rows(rows), prior, self.whole, count * processes / self.whole)
+
+    def pinned(self) -> Batch:
+        """The same in memory that a GPU copies from by itself."""
+        return replace(self, instance=self.instance.pinned(), prior=None if self.prior is None else self.prior.pinned())
 
 
 def pixels_of(path: Path, mirrored: bool = False) -> torch.Tensor:

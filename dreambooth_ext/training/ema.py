@@ -22,8 +22,8 @@ class Ema:
     def update(self) -> None:
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        for shadow, parameter in zip(self.shadows, self._parameters, strict=True):
-            shadow.lerp_(parameter.detach().to(shadow), 1 - decay)
+        torch._foreach_lerp_(self.shadows, [parameter.detach().to(shadow) for shadow, parameter in
+                                            zip(self.shadows, self._parameters, strict=True)], 1 - decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,12 +21,16 @@ from ..patience import patiently
 from ..progress import Progress
 from ..run_folder import RunFolder
 from . import checkpoint
+from .conditioning import masks_without_waiting
 from .data import DiffusersBatches, LatentCache, NativeBatches
 from .estimate import profile_that_fits
 from .figures import Figures
-from .memory import Plan, device_memory_gib, on_device, plan_for, release
+from .memory import BITSANDBYTES, Plan, device_memory_gib, on_device, plan_for, release
 from .objective import Objective
+from .optimizers.vendor import version_that_works
+from .passes import pass_for
 from .precision import accelerator_for
+from .prefetch import Prefetched
 from .preview import write_previews
 from .session import Session
 from .validation import Validation
@@ -47,9 +52,10 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
     kept = checkpoint.snapshots(run.checkpoints_dir) if resume else []
     if model.inpainting and config.draw_order == "diffusers":
         raise ConfigError(["--draw-order: diffusers' script trains no inpainting models"], "Leave it at native.")
-    plan = _plan(config, model, checkpoint.profile_of(kept[-1][1]) if kept else None)
+    plan = _plan(config, model, checkpoint.made_of(kept[-1][1]) if kept else None, run)
     progress.log(plan.sentence)
-    with torch.inference_mode(False), torch.enable_grad(), accelerator_for(config, plan.autocast) as accelerator:
+    with (torch.inference_mode(False), torch.enable_grad(), masks_without_waiting(),
+          accelerator_for(config, plan.autocast) as accelerator):
         session: Session | None = None
         try:
             # Zero terminal SNR changes what the model is, for previews and whoever loads it, as well as its training.
@@ -58,9 +64,9 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
                 cache = LatentCache(model.vae, [*dataset.instance, *dataset.prior], config.random_flip, progress,
                                     inpainting=model.inpainting)
             session = Session(config, plan, model, accelerator)
-            loop = _Loop(session, dataset, cache, run, progress)
-            losses = loop.run(resume)
-            loop.save_result()
+            with _Loop(session, dataset, cache, run, progress) as loop:
+                losses = loop.run(resume)
+                loop.save_result()
         finally:
             if session is not None:
                 session.close()
@@ -69,11 +75,16 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
     return TrainResult(config.steps or 0, tuple(losses))
 
 
-def _plan(config: TrainConfig, model: StableDiffusion, before: str | None) -> Plan:
-    """What "auto" was resolved to stays in force when a run is resumed."""
-    if config.memory_profile != "auto":
-        return plan_for(config)
-    return plan_for(config, before if before not in (None, "none") else profile_that_fits(config, model))
+def _plan(config: TrainConfig, model: StableDiffusion, before: checkpoint.Made | None, run: RunFolder) -> Plan:
+    """What "auto" was resolved to stays in force when a run is resumed, and whose 8-bit state it has. Raises ResumeError."""
+    profile = None
+    if config.memory_profile == "auto":
+        profile = before.profile if before and before.profile != "none" else profile_that_fits(config, model)
+    plan = plan_for(config, profile, before.eight_bit if before else None)
+    if plan.eight_bit == BITSANDBYTES and not version_that_works(plan.device):
+        raise ResumeError(f"{run.path.name} is to be continued", "its optimizer's state is bitsandbytes', which does not work here",
+                          "Install the bitsandbytes that it was started with, or start it again under another name.")
+    return plan
 
 
 @dataclass
@@ -92,13 +103,16 @@ class _Loop:
                  progress: Progress) -> None:
         self._config, self._session, self._run, self._progress = session.config, session, run, progress
         self._steps = self._config.steps or 0
+        self._stack = ExitStack()  # what ends with the loop
         accelerator = session.accelerator
         if self._config.draw_order == "diffusers":
             self._batches: Any = DiffusersBatches(self._config, dataset, session.model.vae)
         else:
-            self._batches = NativeBatches(self._config, dataset, cache, accelerator.process_index,
-                                          accelerator.num_processes)
+            native = NativeBatches(self._config, dataset, cache, accelerator.process_index, accelerator.num_processes)
+            self._batches = self._stack.enter_context(Prefetched(
+                native, self._steps, self._config.gradient_accumulation_steps, session.device))
         self._objective = Objective(session)
+        self._pass = pass_for(session, self._objective, progress.log)
         self._validation = Validation(self._config, dataset.instance, cache, self._objective)
         images = [*dataset.instance, *dataset.prior]
         self._prompts = sorted({"", *(image.prompt for image in images)})
@@ -112,18 +126,26 @@ class _Loop:
         self._behind = 1 if session.device.type == "cuda" else 0
         self._snapshot_step = -1
         self._started, self._first = time.perf_counter(), 0
+        self._clock = self._started  # when the last step's figures were there; what is no step does not count
         self._writes = accelerator.is_main_process
+
+    def __enter__(self) -> _Loop:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
     def run(self, resume: bool) -> list[float]:
         self._first = first = self._restore() if resume else 0
         self._progress.start("training", self._steps)
         if first == 0:
             self._preview(0)
-        self._started = time.perf_counter()
+        self._started = self._clock = time.perf_counter()
         for step in range(first, self._steps):
             stop = self._config.text_encoder_stop_step
             if stop is not None and step >= stop and self._session.prompts.are_trained:
                 self._session.stop_text_encoders(self._prompts, self._sizes)
+                self._pass = pass_for(self._session, self._objective, self._progress.log)  # another pass from now on
             self._step(step)
             stopped, wanted = self._session.any_process(self._progress.cancelled, self._progress.take_request("snapshot"))
             if stopped:
@@ -141,15 +163,13 @@ class _Loop:
         self._session.accelerator.wait_for_everyone()
 
     def _step(self, step: int) -> None:
-        session, started = self._session, time.perf_counter()
+        session = self._session
         rates = session.set_learning_rates(step)
         share = 1 / self._config.gradient_accumulation_steps
         sums: dict[str, torch.Tensor] = {}
         for micro in range(self._config.gradient_accumulation_steps):
             batch = self._batches.batch(step, micro)
-            with session.backward_pass(last=micro + 1 == self._config.gradient_accumulation_steps):
-                losses = self._objective(batch)
-                session.accelerator.backward(losses["loss"] * (batch.weight * share))
+            losses = self._pass(batch, batch.weight * share, micro + 1 == self._config.gradient_accumulation_steps)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * (batch.weight * share)
         norm = session.gradient_norm()
@@ -158,7 +178,6 @@ class _Loop:
         more = {"lr": rates["unet"], "lr_text_encoder": rates.get("text_encoder", 0.0)}
         if self._validation.due(step + 1):
             more["validation_loss"] = self._validation.loss()
-        more["seconds"] = time.perf_counter() - started
         self._pending.append(_Pending(step + 1, Figures(values), more))
         self._tell(self._behind)
 
@@ -167,6 +186,7 @@ class _Loop:
         while len(self._pending) > behind:
             pending = self._pending.popleft()
             figures, step = pending.figures.read(), pending.step
+            pending.more["seconds"], self._clock = time.perf_counter() - self._clock, time.perf_counter()
             self._require_sane(step, figures["loss"])
             self._losses.append(figures["loss"])
             of_scaler = self._session.scaler_figures()
@@ -219,13 +239,16 @@ class _Loop:
                 self._config.keep_snapshots))
         self._snapshot_step = step
         session.accelerator.wait_for_everyone()
+        self._clock = time.perf_counter()
 
     def _preview(self, step: int) -> None:
         if self._config.preview_steps and self._writes:
+            self._tell(0)
             with self._session.published_weights():
                 self._patiently(lambda: write_previews(
                     self._session.model, self._config, self._run.previews_dir, step, self._progress,
                     vae_alone=self._session.plan.vae_alone))
+            self._clock = time.perf_counter()
 
     def _patiently(self, write: Callable[[], Any]) -> None:
         def there() -> None:

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from ..config import TrainConfig
+from ..errors import OutOfMemory
 from ..ram import give_back_ram
 from . import precision
+from .optimizers import vendor
 
+OWN, BITSANDBYTES = "own", "bitsandbytes"  # whose 8-bit AdamW
 
 @dataclass(frozen=True)
 class Plan:
@@ -34,15 +37,19 @@ class Plan:
     vae_alone: bool = False  # the UNet leaves the device while previews are decoded
     device: str = "cpu"
     use: str = ""
+    eight_bit: str = OWN
+    speed_up: str = "none"
 
     @property
     def sentence(self) -> str:
         """What is in effect, for the log."""
         parts = [f"{self.weights} weights"]
         parts += [f"{self.autocast} autocast"] if self.autocast != "no" else []
-        parts += [self.optimizer.replace("_", " ")]
+        maker = f" of bitsandbytes {vendor.version_that_works(self.device)}" if self.eight_bit == BITSANDBYTES else ""
+        parts += [self.optimizer.replace("_", " ") + maker]
         parts += ["updated during the backward pass, gradients clipped by each tensor's own norm"] if self.fused_backward else []
         parts += ["gradient checkpointing"] if self.gradient_checkpointing else []
+        parts += [f"speed-up {self.speed_up}"] if self.speed_up != "none" else []
         return f"memory profile {self.name}: {', '.join(parts)}"
 
 
@@ -63,8 +70,8 @@ PROFILES = {row.name: row for row in (
 AUTO_ORDER = ("fast", "balanced", "low", "ultra")
 
 
-def plan_for(config: TrainConfig, profile: str | None = None) -> Plan:
-    """The plan of the settings; `profile` is what "auto" was resolved to."""
+def plan_for(config: TrainConfig, profile: str | None = None, eight_bit: str | None = None) -> Plan:
+    """The plan of the settings; `profile` is what "auto" was resolved to, `eight_bit` whose state a run has already."""
     device = precision.device_of(config).split(":")[0]
     name = profile or config.memory_profile
     if name == "none":
@@ -75,7 +82,12 @@ def plan_for(config: TrainConfig, profile: str | None = None) -> Plan:
         plan = replace(plan, autocast=precision.best_autocast(device))
     if config.lora_rank:  # little is trained: its gradients and state are small whatever is done
         plan = replace(plan, fused_backward=False)
-    return replace(plan, device=device, gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
+    plan = replace(plan, device=device, speed_up=config.speed_up,
+                   gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
+    if plan.optimizer == "adamw_8bit" and plan.weights == "fp32":
+        found = BITSANDBYTES if vendor.version_that_works(device) else OWN
+        plan = replace(plan, eight_bit=eight_bit or found)
+    return plan
 
 
 def loaded_dtypes(config: TrainConfig) -> dict[str, torch.dtype]:
@@ -92,6 +104,8 @@ def faults(config: TrainConfig) -> list[str]:
     found = precision.faults(config)
     if config.memory_profile not in ("none", "auto"):
         found += _faults_of_profile(config, plan_for(config))
+    if config.speed_up != "none":
+        found += _faults_of_speed_up(config, plan_for(config, "fast" if config.memory_profile == "auto" else None))
     if config.optimizer == "prodigy":
         found += _faults_of_prodigy(config)
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
@@ -123,6 +137,22 @@ def _faults_of_profile(config: TrainConfig, plan: Plan) -> list[str]:
          "--memory-profile: offload keeps the optimizer's state in RAM, and a LoRA has next to none; choose low"),
     ]
     return [text for wrong, text in rules if wrong]
+
+
+def _faults_of_speed_up(config: TrainConfig, plan: Plan) -> list[str]:
+    flag = f"--speed-up: {plan.speed_up}"
+    rules = [
+        (plan.fused_backward or plan.gradient_checkpointing,
+         f"{flag} is for runs that save no memory; choose --memory-profile fast, or none without gradient checkpointing"),
+        (plan.speed_up == "graphs" and plan.device != "cuda", f"{flag} needs an NVIDIA GPU, and this run is on {plan.device}"),
+        (plan.speed_up == "graphs" and config.gradient_accumulation_steps > 1,
+         f"{flag} overwrites its gradients in each pass; set --gradient-accumulation-steps 1, and a larger batch"),
+        (plan.speed_up == "graphs" and _processes() > 1, f"{flag} is for one process"),
+    ]
+    found = [text for wrong, text in rules if wrong]
+    if plan.speed_up == "compile" and not found and (why := precision.why_not_compiled(plan.device)):
+        found.append(f"{flag} cannot be had here: {why}")
+    return found
 
 
 def _faults_of_prodigy(config: TrainConfig) -> list[str]:
@@ -178,6 +208,19 @@ def release() -> None:
     give_back_ram()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def out_of_memory_told(config: TrainConfig) -> Iterator[None]:
+    """Raises OutOfMemory with plain advice. Nothing of the settings is changed: a smaller batch is the user's to choose."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"training with memory profile {config.memory_profile}, batch size {config.train_batch_size}",
+            f"the GPU ran out of memory ({error})",
+            "Choose a leaner memory profile (low, then ultra), or a smaller batch size or resolution, and resume: "
+            "what was learnt up to the last snapshot is kept.") from error
 
 
 def device_memory_gib(device: torch.device) -> float | None:

@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import torch
 
 from ..models.unet import predict
+from .conditioning import Texts
 from .data import Batch, Pictures
 from .loss import dreambooth_loss, errors_of_pictures
 from .noise_schedule import NoiseSchedule
 from .session import Session
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures of one size on the device, with what their prompts are made from."""
+
+    pictures: Pictures
+    texts: Texts
+
+    def tensors(self) -> list[torch.Tensor]:
+        masked = [] if self.pictures.masked is None else [self.pictures.masked]
+        return [self.pictures.latents, self.pictures.noise, self.pictures.timesteps, *masked, *self.texts.tensors()]
+
+    def cloned(self) -> Part:
+        return Part(_each(self.pictures, lambda tensor: tensor.clone()), self.texts.each(lambda tensor: tensor.clone()))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch on the device: one part, or two if class images have another size. `count` instance images come first."""
+
+    parts: tuple[Part, ...]
+    count: int
+    has_prior: bool
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [tensor for part in self.parts for tensor in part.tensors()]
+
+    def cloned(self) -> Inputs:
+        return replace(self, parts=tuple(part.cloned() for part in self.parts))
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What two batches have in common whose passes are the same operations."""
+        return (self.count, self.has_prior, *(tuple(tensor.shape) for tensor in self.tensors()))
 
 
 class Objective:
@@ -21,13 +60,23 @@ class Objective:
 
     def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
         """{"loss", "loss_instance", "loss_prior"}. Instance and class images of one size share a forward pass."""
-        config, prior = self._session.config, batch.prior
-        if prior is None or prior.size == batch.instance.size:
-            errors = self._errors(batch.instance if prior is None else batch.instance.followed_by(prior))
-            of_instance, of_prior = errors[: len(batch.instance)], errors[len(batch.instance) :]
+        return self.losses(self.inputs(batch))
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """Everything that the device needs, on its way to it: nothing waits for it to arrive."""
+        prior = batch.prior
+        if prior is None:
+            groups = [batch.instance]
         else:
-            of_instance, of_prior = self._errors(batch.instance), self._errors(prior)
-        return dreambooth_loss(of_instance, None if prior is None else of_prior, config.prior_loss_weight)
+            same = prior.size == batch.instance.size
+            groups = [batch.instance.followed_by(prior)] if same else [batch.instance, prior]
+        return Inputs(tuple(self._part(group) for group in groups), len(batch.instance), prior is not None)
+
+    def losses(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """As `__call__`; touches nothing but the device, so that it can be recorded and played again."""
+        errors = torch.cat([self._errors(part) for part in inputs.parts])
+        of_instance, of_prior = errors[: inputs.count], errors[inputs.count :]
+        return dreambooth_loss(of_instance, of_prior if inputs.has_prior else None, self._session.config.prior_loss_weight)
 
     @torch.no_grad()
     def plain_error(self, pictures: Pictures) -> float:
@@ -36,29 +85,35 @@ class Objective:
         for module in modules:
             module.eval()
         try:
-            prediction, target, _ = self._predicted(pictures)
+            prediction, target = self._predicted(self._part(pictures))
             return float(torch.mean((prediction.float() - target) ** 2))
         finally:
             for module in modules:
                 module.train()
 
-    def _errors(self, pictures: Pictures) -> torch.Tensor:
-        prediction, target, timesteps = self._predicted(pictures)
-        return errors_of_pictures(prediction, target, timesteps, self._schedule, self._kind, self._session.config)
+    def _part(self, pictures: Pictures) -> Part:
+        device = self._session.device
+        texts = self._session.prompts.texts(pictures.prompts, pictures.size)
+        return Part(_each(pictures, lambda tensor: tensor.to(device, non_blocking=True)), texts)
 
-    def _predicted(self, pictures: Pictures) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        session = self._session
-        latents, noise, timesteps = (_moved(each, session.device) for each in
-                                     (pictures.latents, pictures.noise, pictures.timesteps))
+    def _errors(self, part: Part) -> torch.Tensor:
+        prediction, target = self._predicted(part)
+        return errors_of_pictures(prediction, target, part.pictures.timesteps, self._schedule, self._kind, self._session.config)
+
+    def _predicted(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        session, pictures = self._session, part.pictures
+        latents, noise, timesteps = pictures.latents, pictures.noise, pictures.timesteps
         noisy = self._schedule.add_noise(latents, noise, timesteps)
         target = noise if self._kind == "epsilon" else self._schedule.velocity(latents, noise, timesteps)
         if pictures.masked is not None:
-            noisy = torch.cat([noisy, _moved(pictures.masked, session.device)], dim=1)
-        conditioning = session.prompts.encode(pictures.prompts, pictures.size).to(dtype=session.input_dtype)
-        prediction = predict(session.prepared["unet"], noisy.to(session.input_dtype), timesteps, conditioning)
-        return prediction, target, timesteps
+            noisy = torch.cat([noisy, pictures.masked], dim=1)
+        conditioning = session.prompts.encode(part.texts, pictures.size).to(dtype=session.input_dtype)
+        layout = torch.channels_last if session.plan.channels_last else torch.contiguous_format
+        noisy = noisy.to(session.input_dtype, memory_format=layout)
+        return predict(session.prepared["unet"], noisy, timesteps, conditioning), target
 
 
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On a GPU the copy does not hold up whoever asks for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def _each(pictures: Pictures, change: Callable[[torch.Tensor], torch.Tensor]) -> Pictures:
+    masked = None if pictures.masked is None else change(pictures.masked)
+    return replace(pictures, latents=change(pictures.latents), noise=change(pictures.noise),
+                   timesteps=change(pictures.timesteps), masked=masked)

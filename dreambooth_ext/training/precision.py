@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 
 from ..config import TrainConfig
 from ..errors import ConfigError
+
+COMPILER = "inductor"
 
 
 def faults(config: TrainConfig) -> list[str]:
@@ -46,9 +49,27 @@ def best_autocast(device: str) -> str:
     return "bf16" if has_bf16(device) else "fp16"
 
 
+@cache
+def why_not_compiled(device: str) -> str:
+    """What torch.compile lacks here, found by compiling a small function and its gradient; empty if nothing."""
+    try:
+        x = torch.ones(8, device=device, requires_grad=True)
+        torch.compile(_small, backend=COMPILER)(x).sum().backward()
+    except Exception as error:  # noqa: BLE001  a compiler is missing, Triton, or support for this Python
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    return ""
+
+
+def _small(x: torch.Tensor) -> torch.Tensor:
+    return (x * 2).sin()
+
+
 @contextmanager
 def accelerator_for(config: TrainConfig, autocast: str, **arguments: Any) -> Iterator[Any]:
-    """An Accelerator for this job. Its process-wide state and torch's global flags are restored afterwards."""
+    """An Accelerator for this job. Its process-wide state and torch's global flags are restored afterwards.
+
+    Where memory is not saved, cuDNN may try out its kernels, and networks are compiled if that is asked for.
+    """
     from accelerate import Accelerator
 
     reset_accelerate()
@@ -58,14 +79,19 @@ def accelerator_for(config: TrainConfig, autocast: str, **arguments: Any) -> Ite
         if device.index is not None:
             torch.cuda.set_device(device)
         try:
+            if config.speed_up == "compile":
+                arguments["dynamo_backend"] = COMPILER
             accelerator = Accelerator(mixed_precision=autocast, cpu=device.type == "cpu", **arguments)
         except ValueError as error:
             raise ConfigError([f"--mixed-precision: {error}"]) from error
         if accelerator.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = config.memory_profile == "fast"
         yield accelerator
     finally:
+        if config.speed_up == "compile":
+            torch._dynamo.reset()  # what was compiled holds on to the networks
         _write_flags(flags)
         _write_random_states(random_states)
         reset_accelerate()

@@ -13,10 +13,12 @@ from ..config import TrainConfig
 from ..errors import Diverged
 from ..models.load import StableDiffusion, save_diffusers
 from ..models.networks import tensors_of
+from ..ram import trim_heap
 from . import optimizer as optimizers
 from . import upcast
-from .conditioning import Prompts
+from .conditioning import Prompts, freeze_unread
 from .ema import Ema
+from .figures import Figures
 from .lora import FILE, Lora
 from .memory import Plan, release
 from .optimizers.fused import FusedBackward
@@ -37,6 +39,7 @@ class Session:
         model.requires_grad_(False)
         self.lora: Lora | None = None
         self._widened: list[Any] = []
+        self._wishes: Figures | None = None  # of all processes, on their way
         self._skipped = 0  # updates that fp16's scaler left out
         self.optimizer = self._set_up_networks()
         if not plan.fused_backward:
@@ -57,6 +60,7 @@ class Session:
         for module in self.modules.values():
             module.requires_grad_(whole)
             module.train()
+        freeze_unread(self.model, config.clip_skip)
         early = self._build_optimizer() if plan.optimizer == "offloaded_adamw" else None  # from the fp32 weights
         for module in self.modules.values():
             if plan.weights == "bf16":
@@ -68,6 +72,7 @@ class Session:
             self._widened = upcast.install(self.modules.values())
         if not whole:
             self.lora = Lora(self.modules, config.lora_rank, config.lora_alpha, config.lora_conv_rank, config.seed)
+            freeze_unread(self.model, config.clip_skip)
         return early or self._build_optimizer()
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
@@ -112,7 +117,7 @@ class Session:
         if self._fused is None:
             self.optimizer.step()
             self._skipped += bool(getattr(self.optimizer, "step_was_skipped", False))
-            self.optimizer.zero_grad()
+            self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
 
@@ -124,11 +129,16 @@ class Session:
         return dict(zip(values, self.accelerator.reduce(stacked, reduction="mean"), strict=True))
 
     def any_process(self, *wishes: bool) -> list[bool]:
-        """Which wishes any of the processes has: what all must do at the same step."""
+        """Which wishes any of the processes has: what all must do at the same step.
+
+        Several processes hear of those of the step before: by then they have arrived, and nobody waits for them.
+        """
         if self.accelerator.num_processes == 1:
             return list(wishes)
-        counts = self.accelerator.reduce(torch.tensor(wishes, dtype=torch.float32, device=self.device), reduction="sum")
-        return [bool(count) for count in counts]
+        own = torch.tensor(wishes, dtype=torch.float32, pin_memory=self.device.type == "cuda")
+        counts = self.accelerator.reduce(own.to(self.device, non_blocking=True), reduction="sum")
+        arriving, self._wishes = self._wishes, Figures({str(place): count for place, count in enumerate(counts)})
+        return [False] * len(wishes) if arriving is None else [bool(count) for count in arriving.read().values()]
 
     def scaler_figures(self) -> dict[str, float]:
         """For fp16: the loss's scale and how many updates were skipped because a gradient overflowed."""
@@ -138,6 +148,7 @@ class Session:
     def require_finite(self, step: int) -> None:
         """Raise Diverged if a trained number is NaN or infinite."""
         sums = [parameter.detach().float().sum() for parameter in self.trained_parameters()]
+        trim_heap()  # of the wide copies, before a snapshot or a preview needs room
         if not bool(torch.isfinite(torch.stack(sums)).all()):
             raise Diverged(f"training at learning rate {self.config.learning_rate:g}",
                            f"weights became NaN or infinite before step {step}",
@@ -194,8 +205,8 @@ class Session:
 
     def state_dict(self, step: int) -> dict[str, Any]:
         scaler = self.accelerator.scaler
-        return {"step": step, "profile": self.plan.name, "skipped": self._skipped, "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict() if self.ema else None,
+        return {"step": step, "profile": self.plan.name, "eight_bit": self.plan.eight_bit, "skipped": self._skipped,
+                "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
                 "scaler": scaler.state_dict() if scaler is not None else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

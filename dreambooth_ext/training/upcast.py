@@ -61,10 +61,17 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         (grad,), (x, weight), layer = grads, ctx.saved_tensors, ctx.layer
-        mask = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.biased and ctx.needs_input_grad[3]]
-        by_x, by_weight, by_bias = torch.ops.aten.convolution_backward(
-            grad, x.float(), weight.float(), [weight.shape[0]], layer.stride, layer.padding, layer.dilation, False, [0, 0],
-            layer.groups, mask)
+        wanted_x, wanted_weight = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        shape_alone = torch.zeros((), dtype=torch.float32).expand(weight.shape)
+
+        def gradients(wide: torch.Tensor, mask: list[bool]) -> list[torch.Tensor | None]:
+            return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+                grad, x.float(), wide, [weight.shape[0]], layer.stride, layer.padding, layer.dilation, False, [0, 0],
+                layer.groups, mask)
+
+        # One after the other: the wide weight and its wide gradient never exist together.
+        by_x = gradients(weight.float(), [True, False, False])[0] if wanted_x else None
+        _, by_weight, by_bias = gradients(shape_alone, [False, wanted_weight, ctx.biased and ctx.needs_input_grad[3]])
         return (None, None if by_x is None else by_x.to(x.dtype), None if by_weight is None else by_weight.to(weight.dtype),
                 None if by_bias is None else by_bias.to(weight.dtype))
 

@@ -1,12 +1,16 @@
 """The estimate against what is known of Stable Diffusion 1.5, and against what a real step allocates."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
+from dreambooth_ext.cli import run
 from dreambooth_ext.config import TrainConfig
 from dreambooth_ext.errors import OutOfMemory
+from dreambooth_ext.models.family import SD1
+from dreambooth_ext.models.specimen import SMALL, modules_of, specimen
 from dreambooth_ext.training import estimate as room
 from dreambooth_ext.training.activations import peak_bytes
 from dreambooth_ext.training.estimate import GIB, estimate, profile_that_fits
@@ -37,6 +41,16 @@ def test_the_lean_profiles_stay_below_what_is_promised(on_a_gpu):
     assert on_a_gpu["low"].total - on_a_gpu["low"].context < 5.0 * GIB
 
 
+def test_neither_caches_nor_previews_set_the_peak(on_a_gpu):
+    """The VAE works while the UNet is not on the device: what it takes at 512 px is less than a step of the leanest profile."""
+    vae = modules_of(SD1)["vae"].eval()
+    weights = 4 * sum(parameter.numel() for parameter in vae.parameters())
+    with torch.no_grad():
+        encoding = peak_bytes(lambda: vae.encode(torch.empty(1, 3, 512, 512, device="meta")).latent_dist.mean)
+        decoding = peak_bytes(lambda: vae.decode(torch.empty(1, 4, 64, 64, device="meta")).sample)
+    assert max(encoding, decoding) + weights < on_a_gpu["ultra"].total - on_a_gpu["ultra"].context
+
+
 def test_the_verdict_says_which_fit(on_a_gpu):
     assert [name for name, row in on_a_gpu.items() if row.fits] == ["low", "ultra", "offload"]
     assert "GiB more" in on_a_gpu["fast"].verdict
@@ -59,14 +73,34 @@ def test_a_profile_that_cannot_run_says_why(tiny_model, config):
     assert rows["balanced"].fits
 
 
+def test_two_steps_of_the_real_thing_confirm_it(tmp_path, capsys):
+    """By the command, on the CPU, where it is the process's memory that counts; nothing is left behind."""
+    base = specimen(SD1, size=SMALL["sd1"]).write(tmp_path / "base.safetensors", torch.float16)
+    command = ["estimate", "--base", str(base), "--resolution", "64", "--device", "cpu", "--memory-profile", "ultra", "--dry-run"]
+    assert run([*command, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    document = json.loads(line)
+    estimated = {row["profile"]: row for row in document["estimates"]}["ultra"]
+    trial = document["dry_run"]
+    assert trial["profile"] == "ultra" and trial["seconds_a_step"] > 0
+    assert trial["estimated"] == estimated["total"] - estimated["context"]
+    assert trial["peak"] > estimated["weights"] / 2
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".safetensors"] == ["base.safetensors"]
+
+
+def test_a_dry_run_without_a_base_is_refused(capsys):
+    assert run(["estimate", "--dry-run"]) == 2
+    assert "name one" in capsys.readouterr().err
+
+
 def test_live_storages_are_counted_and_views_are_not():
-    def run():
+    def work():
         x = torch.empty(1000, device="meta")
         y = (x.view(10, 100) + 1).t()
         del x
         return y * 2
 
-    assert peak_bytes(run) == 8000
+    assert peak_bytes(work) == 8000
 
 
 @pytest.mark.parametrize("option, value", [("train_batch_size", 4), ("resolution", 128)])

@@ -9,6 +9,7 @@ from dreambooth_ext.errors import Cancelled
 from dreambooth_ext.models.load import load_diffusers
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
+from dreambooth_ext.training import memory
 from dreambooth_ext.training.loop import train
 from dreambooth_ext.training.memory import PROFILES, faults, plan_for
 
@@ -37,7 +38,8 @@ def stopped_at(step):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_cut_run_ends_like_a_whole_one(profile, tiny, tiny_model, tiny_dataset, config, tmp_path):
-    config = dataclasses.replace(config, memory_profile=profile, ema_decay=0.9, steps=3)
+    config = dataclasses.replace(config, memory_profile=profile, ema_decay=0.9, steps=3, lr_scheduler="cosine", lr_warmup_steps=1,
+                                 random_flip=True, noise_offset=0.1)
     whole, cut = (fresh_run(tmp_path / name, config) for name in ("whole", "cut"))
     train(config, tiny_model, tiny_dataset, whole, Progress())
     with pytest.raises(Cancelled):
@@ -91,6 +93,30 @@ def test_each_profile_says_what_is_in_effect(config):
         plan = plan_for(dataclasses.replace(config, memory_profile=name))
         assert name in plan.sentence and plan.use
         assert ("during the backward pass" in plan.sentence) == plan.fused_backward
+
+
+def test_a_card_without_bf16_is_told_which_profiles_run(config, monkeypatch):
+    monkeypatch.setattr(memory.precision, "device_of", lambda config: "cuda")
+    monkeypatch.setattr(memory.precision, "has_bf16", lambda device: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told = {name: [fault for fault in faults(dataclasses.replace(config, memory_profile=name, device="auto"))
+                   if "no bf16" in fault] for name in PROFILES}
+    assert not told["fast"] and not told["balanced"]
+    for name in ("low", "ultra", "offload"):
+        assert name in told[name][0] and "fast and balanced run on it" in told[name][0]
+    assert plan_for(dataclasses.replace(config, memory_profile="fast")).autocast == "fp16"
+
+
+def test_a_job_leaves_torchs_flags_as_it_found_them(config):
+    flags = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"), (torch.backends.cudnn, "benchmark")]
+    before = [getattr(owner, name) for owner, name in flags], torch.get_float32_matmul_precision(), torch.is_grad_enabled()
+    with pytest.raises(ZeroDivisionError), memory.precision.accelerator_for(config, "no"):
+        for owner, name in flags:
+            setattr(owner, name, not getattr(owner, name))
+        torch.manual_seed(99)
+        raise ZeroDivisionError
+    after = [getattr(owner, name) for owner, name in flags], torch.get_float32_matmul_precision(), torch.is_grad_enabled()
+    assert before == after
 
 
 @pytest.mark.parametrize(("variable", "settings", "told"), [

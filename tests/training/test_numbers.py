@@ -18,14 +18,14 @@ from dreambooth_ext.training.checkpoint import read, snapshots
 
 def spoiled_from(step, value, monkeypatch):
     """The loss becomes this value at the given step."""
-    objective, steps = loop.Objective.__call__, []
+    objective, steps = loop.Objective.losses, []
 
-    def spoiled(self, batch):
-        steps.append(batch)
-        losses = objective(self, batch)
+    def spoiled(self, inputs):
+        steps.append(inputs)
+        losses = objective(self, inputs)
         return losses if len(steps) < step else {**losses, "loss": losses["loss"] * value}
 
-    monkeypatch.setattr(loop.Objective, "__call__", spoiled)
+    monkeypatch.setattr(loop.Objective, "losses", spoiled)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9], ids=str)

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from dreambooth_ext.training.optimizers.adafactor import Adafactor
 from dreambooth_ext.training.optimizers.adamw import AdamW
@@ -158,6 +160,40 @@ def test_bf16_weights_reach_the_target_like_fp32_ones(make):
     narrow.solve(make(narrow), 600)
     wide.solve(make(wide), 600)
     assert narrow.distance() < wide.distance() + 0.05
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that one operation's result took."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)}
+        for leaf in tree_flatten(result)[0]:
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().data_ptr() not in given:
+                self.bytes = max(self.bytes, leaf.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("make", [
+    lambda groups: AdamW(groups, 0.01, BETAS, EPS, DECAY), lambda groups: AdamW(groups, 0.01, BETAS, EPS, DECAY, bits=8),
+    lambda groups: Lion(groups, 0.01, BETAS, DECAY), lambda groups: Adafactor(groups, 0.01, DECAY),
+    lambda groups: Prodigy(groups, 1.0, BETAS, EPS, DECAY), lambda groups: OffloadedAdamW(groups, 0.01, BETAS, EPS, DECAY),
+], ids=["adamw", "adamw_8bit", "lion", "adafactor", "prodigy", "offloaded_adamw"])
+def test_no_temporary_is_larger_than_64_mib(make):
+    """A weight of 80 MiB in fp32, updated during the backward pass's hook or by itself."""
+    weight = torch.nn.Parameter(torch.ones(2560, 8192, dtype=torch.float32))
+    optimizer = make([{"params": [weight], "name": "unet", "lr": 0.01}])
+    if not isinstance(optimizer, OffloadedAdamW):
+        weight.data = weight.data.bfloat16()
+    weight.grad = torch.full_like(weight, 1e-3)
+    optimizer.step()  # makes its state
+    with Largest() as largest:
+        optimizer.step()
+    assert 0 < largest.bytes <= 64 * 2**20
 
 
 def test_stochastic_rounding_has_no_bias():

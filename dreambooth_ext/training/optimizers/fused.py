@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from ...ram import trim_heap
 from .chunked import ChunkedOptimizer, flat, pieces
+
+TRIM_BYTES = 64 * 2**20
 
 
 class FusedBackward:
@@ -22,6 +25,7 @@ class FusedBackward:
         self._groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._update) for parameter in self._groups]
         self._squares: list[torch.Tensor] = []
+        self._freed = 0  # bytes of gradients in RAM since the heap was trimmed
 
     def finish(self) -> torch.Tensor:
         """Wait for the updates of this backward pass; returns the norm of all its gradients together, unclipped."""
@@ -43,3 +47,8 @@ class FusedBackward:
             gradient.mul_((self._max_grad_norm / (square.sqrt() + 1e-6)).clamp(max=1.0))
         self._optimizer.step_parameter(parameter, self._groups[parameter])
         parameter.grad = None
+        if parameter.device.type == "cpu":
+            self._freed += gradient.numel() * gradient.element_size()
+            if self._freed >= TRIM_BYTES:  # or freed pieces of many sizes add up to the size of another gradient and more
+                self._freed = 0
+                trim_heap()

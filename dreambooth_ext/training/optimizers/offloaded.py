@@ -53,11 +53,12 @@ class OffloadedAdamW(ChunkedOptimizer):
             update.result()
         self._under_way.clear()
         if self._streams is not None:
-            torch.cuda.current_stream().wait_stream(self._streams[1])
+            torch.cuda.current_stream(self._streams[1].device).wait_stream(self._streams[1])
 
     def _start(self) -> tuple[Any, Any]:
         if self._streams is None:
-            self._streams = torch.cuda.Stream(), torch.cuda.Stream()
+            device = next(self._parameters()).device
+            self._streams = torch.cuda.Stream(device), torch.cuda.Stream(device)
             self._thread = ThreadPoolExecutor(1, "offloaded optimizer")
         return self._streams
 
@@ -65,7 +66,8 @@ class OffloadedAdamW(ChunkedOptimizer):
     def _update_from_afar(self, parameter: torch.nn.Parameter, gradient: torch.Tensor, arrived: Any,
                           state: dict[str, Any], group: dict[str, Any]) -> None:
         arrived.synchronize()
-        weights = torch.empty(gradient.shape, dtype=parameter.dtype, pin_memory=True)
+        with torch.cuda.device(parameter.device):  # a thread begins on the first GPU
+            weights = torch.empty(gradient.shape, dtype=parameter.dtype, pin_memory=True)
         _update(weights, gradient, state, group)
         assert self._streams is not None
         with torch.cuda.stream(self._streams[1]):

@@ -1,0 +1,127 @@
+"""Forward and backward pass of a batch: launched operation by operation, or recorded once and played again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..errors import DreamboothError
+from .data import Batch
+from .objective import Inputs, Objective
+from .session import Session
+
+Losses = dict[str, torch.Tensor]
+WARM_UPS = 3  # passes before the recording: libraries choose their kernels and take their workspaces
+
+
+class Pass:
+    """Leaves gradients of share x loss in the parameters, added to those that are there; returns the losses."""
+
+    def __init__(self, session: Session, objective: Objective) -> None:
+        self._session, self._objective = session, objective
+
+    def __call__(self, batch: Batch, share: float, last: bool) -> Losses:
+        return self._run(self._objective.inputs(batch), share, last)
+
+    def _run(self, inputs: Inputs, share: float, last: bool = True) -> Losses:
+        with self._session.backward_pass(last):
+            losses = self._objective.losses(inputs)
+            self._session.accelerator.backward(losses["loss"] * share)
+        return losses
+
+
+class RecordedPass(Pass):
+    """A pass as one CUDA graph: the CPU launches it as a whole, which at batch 1 takes it longer than the GPU computes.
+
+    The shape of batches that comes first `WARM_UPS` times is recorded; others (the smaller last batch of a round, say)
+    are launched as usual. Gradients must not be accumulated: they always lie in the same place, and are overwritten.
+    """
+
+    def __init__(self, session: Session, objective: Objective, progress_log: Callable[[str], None]) -> None:
+        super().__init__(session, objective)
+        self._log = progress_log
+        self._parameters = session.trained_parameters()
+        self._seen: Counter[tuple[object, ...]] = Counter()
+        self._recording: _Recording | None = None
+        self._played_shape: tuple[object, ...] = ()
+
+    def __call__(self, batch: Batch, share: float, last: bool) -> Losses:
+        inputs = self._objective.inputs(batch)
+        shape = (share, *inputs.shape)
+        if self._recording is not None and shape == self._played_shape:
+            return self._recording.play(inputs)
+        self._seen[shape] += 1
+        if self._recording is not None:
+            return self._run(inputs, share)
+        if self._seen[shape] <= WARM_UPS:
+            return beside(self._session.device, lambda: self._run(inputs, share))
+        self._recording, self._played_shape = self._recorded(inputs, share), shape
+        self._log(f"forward and backward pass recorded as a CUDA graph, for batches of {inputs.count} pictures")
+        return self._recording.play(inputs)
+
+    def _recorded(self, inputs: Inputs, share: float) -> _Recording:
+        kept = inputs.cloned()
+        try:
+            return _Recording(CudaGraph(), kept, lambda: self._run(kept, share), self._parameters)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise DreamboothError("training with --speed-up graphs", f"CUDA cannot record this pass ({error})",
+                                  "Resume with --speed-up none: what was learnt up to the last snapshot is kept.") from error
+
+
+class CudaGraph:
+    """torch.cuda.CUDAGraph: work is recorded without being done; playing does it, on the same addresses."""
+
+    def __init__(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+
+    def record(self, work: Callable[[], Losses]) -> Losses:
+        torch.cuda.synchronize()
+        # By default CUDA would give the recording up for what any other thread of the process does meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            return work()
+
+    def play(self) -> None:
+        self._graph.replay()
+
+
+class _Recording:
+    """A recorded pass: what it reads and where its results and gradients lie."""
+
+    def __init__(self, graph: Any, kept: Inputs, work: Callable[[], Losses], parameters: list[torch.nn.Parameter]) -> None:
+        self._graph, self._kept, self._parameters = graph, kept.tensors(), parameters
+        for parameter in parameters:
+            parameter.grad = None  # the recording makes its own
+        self._losses = {name: loss.detach() for name, loss in graph.record(work).items()}
+        self._gradients = [parameter.grad for parameter in parameters]
+
+    def play(self, inputs: Inputs) -> Losses:
+        for kept, new in zip(self._kept, inputs.tensors(), strict=True):
+            kept.copy_(new, non_blocking=True)
+        self._graph.play()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        return self._losses
+
+
+def beside(device: torch.device, work: Callable[[], Losses]) -> Losses:
+    """On a stream of its own, as CUDA wants what is recorded later; whoever comes after waits for it."""
+    if device.type != "cuda":
+        return work()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        losses = work()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    return losses
+
+
+def pass_for(session: Session, objective: Objective, log: Callable[[str], None]) -> Pass:
+    """What the settings ask for."""
+    if session.config.speed_up == "graphs":
+        return RecordedPass(session, objective, log)
+    return Pass(session, objective)

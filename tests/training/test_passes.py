@@ -1,0 +1,244 @@
+"""A recorded pass, bitsandbytes and prefetched batches: the same numbers as without; and what they need."""
+
+import dataclasses
+import sys
+import threading
+import traceback
+import types
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dreambooth_ext.errors import Cancelled, DreamboothError, ResumeError
+from dreambooth_ext.models.load import load_diffusers
+from dreambooth_ext.progress import Progress
+from dreambooth_ext.run_folder import RunFolder
+from dreambooth_ext.training import loop, memory, passes, precision, session
+from dreambooth_ext.training.loop import train
+from dreambooth_ext.training.optimizers import vendor
+from dreambooth_ext.training.prefetch import Prefetched
+
+
+class PlayedGraph:
+    """What a CUDA graph does, on a CPU: the same work again, into the places of the recording."""
+
+    def __init__(self, parameters):
+        self.parameters, self.plays = parameters, 0
+
+    def record(self, work):
+        self.work = work
+        self.losses = work()
+        self.gradients = [parameter.grad for parameter in self.parameters]
+        for place in (*self.losses.values(), *self.gradients):
+            if place is not None:
+                place.detach().fill_(float("nan"))  # recording does none of the work
+        return self.losses
+
+    def play(self):
+        self.plays += 1
+        for parameter in self.parameters:
+            parameter.grad = None
+        losses = self.work()
+        for name, loss in losses.items():
+            self.losses[name].detach().copy_(loss.detach())
+        for parameter, place in zip(self.parameters, self.gradients, strict=True):
+            if place is not None:
+                place.copy_(parameter.grad)
+
+
+def fresh(tiny, former):
+    unet, vae, text_encoder = tiny.modules()
+    return dataclasses.replace(former, unet=unet, vae=vae, text_encoders=(text_encoder,))
+
+
+def end_of(config, tiny, tiny_model, tiny_dataset, path, **more):
+    run = RunFolder(path)
+    if not run.exists:
+        run.create(config)
+    progress, said = Progress(), []
+    progress.listen(lambda report: said.append(report.text) if report.phase == "log" else None)
+    train(config, fresh(tiny, tiny_model), tiny_dataset, run, progress, **more)
+    weights = load_diffusers(run.diffusers_dir, tiny_model).unet.state_dict()
+    return weights, [entry["loss"] for entry in run.metrics()], said
+
+
+def test_a_recorded_pass_learns_what_a_launched_one_learns(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch):
+    """Batches of another shape come between, and the text encoder stops on the way."""
+    config = dataclasses.replace(config, steps=15, text_encoder_stop_step=7, random_flip=True)
+    launched = end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "launched")
+    graphs = []
+
+    def graph():
+        parameters = running[0].trained_parameters()
+        graphs.append(PlayedGraph([each for each in parameters if each.requires_grad]))
+        return graphs[-1]
+
+    running, make = [], passes.pass_for
+    monkeypatch.setattr(loop, "pass_for", lambda session, *rest: running.insert(0, session) or make(session, *rest))
+    monkeypatch.setattr(passes, "CudaGraph", graph)
+    recorded = end_of(dataclasses.replace(config, speed_up="graphs"), tiny, tiny_model, tiny_dataset, tmp_path / "recorded")
+    assert recorded[1] == launched[1]
+    assert all(torch.equal(launched[0][name], tensor) for name, tensor in recorded[0].items())
+    assert len(graphs) == 2 and all(graph.plays >= 2 for graph in graphs)
+    assert any("recorded as a CUDA graph" in text for text in recorded[2])
+
+
+def test_what_cannot_be_recorded_is_told(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch):
+    def refuse():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(passes, "CudaGraph", refuse)
+    config = dataclasses.replace(config, steps=8, train_batch_size=1, speed_up="graphs")
+    with pytest.raises(DreamboothError, match="not permitted") as caught:
+        end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "run")
+    assert "--speed-up none" in caught.value.instead
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"speed_up": "graphs"}, "needs an NVIDIA GPU"),
+    ({"speed_up": "graphs", "memory_profile": "low"}, "save no memory"),
+    ({"speed_up": "compile", "gradient_checkpointing": True}, "save no memory"),
+    ({"speed_up": "compile"}, "cannot be had here: RuntimeError: no compiler"),
+])
+def test_speed_ups_that_cannot_be_had_are_refused(changes, told, config, monkeypatch):
+    def compiled(*arguments, **named):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    precision.why_not_compiled.cache_clear()
+    try:
+        assert any(told in fault for fault in memory.faults(dataclasses.replace(config, **changes)))
+    finally:
+        precision.why_not_compiled.cache_clear()
+
+
+def test_compiled_networks_learn_the_same(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch):
+    """By a compiler that traces, and leaves the kernels as they are: the real one takes minutes."""
+    monkeypatch.setattr(precision, "COMPILER", "eager")
+    config = dataclasses.replace(config, steps=2)
+    plain = end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "plain")
+    traced = end_of(dataclasses.replace(config, speed_up="compile"), tiny, tiny_model, tiny_dataset, tmp_path / "traced")
+    assert traced[1] == pytest.approx(plain[1], rel=1e-5)
+    assert traced[0].keys() == plain[0].keys()
+    assert any("speed-up compile" in text for text in traced[2])
+
+
+OF_THE_CPU_ITSELF = {"_single_tensor_adam", "_single_tensor_adamw"}  # torch's AdamW, which on a GPU is the fused one
+
+
+class Asked(TorchDispatchMode):
+    """Counts operations for whose number the CPU would have to wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            callers = [frame.name for frame in traceback.extract_stack()]
+            if not OF_THE_CPU_ITSELF & set(callers):
+                self.found.append(" < ".join(callers[-8:]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("changes", [
+    {"memory_profile": "fast", "snr_gamma": 5.0}, {"memory_profile": "low"}, {"memory_profile": "ultra"},
+    {"optimizer": "prodigy", "learning_rate": 1.0}, {"train_text_encoder": False}, {"lora_rank": 2, "clip_skip": 2},
+    {"ema_decay": 0.9},
+], ids=str)
+def test_no_step_asks_the_device_for_a_number(changes, tiny_model, tiny_dataset, config, run, monkeypatch):
+    found = []
+
+    def watched(owner, name):
+        own = getattr(owner, name)
+
+        def call(*arguments, **named):
+            with Asked() as asked:
+                result = own(*arguments, **named)
+            found.extend(asked.found)
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    watched(passes.Pass, "__call__")
+    watched(session.Session, "gradient_norm")
+    watched(session.Session, "update")
+    train(dataclasses.replace(config, steps=2, **changes), tiny_model, tiny_dataset, run, Progress())
+    assert not found, set(found)
+
+
+class Numbered:
+    def __init__(self):
+        self.made, self.threads = [], set()
+
+    def batch(self, step, micro):
+        self.made.append((step, micro))
+        self.threads.add(threading.get_ident())
+        return (step, micro)
+
+
+def test_batches_are_made_one_ahead_and_none_too_many():
+    numbered = Numbered()
+    with Prefetched(numbered, steps=3, micro_batches=2, device=torch.device("cpu")) as batches:
+        wanted = [(step, micro) for step in range(3) for micro in range(2)]
+        assert [batches.batch(*place) for place in wanted] == wanted
+        assert batches.batch(1, 0) == (1, 0)  # from anywhere
+    assert numbered.made[:6] == wanted and len(numbered.threads) == 2
+    assert not any("dreambooth batches" in thread.name for thread in threading.enumerate())
+
+
+def bitsandbytes_with(optimizer):
+    module = types.ModuleType("bitsandbytes")
+    module.__version__, module.optim = "9.9", types.SimpleNamespace(AdamW8bit=optimizer)
+    return module
+
+
+class Idle(torch.optim.AdamW):
+    def step(self, closure=None):
+        pass
+
+
+class Broken(torch.optim.AdamW):
+    def step(self, closure=None):
+        raise RuntimeError("no kernel image is available")
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    def install(optimizer):
+        monkeypatch.setitem(sys.modules, "bitsandbytes", None if optimizer is None else bitsandbytes_with(optimizer))
+        vendor.version_that_works.cache_clear()
+
+    yield install
+    vendor.version_that_works.cache_clear()
+
+
+@pytest.mark.parametrize(("optimizer", "version"), [(torch.optim.AdamW, "9.9"), (Idle, ""), (Broken, ""), (None, "")])
+def test_bitsandbytes_counts_only_if_its_step_works(installed, optimizer, version):
+    installed(optimizer)
+    assert vendor.version_that_works("cpu") == version
+
+
+def test_8_bit_state_is_bitsandbytes_where_it_works_and_said_so(installed, config):
+    installed(torch.optim.AdamW)
+    balanced, low = (memory.plan_for(dataclasses.replace(config, memory_profile=name)) for name in ("balanced", "low"))
+    assert "of bitsandbytes 9.9" in balanced.sentence
+    assert "bitsandbytes" not in low.sentence  # it would round its bf16 weights to nearest
+    installed(None)
+    assert "bitsandbytes" not in memory.plan_for(dataclasses.replace(config, memory_profile="balanced")).sentence
+
+
+def test_a_run_keeps_the_8_bit_state_that_it_began_with(installed, tiny, tiny_model, tiny_dataset, config, run):
+    config = dataclasses.replace(config, memory_profile="balanced", steps=4)
+    stopped = Progress()
+    stopped.listen(lambda report: stopped.cancel() if report.phase == "training" and report.done == 2 else None)
+    installed(torch.optim.AdamW)
+    with pytest.raises(Cancelled):
+        train(config, tiny_model, tiny_dataset, run, stopped)
+    installed(None)
+    with pytest.raises(ResumeError, match="bitsandbytes"):
+        train(config, fresh(tiny, tiny_model), tiny_dataset, run, Progress(), resume=True)
+    installed(torch.optim.AdamW)
+    train(config, fresh(tiny, tiny_model), tiny_dataset, run, Progress(), resume=True)
+    assert [entry["step"] for entry in run.metrics()] == [1, 2, 3, 4]
