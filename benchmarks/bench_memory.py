@@ -1,10 +1,12 @@
 """What each memory profile needs: bytes of weights, gradients and optimizer state by the estimate, and the measured peak.
 
-    python -m benchmarks.bench_memory [--family sd1] [--profiles low ultra] [--resolution 512] [--steps 4] [--folder DIR]
+    python -m benchmarks.bench_memory [--family sd1] [--profiles low ultra] [--resolution 512] [--steps 4] [--unet-only]
+                                      [--folder DIR]
 
 A base of full size with random weights is written to DIR (2.1 GB for SD 1.5) and removed afterwards. Each profile trains UNet
-and text encoder with prior preservation, batch 1 + 1, in a process of its own, with one snapshot and one preview. On a GPU
-the allocator's peak counts, on a CPU the peak of the process's anonymous memory above what it had after its imports.
+and text encoder (or the UNet alone) with prior preservation, batch 1 + 1, in a process of its own, with one snapshot and one
+preview, at the family's own size. On a GPU the allocator's peak counts, on a CPU the peak of the process's anonymous memory
+above what it had after its imports.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ from .memory import AnonymousMemory
 GIB = 2**30
 
 
-def settings(base: Path, folder: Path, profile: str, resolution: int, steps: int) -> TrainConfig:
+def settings(base: Path, folder: Path, profile: str, resolution: int, steps: int, unet_only: bool = False) -> TrainConfig:
     return TrainConfig(
         base=str(base), concepts=(Concept(instance_dir=str(folder), token="rxz", class_noun="dog"),), output_name=profile,
         runs_dir=str(folder / "runs"), models_dir=str(folder / "models"), resolution=resolution, steps=steps,
-        memory_profile=profile, preview_steps=2, preview_every=steps, snapshot_every=steps)
+        memory_profile=profile, train_text_encoder=not unet_only, preview_steps=2, preview_every=steps, snapshot_every=steps)
 
 
 def pictures(folder: Path, resolution: int) -> TrainingSet:
@@ -53,12 +55,14 @@ def pictures(folder: Path, resolution: int) -> TrainingSet:
     return TrainingSet((images[0],), (images[1],))
 
 
-def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int) -> dict[str, float]:
+def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int, unet_only: bool) -> dict[str, float]:
     """Bytes at the peak and seconds a step, in this process, which must have trained nothing before."""
-    import diffusers.models  # noqa: F401  part of the baseline, like all other imports
+    import accelerate  # noqa: F401  part of the baseline, like all other imports
+    import diffusers.models  # noqa: F401
     import transformers.models.clip.modeling_clip  # noqa: F401
+    from torch import _dynamo  # noqa: F401  gradient checkpointing asks for it
 
-    config = settings(base, folder, profile, resolution, steps)
+    config = settings(base, folder, profile, resolution, steps, unet_only)
     run = RunFolder.for_config(config)
     run.create(config)
     paces: list[float] = []
@@ -74,11 +78,12 @@ def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int)
     return {"peak": peak, "steps_per_s": paces[-1] if paces else 0.0}
 
 
-def in_a_process(base: Path, folder: Path, profile: str, resolution: int, steps: int) -> dict[str, float]:
+def in_a_process(base: Path, folder: Path, profile: str, resolution: int, steps: int, unet_only: bool) -> dict[str, float]:
     """What `measure` finds, or {"fault": sentence}."""
     place = folder / profile
     place.mkdir()
     call = [sys.executable, "-m", "benchmarks.bench_memory", "--child", str(base), str(place), profile, str(resolution), str(steps)]
+    call += ["--unet-only"] if unet_only else []
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"fault": (done.stderr.strip().splitlines() or ["no output"])[-1]}
@@ -89,26 +94,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=[family.key for family in FAMILIES if family.key in FULL], default="sd1")
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES))
-    parser.add_argument("--resolution", type=int, default=512)
+    parser.add_argument("--resolution", type=int, default=None)
+    parser.add_argument("--unet-only", action="store_true", help="leave the text encoders as they are")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--child", nargs=5, default=None, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     if parsed.child:
         base, folder, profile, resolution, steps = parsed.child
-        print(json.dumps(measure(Path(base), Path(folder), profile, int(resolution), int(steps))))
+        print(json.dumps(measure(Path(base), Path(folder), profile, int(resolution), int(steps), parsed.unet_only)))
         return
     family = next(family for family in FAMILIES if family.key == parsed.family)
+    side = parsed.resolution or family.resolution
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     with tempfile.TemporaryDirectory(dir=parsed.folder) as name:
         base = specimen(family, size=FULL[family.key]).write(Path(name) / "base.safetensors", torch.float16)
-        print(f"{family.name}, {parsed.resolution} px, batch 1 + 1, {parsed.steps} steps, on {where}. All in GiB.")
+        trained = "UNet alone" if parsed.unet_only else "UNet and text encoders"
+        print(f"{family.name}, {trained}, {side} px, batch 1 + 1, {parsed.steps} steps, on {where}. All in GiB.")
         head = ("profile", "weights", "gradients", "optimizer", "activations", "sum", "measured", "steps/s")
         print("".join(f"{word:>13}" for word in head), flush=True)
         for profile in parsed.profiles:
-            config = settings(base, Path(name), profile, parsed.resolution, parsed.steps)
+            config = settings(base, Path(name), profile, side, parsed.steps, parsed.unet_only)
             row = next(row for row in estimate(config) if row.profile == profile)
-            found = in_a_process(base, Path(name), profile, parsed.resolution, parsed.steps)
+            found = in_a_process(base, Path(name), profile, side, parsed.steps, parsed.unet_only)
             parts = (row.weights, row.gradients, row.optimizer_state, row.activations)
             counted = "".join(f"{value / GIB:13.2f}" for value in (*parts, sum(parts)))
             seen = found["fault"] if "fault" in found else f"{found['peak'] / GIB:13.2f}{found['steps_per_s']:13.3f}"

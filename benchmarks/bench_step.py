@@ -1,12 +1,16 @@
 """Steps a second: this trainer beside a plain loop, and on request beside diffusers' own script.
 
-    python -m benchmarks.bench_step [--base FILE] [--batch 1 2 4 8] [--steps 60] [--profile fast] [--peer-script FILE]
+    python -m benchmarks.bench_step [--base FILE] [--batch 1 2 4 8] [--steps 60] [--profile fast] [--speed-ups none graphs]
+                                    [--peer-script FILE]
 
 UNet and text encoder are trained with prior preservation, fp32 on a CPU and bf16 autocast on a GPU, at the base's own size.
 Without --base the packaged base is taken on a CPU; on a GPU random weights of Stable Diffusion 1.5's full size. The plain loop
 is written as train_dreambooth.py works: pictures, latents and prompts are encoded in each step, AdamW, gradients clipped.
 --peer-script names a copy of that script, which is then run as it is on the same base, pictures and settings.
-TFLOP/s count the multiplications and additions of forward and backward passes; MFU is their share of --peak-tflops.
+On a CPU a second is one of the process's own CPU time, so that what else the machine does is not measured; the script's is that
+of a run less that of a run of `WARM_UP` steps. "begins" is how much longer the first `WARM_UP` steps took than as many later ones:
+what a compiler or a recording costs.
+TFLOP/s count the multiplications and additions of the UNet's forward and backward passes; MFU is their share of --peak-tflops.
 """
 
 from __future__ import annotations
@@ -30,37 +34,48 @@ from dreambooth_ext.models.conversion import convert
 from dreambooth_ext.models.family import SD1
 from dreambooth_ext.models.load import StableDiffusion, load_checkpoint
 from dreambooth_ext.models.specimen import FULL, specimen
-from dreambooth_ext.models.text_encoder import encode_prompts
+from dreambooth_ext.models.text_encoder import encode_tokens, tokenize
 from dreambooth_ext.playground.base import playground_base_path
 from dreambooth_ext.progress import Progress, Report
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.training.data import pixels_of
+from dreambooth_ext.training.estimate import weightless
 from dreambooth_ext.training.loop import train
 
 from .bench_memory import pictures
 
 PROMPTS = ("rxz dog", "dog")
 WARM_UP = 5
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "4090": 165.0, "3090": 71.0}  # dense bf16, by the makers' sheets
 
 
-def ours(base: Path, folder: Path, dataset: TrainingSet, batch: int, steps: int, profile: str) -> float:
-    """Steps a second of the engine, its caches made before, from the `WARM_UP`th step on."""
+def ours(
+    base: Path, folder: Path, dataset: TrainingSet, batch: int, steps: int, profile: str, speed_up: str
+) -> tuple[float, float]:
+    """Steps a second of the engine from the `WARM_UP`th step on, its caches made before; and what beginning took, in seconds."""
     config = TrainConfig(
-        base=str(base), concepts=(Concept(instance_dir=str(folder), token="rxz", class_noun="dog"),), output_name=f"ours-{batch}",
+        base=str(base), concepts=(Concept(instance_dir=str(folder), token="rxz", class_noun="dog"),),
+        output_name=f"ours-{batch}-{speed_up}",
         runs_dir=str(folder / "runs"), models_dir=str(folder / "models"), resolution=dataset.instance[0].width, steps=steps,
-        train_batch_size=batch, memory_profile=profile, preview_steps=0, snapshot_every=10 * steps)
+        train_batch_size=batch, memory_profile=profile, speed_up=speed_up, preview_steps=0, snapshot_every=10 * steps,
+        validation_every=10 * steps)
     run = RunFolder.for_config(config)
     run.create(config)
     times: list[float] = []
 
     def hear(report: Report) -> None:
-        if "loss" in report.figures:
-            times.append(time.perf_counter())
+        if "loss" in report.figures or (report.phase == "training" and not times):
+            times.append(now())
 
     many = TrainingSet(dataset.instance * batch, dataset.prior * batch)
     train(config, load_checkpoint(base), many, run, Progress(hear))
     # The last step carries the validation loss and what follows the loop; it does not count.
-    return (len(times) - 2 - WARM_UP) / (times[-2] - times[WARM_UP])
+    a_step = (times[-2] - times[WARM_UP]) / (len(times) - 2 - WARM_UP)
+    return 1 / a_step, times[WARM_UP] - times[0] - WARM_UP * a_step
+
+
+def now() -> float:
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def plain(base: Path, dataset: TrainingSet, batch: int, steps: int) -> float:
@@ -92,7 +107,7 @@ def plain_step(
             timesteps = torch.randint(0, 1000, (len(latents),), device=device)
             signal = alphas[timesteps][:, None, None, None]
             noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-            hidden = encode_prompts(model, [prompt for prompt in PROMPTS for _ in range(batch)], 1).hidden_states
+            hidden = encode_tokens(model, tokenize(model, [prompt for prompt in PROMPTS for _ in range(batch)])).hidden_states
             prediction = model.unet(noisy, timesteps, hidden).sample
         of_instance, of_prior = ((prediction.float() - noise.float()) ** 2).chunk(2)
         (of_instance.mean() + of_prior.mean()).backward()
@@ -119,8 +134,27 @@ def peer(script: Path, base: Path, folder: Path, dataset: TrainingSet, batch: in
             "--max_train_steps", str(steps), "--checkpointing_steps", str(10 * steps), "--output_dir", str(folder / "peer-out"),
             "--mixed_precision", "bf16" if torch.cuda.is_available() else "no"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": str(not torch.cuda.is_available()).lower()}
+    if torch.cuda.is_available():
+        return pace_of(finished(call, environment, steps).stderr, steps)
+    short = [str(WARM_UP) if word == str(steps) and call[place - 1] == "--max_train_steps" else word
+             for place, word in enumerate(call)]
+    seconds = [cpu_seconds(lambda words=words: finished(words, environment, 0)) for words in (short, call)]  # type: ignore[misc]
+    return (steps - WARM_UP) / (seconds[1] - seconds[0])
+
+
+def finished(call: list[str], environment: dict[str, str], steps: int) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
-    return pace_of(done.stderr, steps)
+    if done.returncode:
+        raise SystemExit("the peer's script did not finish:\n" + "\n".join(done.stderr.splitlines()[-5:]))
+    return done
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Of the processes that `work` starts and waits for."""
+    before = os.times()
+    work()
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def pace_of(output: str, steps: int) -> float:
@@ -137,26 +171,23 @@ def pace_of(output: str, steps: int) -> float:
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = now()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return now() - started
 
 
-def tflop_of_a_step(base: Path, dataset: TrainingSet, batch: int) -> float:
-    """Forward and backward pass of UNet and text encoder over batch + batch pictures, in 1e12 operations."""
+def tflop_of_an_image(model: StableDiffusion, side: int) -> float:
+    """Forward and backward pass of the UNet over one picture of `side` px, in 1e12 operations; counted on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = load_checkpoint(base)
-    model.requires_grad_(True)
-    side = dataset.instance[0].width // 8
-    for module in (model.unet, *model.text_encoders):
-        module.float()
+    unet = weightless(model).unet.requires_grad_(True)
+    noisy = torch.empty(1, unet.config.in_channels, side // 8, side // 8, device="meta")
+    hidden = torch.empty(1, 77, unet.config.cross_attention_dim, device="meta")
     with FlopCounterMode(display=False) as counter:
-        hidden = encode_prompts(model, list(PROMPTS), 1).hidden_states
-        model.unet(torch.randn(2, 4, side, side), torch.tensor([1, 2]), hidden).sample.mean().backward()
-    return counter.get_total_flops() * batch / 1e12
+        unet(noisy, torch.empty((1,), dtype=torch.int64, device="meta"), hidden).sample.mean().backward()
+    return counter.get_total_flops() / 1e12
 
 
 def main() -> None:
@@ -165,28 +196,36 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--profile", default="fast" if torch.cuda.is_available() else "none")
+    parser.add_argument("--speed-ups", nargs="+", choices=["none", "graphs", "compile"], default=["none"])
     parser.add_argument("--peer-script", type=Path, default=None)
-    parser.add_argument("--peak-tflops", type=float, default=None, help="of the card in bf16, for the MFU")
+    parser.add_argument("--peak-tflops", type=float, default=None, help="of the card in bf16, for the MFU (known for some cards)")
     parsed = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    peak = parsed.peak_tflops or next((value for name, value in PEAK_TFLOPS.items() if on_gpu and name in where), None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = parsed.base or (specimen(SD1, size=FULL["sd1"]).write(folder / "base.safetensors", torch.float16) if on_gpu
                                else playground_base_path())
-        side = load_checkpoint(base).resolution
+        model = load_checkpoint(base)
+        side = model.resolution
+        an_image = tflop_of_an_image(model, side)
+        del model
         dataset = pictures(folder, side)
         print(f"{base.name}, {side} px, {parsed.profile}, on {where}: steps/s")
-        print(f"{'batch':>6}{'ours':>10}{'plain':>10}{'script':>10}{'images/s':>10}{'TFLOP/s':>10}{'MFU':>8}", flush=True)
+        print(f"{'batch':>6}{'speed-up':>10}{'begins, s':>11}{'ours':>10}{'plain':>10}{'script':>10}{'images/s':>10}{'TFLOP/s':>10}"
+              f"{'MFU':>8}", flush=True)
         for batch in parsed.batch:
-            rates = [ours(base, folder, dataset, batch, parsed.steps + WARM_UP + 2, parsed.profile),
-                     plain(base, dataset, batch, parsed.steps)]
-            scripts = f"{peer(parsed.peer_script, base, folder, dataset, batch, parsed.steps + WARM_UP):10.2f}" \
+            work = 2 * batch * an_image
+            others = f"{plain(base, dataset, batch, parsed.steps):10.2f}"
+            others += f"{peer(parsed.peer_script, base, folder, dataset, batch, parsed.steps + WARM_UP):10.2f}" \
                 if parsed.peer_script else f"{'-':>10}"
-            tflops = tflop_of_a_step(base, dataset, batch) * rates[0]
-            share = f"{tflops / parsed.peak_tflops:8.1%}" if parsed.peak_tflops else f"{'-':>8}"
-            paces = f"{rates[0]:10.2f}{rates[1]:10.2f}{scripts}"
-            print(f"{batch:>6}{paces}{2 * batch * rates[0]:10.1f}{tflops:10.3f}{share}", flush=True)
+            for speed_up in parsed.speed_ups:
+                rate, begins = ours(base, folder, dataset, batch, parsed.steps + WARM_UP + 2, parsed.profile, speed_up)
+                tflops = work * rate
+                share = f"{tflops / peak:8.1%}" if peak else f"{'-':>8}"
+                paces = f"{begins:11.1f}{rate:10.2f}{others}"
+                print(f"{batch:>6}{speed_up:>10}{paces}{2 * batch * rate:10.1f}{tflops:10.3f}{share}", flush=True)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,11 @@ def demo_config(out: Path, seed: int = 0) -> TrainConfig:
                        runs_dir=str(out / "runs"), seed=seed, concepts=(concept,), **settings)
 
 
+def score_of(host: StandaloneHost, model: Path, progress: Progress) -> Score:
+    """What the program that judges the demo says of a model file."""
+    return _score(*_renders(host, model, f"rendering: {model.stem}", progress))
+
+
 def draw_pictures(folder: Path) -> None:
     """The subject on different backgrounds, as a person would take photographs."""
     subject.draw_pictures(folder, PICTURES)
