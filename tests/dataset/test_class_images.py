@@ -156,3 +156,32 @@ def test_the_manifest_survives_a_line_cut_off(planned):
     manifest = planned().prompts[0].folder / MANIFEST
     manifest.write_text(manifest.read_text()[:-40])
     assert planned().found == 9
+
+
+def test_pictures_of_other_origin_that_cannot_be_opened_are_named_and_left_out(planned, tmp_path):
+    own = dataclasses.replace(CONCEPT, class_dir=str(tmp_path / "own"))
+    ensure(planned(own), Path("b"), Renderer(), {}, Progress())
+    Image.new("RGB", (90, 70), "blue").save(tmp_path / "own" / "photo.png")
+    (tmp_path / "own" / "bad.png").write_bytes(b"x")
+    used = planned(own, foreign="use")
+    assert "bad.png: it is no picture" in used.sentence and [path.name for path in used.foreign] == ["photo.png"]
+    assert len(ensure(used, Path("b"), Renderer(), {}, Progress())) == 11
+
+
+def test_more_than_two_thousand_are_firmly_advised_against(planned):
+    assert "never helped" in planned(dataclasses.replace(CONCEPT, num_class_images=2001)).sentence
+    assert "never helped" not in planned(dataclasses.replace(CONCEPT, num_class_images=2000)).sentence
+
+
+def test_the_plan_in_one_sentence(planned, monkeypatch):
+    """As the design has it: what is suggested, what this checkpoint made before, what is left and how long it takes."""
+    from dreambooth_ext.dataset import pace
+
+    concept = dataclasses.replace(CONCEPT, num_class_images=None)
+    monkeypatch.setattr("os.fsync", lambda handle: None)  # 1280 of them take their time, and no power is cut here
+    ensure(planned(dataclasses.replace(CONCEPT, num_class_images=640)), Path("b"), Renderer(), {"host": "here"}, Progress())
+    pace.note(planned().library, "here", pace.work_of(30, 64, 64), 2.34)
+    told = planned(concept, pictures=12, steps=2000, host="here")
+    assert told.sentence == ("200 x 12 pictures = 2400 suggested, capped at 1000; 640 found that this checkpoint made; "
+                             "360 to render, about 14 min.")
+    assert "about" not in planned(concept, pictures=12, steps=2000, host="another").sentence
