@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DreamboothError
+from ..errors import ConfigError
 from .data import Batch
 from .objective import Inputs, Objective
 from .session import Session
@@ -69,8 +69,8 @@ class RecordedPass(Pass):
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise DreamboothError("training with --speed-up graphs", f"CUDA cannot record this pass ({error})",
-                                  "Resume with --speed-up none: what was learnt up to the last snapshot is kept.") from error
+            raise ConfigError([f"--speed-up: CUDA cannot record this pass as a graph ({error})"],
+                              "Resume with --speed-up none: what was learnt up to the last snapshot is kept.") from error
 
 
 class CudaGraph:
