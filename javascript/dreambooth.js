@@ -145,6 +145,7 @@
         root().querySelectorAll('.dreambooth-pending').forEach((element) => {
             const place = Object.keys(ASK_AGAIN).find((id) => element.closest('#' + id));
             buttons.add(place ? ASK_AGAIN[place] : 'dreambooth_tell');
+            if (place === 'dreambooth_class_pictures') buttons.add('dreambooth_tell');  // the step's sentence counts them
         });
         if (buttons.size) page.askedAgain = now;
         buttons.forEach(click);

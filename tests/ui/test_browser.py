@@ -127,10 +127,12 @@ def test_a_fault_that_is_put_right_goes_away(page):
 
 
 @pytest.mark.parametrize(("name", "value", "note", "told"), [
-    ("instance_dir", "/no/such/folder", "pictures", "no such folder"), ("base", "/no/such/base", "model", "model file"),
+    ("instance_dir", "/no/such/folder", "pictures", "no such folder"), ("base", "/no/such/base.ckpt", "model", "no such file"),
 ])
 def test_a_path_that_leads_nowhere_is_told_below_it(page, name, value, note, told):
-    fill(page, **{name: value})
+    field(page, f"dreambooth_{name}").fill(value[:-1])
+    field(page, f"dreambooth_{name}").press(value[-1])
+    page.keyboard.press("Tab")
     sync_api.expect(page.locator(f"#dreambooth_note_{note}").first).to_contain_text(told, timeout=30_000, ignore_case=True)
 
 

@@ -77,7 +77,8 @@ def note(page, step, told, limit_s=60):
 def upload(page, files):
     """The pictures, one of them written by hand; returns the folder in which they are now."""
     page.locator("#dreambooth_upload input[type=file]").set_input_files([str(file) for file in files])
-    page.wait_for_function("document.querySelector('#dreambooth_instance_dir textarea, #dreambooth_instance_dir input').value")
+    page.wait_for_function("document.querySelector('#dreambooth_instance_dir textarea, #dreambooth_instance_dir input').value",
+                           timeout=90_000)
     return field(page, "dreambooth_instance_dir").input_value()
 
 
@@ -99,6 +100,7 @@ PASTE = """async () => {
 def test_from_an_upload_to_the_published_model(page, browser, served):
     address, root = served
     sync_api.expect(field(page, "dreambooth_base")).to_have_value("playground.safetensors", timeout=30_000)
+    note(page, "model", "64 px")
     given = sorted((root / "given").iterdir())
     folder = upload(page, given)
     note(page, "pictures", "5 pictures: ")
@@ -107,7 +109,6 @@ def test_from_an_upload_to_the_published_model(page, browser, served):
     assert field(page, "dreambooth_instance_dir").input_value() == folder
     review(page, folder, given)
     fill(page, token="rxz", class_noun="square", output_name="uploaded", steps=80)
-    note(page, "model", "64 px")
     note(page, "class", 'CLIP reads "rxz" as 2 pieces')
     note(page, "train", "80 steps: 16 for each of 5 pictures")
     unfold(page, "advanced", "Advanced")
@@ -193,8 +194,30 @@ def test_a_run_is_stopped_and_kept_or_discarded(page, served):
     assert RunFolder(served[1] / "runs" / "kept").state().state == "interrupted"
 
 
+def test_the_token_is_drawn_and_bad_class_images_are_struck_out(page, served):
+    """After the run above: its four class images are there."""
+    fill(page, instance_dir=served[1] / "given", token="rxz", class_noun="square", output_name="drawn", steps=80)
+    unfold(page, "advanced", "Advanced")
+    fill(page, num_class_images=4)
+    unfold(page, "class_fold", "See what the base draws")
+    page.click("#dreambooth_token_check")
+    drawn = page.locator("#dreambooth_token_pictures")
+    sync_api.expect(drawn.locator("img")).to_have_count(12, timeout=120_000)
+    sync_api.expect(drawn.locator("h4")).to_have_text(["rxz", "rxz square", "square"])
+    sync_api.expect(page.locator("#dreambooth_locked").first).to_be_hidden()  # nothing of the form is in its way
+    page.click("#dreambooth_class_look")
+    strikes = page.locator(".dreambooth-strike")
+    sync_api.expect(strikes).to_have_count(4, timeout=60_000)
+    screenshot(page, f"{SET}_class")
+    strikes.first.click()
+    sync_api.expect(strikes).to_have_count(3, timeout=60_000)
+    note(page, "class", "3 found that this checkpoint made; 1 to render")
+    assert len(list((served[1] / "runs" / "class-images").glob("*/struck-out/*.png"))) == 1
+
+
 def test_a_path_that_is_typed_for_the_base_is_looked_at(page):
-    field(page, "dreambooth_base").fill("/no/such/base.ckpt")
+    field(page, "dreambooth_base").fill("/no/such/base.ckp")
+    field(page, "dreambooth_base").press("t")  # gradio 3 takes what was typed when a key is let go
     page.keyboard.press("Tab")
     note(page, "model", "There is no such file")
 
