@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import recipe
-from .comparison import BASE, Column, Comparison, Wishes, folder_of, prompts_for, read_comparison, step_of_snapshot
+from .comparison import BASE, Column, Comparison, Wishes, folder_of, prompts_for, read_comparison, small_of, step_of_snapshot
 from .config import TrainConfig
 from .errors import ConfigError, OutOfMemory, ResumeError
 from .files import is_link, make_folder, write_atomically
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BORROWED = "dreambooth-comparing-"  # begins the names of the files that stand in the models folder meanwhile
-STEPS_WITHOUT_PREVIEWS = 20
+SMALL_PX = 192  # the longer side of the copies that pages show
 
 
 def publishable_snapshots(run: RunFolder) -> list[str]:
@@ -149,7 +149,12 @@ def _rendered(
 
 
 def _save(image: Image, path: Path) -> None:
+    """The small copy first: a picture that is there has one."""
     make_folder(path.parent)
+    small = image.convert("RGB")
+    small.thumbnail((SMALL_PX, SMALL_PX))
+    with write_atomically(small_of(path)) as stream:
+        small.save(stream, "JPEG", quality=90)
     with write_atomically(path) as stream:
         image.save(stream, "PNG")
 

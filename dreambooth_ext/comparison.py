@@ -2,6 +2,7 @@
 
     RUN/comparison/comparison.json      what was asked, and the measures
     RUN/comparison/base/00-1.png        prompt 0, seed 1; one folder for the base and for each snapshot
+    RUN/comparison/base/00-1.jpg        the same, small
 """
 
 from __future__ import annotations
@@ -111,6 +112,12 @@ class Comparison:
     def path(self, run: RunFolder, column: str, prompt: int, seed: int) -> Path:
         return folder_of(run) / column / f"{prompt:02d}-{seed}.png"
 
+    def shown(self, run: RunFolder, column: str, prompt: int, seed: int) -> Path:
+        """The small copy for a page, which must not wait for many large pictures; else the picture itself."""
+        path = self.path(run, column, prompt, seed)
+        small = small_of(path)
+        return small if small.is_file() else path
+
     def asks_the_same(self, other: Comparison) -> bool:
         """True if pictures of one can stand in for those of the other."""
         return all(getattr(self, name) == getattr(other, name)
@@ -122,6 +129,10 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         best = self.best
         return {**asdict(self), "best": best.name if best else "", "why": self.why}
+
+
+def small_of(picture: Path) -> Path:
+    return picture.with_suffix(".jpg")
 
 
 def folder_of(run: RunFolder) -> Path:

@@ -64,9 +64,8 @@ def run(trained, tmp_path):
     shutil.copytree(trained / "models", tmp_path / "models")
     run = RunFolder(tmp_path / "runs" / "rex")
     config = replace(run.config(), models_dir=str(tmp_path / "models"), runs_dir=str(tmp_path / "runs"))
-    (run.path / "config.json").unlink()
     state = run.state()
-    run.create(config)
+    run.create(config, run.inputs())
     run.write_state(state)
     return run
 
@@ -95,6 +94,8 @@ def test_each_picture_is_what_the_published_snapshot_renders(run, host, trained)
                 expected = next(StandaloneHost(host.models_dir, host.runs_dir).txt2img(model, request, Progress()))
                 with Image.open(found.path(run, name, number, seed)) as ours:
                     assert np.abs(np.asarray(ours, int) - np.asarray(expected, int)).max() <= 1, (name, prompt, seed)
+    with Image.open(found.shown(run, BASE, 0, 1)) as small:  # a page must not wait for many large pictures
+        assert small.format == "JPEG" and small.size == (64, 64)
     measures = [(column.nearness, column.drift) for column in found.columns]
     assert measures[0] == (0.0, 0.0) and all(isinstance(value, float) for pair in measures for value in pair)
     assert (run.path / "report.html").read_text().count("step 2") >= 1

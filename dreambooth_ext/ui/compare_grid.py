@@ -108,8 +108,8 @@ def _cell(run: RunFolder, found: Comparison, column: Column, number: int, is_kep
     prompt = found.prompts[number]
     text = f"{prompt}, {'base' if column.name == BASE else f'step {column.step}'}"
     first, *rest = found.seeds
-    large = html.picture(found.path(run, column.name, number, first), f"{text}, seed {first}")
-    small = "".join(html.picture(found.path(run, column.name, number, seed), f"{text}, seed {seed}", SMALL_PX)
+    large = html.picture(found.shown(run, column.name, number, first), f"{text}, seed {first}")
+    small = "".join(html.picture(found.shown(run, column.name, number, seed), f"{text}, seed {seed}", SMALL_PX)
                     for seed in rest[:SMALL_SHOWN])
     if large and is_kept and column.name != BASE:
         data = {"snapshot": column.name, "prompt": prompt, "run": run.path.name}
