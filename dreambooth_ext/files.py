@@ -11,8 +11,10 @@ import json
 import os
 import re
 import shutil
+import struct
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +24,9 @@ from .errors import DiskFull, NotWritable, StorageError, UnsafePath
 
 _NAME = re.compile(r"[A-Za-z0-9._ -]{1,120}")
 _PARTIAL, _FORMER = ".partial", ".former"  # what is being written, and what is being removed, have such hidden names
+# What Pillow may raise for a damaged picture: its plugins check little before they read on.
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
+           struct.error, zlib.error)
 _NAME_AT_MOST = 150  # a file system takes 255 bytes, and a hidden name is longer
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .comparison import BASE, Column, Comparison, percent, read_comparison
 from .config import TrainConfig
-from .files import gib, size_of
+from .files import DAMAGED, gib, size_of
 from .ledger import read_ledger
 from .plot import curve
 from .run_folder import RunFolder
@@ -121,7 +121,7 @@ def picture(path: Path, alt: str) -> str:
         with Image.open(path) as image:
             small = image.convert("RGB")
             small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (*DAMAGED, Image.DecompressionBombError):
         return ""
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)

@@ -20,7 +20,7 @@ from dreambooth_ext.dataset.choices import read_choices
 from dreambooth_ext.dataset.class_images import plan
 from dreambooth_ext.dataset.pictures import open_picture
 from dreambooth_ext.dataset.prepare import prepare
-from dreambooth_ext.errors import DreamboothError
+from dreambooth_ext.errors import DreamboothError, PictureError
 from dreambooth_ext.ledger import read_ledger
 from dreambooth_ext.report import report_html
 from dreambooth_ext.run_folder import RunFolder, RunState
@@ -138,3 +138,19 @@ def test_other_files_are_read_or_refused(tmp_path, score):
 @pytest.mark.timeout(3600)
 def test_five_thousand_other_files(tmp_path, score):
     print(campaign(tmp_path, 5000, 2, score))
+
+
+def test_an_animation_that_is_cut_off_inside_a_frame_is_refused(tmp_path):
+    """Its frames are counted by walking over them, and Pillow takes what it finds there at its word."""
+    content = bytearray(animated())
+    second = content.index(b",", content.index(b",", 800) + 1)  # where a frame's place and size are told
+    path = tmp_path / "a.gif"
+    path.write_bytes(content[: second + 4])
+    with pytest.raises(PictureError, match="damaged"):
+        open_picture(path)
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        try:
+            open_picture(path)
+        except PictureError as error:
+            assert error.instead

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ..errors import PictureError
+from ..files import DAMAGED
 from .fringe import HALO_AT_MOST, cleaned, halo
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jfif"}
@@ -184,7 +185,7 @@ def _refusals(path: Path) -> Iterator[None]:
         raise refuse("it needs more memory than there is") from error
     except PermissionError as error:
         raise refuse("it may not be read") from error
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
+    except DAMAGED as error:
         raise refuse("it is damaged or cut off") from error
 
 

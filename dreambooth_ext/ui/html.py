@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..files import gib
+from ..files import DAMAGED, gib
 
 escaped = html.escape
 THUMBNAIL_PX = 192
@@ -110,7 +110,7 @@ def picture(path: Path, text: str = "", size: int = THUMBNAIL_PX, *, file: str =
     try:
         status = path.lstat()
         source = "" if path.is_symlink() else _data_uri(path, status.st_mtime_ns, status.st_size, size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (*DAMAGED, Image.DecompressionBombError):
         source = ""  # one that is being written comes with the next refresh
     if not source:
         return ""
