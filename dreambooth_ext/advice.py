@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .config import STEPS_PER_PICTURE
 from .errors import DreamboothError
-from .run_folder import list_runs
+from .run_folder import RunFolder, list_runs
 
 if TYPE_CHECKING:
     from .dataset.verdict import Audit, PictureAudit
@@ -121,10 +121,18 @@ def seconds_a_step(runs_dir: Path, base: Path, resolution: int | None) -> float 
             config = run.config()
         except DreamboothError:
             continue
-        times = [entry["seconds"] for entry in run.metrics()[-50:] if isinstance(entry.get("seconds"), (int, float))]
-        if times and Path(config.base).name == base.name and resolution in (None, config.resolution):
-            return statistics.median(times)
+        if Path(config.base).name == base.name and resolution in (None, config.resolution) and run.metrics_path.is_file():
+            pace = _pace_of(run.path, run.metrics_path.stat().st_mtime_ns)
+            if pace is not None:
+                return pace
     return None
+
+
+@lru_cache(maxsize=64)
+def _pace_of(folder: Path, mtime_ns: int) -> float | None:
+    """Long runs have many lines: each version of them is read once."""
+    times = [entry["seconds"] for entry in RunFolder(folder).metrics()[-50:] if isinstance(entry.get("seconds"), (int, float))]
+    return statistics.median(times) if times else None
 
 
 def about_token(token: str) -> str:
