@@ -195,6 +195,8 @@ def _translated(values: Mapping[str, Any], table: Mapping[str, Translation],
             settings[target] = read(value)
         except (KeyError, TypeError, ValueError, OverflowError):
             not_taken.append(f"{name}: {value!r} has no counterpart here")
+    if settings.keys() & {"optimizer", "mixed_precision"}:
+        settings.setdefault("memory_profile", "none")  # a profile brings its own
     return Imported(settings, tuple(not_taken))
 
 

@@ -167,6 +167,13 @@ def estimate(config: TrainConfig, profiles: Sequence[str] | None = None) -> list
     return estimate_memory(config, profiles=profiles)
 
 
+def memory_needed(config: TrainConfig) -> Any:
+    """The estimate of the profile that the settings, or "auto", stand for."""
+    from .training.estimate import in_effect
+
+    return in_effect(config, estimate(config, None if config.memory_profile == "auto" else [config.memory_profile]))
+
+
 def dry_run(config: TrainConfig, progress: Progress) -> Any:
     """Two steps, a snapshot and a preview of the run on noise (training/trial.py): what it really takes of the device.
 

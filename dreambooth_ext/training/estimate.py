@@ -81,15 +81,25 @@ def estimate(config: TrainConfig, model: StableDiffusion | None = None,
 
 
 def profile_that_fits(config: TrainConfig, model: StableDiffusion) -> str:
-    """The first of AUTO_ORDER that fits what is free now. Raises OutOfMemory if none does."""
-    by_name = {row.profile: row for row in estimate(config, weightless(model))}
-    for name in AUTO_ORDER:
-        if by_name[name].fits:
-            return name
-    least = min((by_name[name] for name in AUTO_ORDER), key=lambda row: row.total)
+    """What "auto" stands for now. Raises OutOfMemory if nothing fits."""
+    least = in_effect(config, estimate(config, weightless(model)))
+    if least.fits or least.profile == "none":
+        return least.profile
     raise OutOfMemory("training with memory profile auto",
                       f"even {least.profile} needs {least.total / GIB:.1f} GiB, and {least.free / GIB:.1f} GiB are free",
                       "Close what else uses the card, or choose a smaller resolution or a LoRA.")
+
+
+def in_effect(config: TrainConfig, rows: Sequence[Estimate]) -> Estimate:
+    """The row of the settings' profile. "auto": the first of AUTO_ORDER that fits, else the leanest that may be used; on a
+    CPU, where nothing needs to be saved, the settings as they are."""
+    by_name = {row.profile: row for row in rows}
+    if config.memory_profile != "auto":
+        return by_name[config.memory_profile]
+    if precision.device_of(config).split(":")[0] == "cpu":
+        return by_name["none"]
+    candidates = [by_name[name] for name in AUTO_ORDER]
+    return next((row for row in candidates if row.fits), min(candidates, key=lambda row: (bool(row.why_not), row.total)))
 
 
 def weightless(model: StableDiffusion) -> StableDiffusion:

@@ -104,6 +104,8 @@ def faults(config: TrainConfig) -> list[str]:
     found = precision.faults(config)
     if config.memory_profile not in ("none", "auto"):
         found += _faults_of_profile(config, plan_for(config))
+    if config.memory_profile == "auto" and precision.device_of(config).split(":")[0] != "cpu":
+        found += _faults_of_own_choice(config, "auto", "adamw")
     if config.speed_up != "none":
         found += _faults_of_speed_up(config, plan_for(config, "fast" if config.memory_profile == "auto" else None))
     if config.optimizer == "prodigy":
@@ -120,7 +122,6 @@ def faults(config: TrainConfig) -> list[str]:
 def _faults_of_profile(config: TrainConfig, plan: Plan) -> list[str]:
     name = plan.name
     fused = plan.fused_backward
-    precision_set = config.mixed_precision not in ("no", plan.autocast)
     rules = [
         (plan.weights == "bf16" and not precision.has_bf16(plan.device),
          f"--memory-profile: {name} keeps bf16 weights, and this card has no bf16; fast and balanced run on it"),
@@ -129,12 +130,19 @@ def _faults_of_profile(config: TrainConfig, plan: Plan) -> list[str]:
          "so that nothing can be accumulated; set 1, or choose balanced"),
         (fused and _processes() > 1,
          f"--memory-profile: {name} updates weights before several processes could average their gradients; choose balanced"),
-        (config.optimizer not in ("adamw", plan.optimizer),
-         f"--optimizer: memory profile {name} brings its own, {plan.optimizer}; leave it out, or choose --memory-profile none"),
-        (precision_set,
-         f"--mixed-precision: memory profile {name} brings its own; leave it out, or choose --memory-profile none"),
         (name == "offload" and config.lora_rank > 0,
          "--memory-profile: offload keeps the optimizer's state in RAM, and a LoRA has next to none; choose low"),
+    ]
+    found = [text for wrong, text in rules if wrong]
+    return found + _faults_of_own_choice(config, name, plan.optimizer, plan.autocast)
+
+
+def _faults_of_own_choice(config: TrainConfig, profile: str, optimizer: str, autocast: str = "no") -> list[str]:
+    """What was chosen by itself, and the profile would replace."""
+    instead = "leave it out, or choose --memory-profile none"
+    rules = [
+        (config.optimizer not in ("adamw", optimizer), f"--optimizer: memory profile {profile} brings its own; {instead}"),
+        (config.mixed_precision not in ("no", autocast), f"--mixed-precision: memory profile {profile} brings its own; {instead}"),
     ]
     return [text for wrong, text in rules if wrong]
 

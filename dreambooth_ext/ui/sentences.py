@@ -226,10 +226,7 @@ def _nothing(progress: Progress) -> None:
 
 def memory_sentence(config: TrainConfig, host: str) -> str:
     """What the settings' memory profile will need, as HTML. Raises the errors of training/estimate.py."""
-    chosen = config.memory_profile
-    rows = recipe.estimate(config, None if chosen == "auto" else [chosen])
-    fitting = [row for row in rows if row.fits and row.profile != "none"]
-    row = fitting[0] if chosen == "auto" and fitting else rows[0]
+    row = recipe.memory_needed(config)
     name = "these settings need" if row.profile == "none" else f"{row.profile} needs"
     text = f"Memory: {name} about {gib(row.total)}, {gib(row.free)} are free."
     if row.fits:

@@ -14,6 +14,7 @@ from dreambooth_ext.models.specimen import SMALL, modules_of, specimen
 from dreambooth_ext.training import estimate as room
 from dreambooth_ext.training.activations import peak_bytes
 from dreambooth_ext.training.estimate import GIB, estimate, profile_that_fits
+from dreambooth_ext.training.memory import faults
 
 PARAMETERS = 859_520_964 + 123_060_480  # UNet and text encoder of Stable Diffusion 1.5
 
@@ -56,8 +57,28 @@ def test_the_verdict_says_which_fit(on_a_gpu):
     assert "GiB more" in on_a_gpu["fast"].verdict
 
 
+def test_on_a_cpu_auto_is_the_settings_as_they_are(tiny_model, config, monkeypatch):
+    monkeypatch.setattr(room, "free_bytes", lambda device: 1000)
+    config = dataclasses.replace(config, memory_profile="auto", optimizer="lion", device="cpu")
+    assert profile_that_fits(config, tiny_model) == "none"
+    assert not faults(config)
+
+
+def test_auto_says_what_it_would_replace(config, monkeypatch):
+    monkeypatch.setattr(room.precision, "device_of", lambda config: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(room.precision, "has_bf16", lambda device: True)
+    config = dataclasses.replace(config, memory_profile="auto", device="auto")
+    assert not faults(config)
+    assert "auto brings its own" in faults(dataclasses.replace(config, optimizer="lion"))[0]
+    assert "auto brings its own" in faults(dataclasses.replace(config, mixed_precision="bf16"))[0]
+
+
 def test_auto_takes_the_first_that_fits_and_refuses_when_none_does(tiny_model, config, monkeypatch):
     config = dataclasses.replace(config, memory_profile="auto")
+    monkeypatch.setattr(room.precision, "device_of", lambda config: "some card")
+    monkeypatch.setattr(room, "faults", lambda config: [])
+    monkeypatch.setattr(room, "free_bytes", lambda device: 1 << 40)
     by_name = {row.profile: row for row in estimate(config, tiny_model)}
     between = (by_name["balanced"].total + by_name["low"].total) // 2
     monkeypatch.setattr(room, "free_bytes", lambda device: int(between / room.SHARE_OF_FREE))
