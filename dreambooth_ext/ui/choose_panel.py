@@ -51,7 +51,7 @@ def build(service: Service, watch: WatchPanel) -> None:
     seen = gr.State(None)
     shown = [grid, snapshot, seen]
 
-    on(again.click, lambda name: [gr.update(choices=_names(service)), *_shown(service, name or _first(service), None)],
+    on(again.click, lambda name: [_choices(service, name), *_shown(service, name or _first(service), None)],
        [chosen], [chosen, *shown])
     on(chosen.change, lambda name: _shown(service, name, None), [chosen], shown)
     on(poll.click, lambda name, seen: [*_shown(service, name or _first(service), seen), _news(service, name or _first(service))],
@@ -169,6 +169,12 @@ def _preferred(run: RunFolder | None, found: list[str]) -> str | None:
     compared = read_comparison(run) if run else None
     best = compared.best if compared else None
     return best.name if best and best.name in found else found[-1] if found else None
+
+
+def _choices(service: Service, chosen: str | None) -> Any:
+    """The runs there are now; where none was chosen, the first of them is the one that is shown."""
+    names = _names(service)
+    return gr.update(choices=names, value=chosen or next(iter(names), None))
 
 
 def _names(service: Service) -> list[str]:

@@ -46,8 +46,7 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     wish = hidden(gr.Textbox, "dreambooth_runs_wish", label="wish")
 
     for button in (again, poll):
-        on(button.click, lambda name: [gr.update(choices=_names(service)), runs_html(service, name or "")], [chosen],
-           [chosen, listed])
+        on(button.click, lambda name: _refreshed(service, name), [chosen], [chosen, listed])
     on(chosen.change, lambda name: runs_html(service, name or ""), [chosen], [listed])
     on(act.click, lambda name, wish: _fulfil(service, name or "", wish or ""), [chosen, wish],
        [chosen, listed, said, watch.status])
@@ -78,6 +77,13 @@ def _explanation_choices() -> tuple[Any, list[Any], Any]:
         prompts = gr.Checkbox(label="with prompts", value=False, elem_id="dreambooth_explain_prompts")
         make = gr.Button("Make the zip", elem_id="dreambooth_explain_make", size="sm")
     return row, [paths, prompts], make
+
+
+def _refreshed(service: Service, chosen: str | None) -> list[Any]:
+    """The runs there are now; where none was chosen, the newest is what the buttons are about."""
+    names = _names(service)
+    chosen = chosen or next(iter(names), None)
+    return [gr.update(choices=names, value=chosen), runs_html(service, chosen or "")]
 
 
 def _names(service: Service) -> list[str]:

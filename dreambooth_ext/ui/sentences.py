@@ -48,7 +48,18 @@ class Sentences:
         former = advice.base_of(self._service.host.runs_dir, Path(self._service.file_of(base)))
         told = f"It was trained here from {former.name}: whatever it has learnt is trained on." if former else ""
         return _looked_at(lambda: self._of_base(base), lambda text: html.note(f"{text[:-1]}{hashed(base)}."),
-                          "Looking at the checkpoint") + html.note(told, "warning")
+                          "Looking at the checkpoint") + self._of_loaded(base) + html.note(told, "warning")
+
+    def _of_loaded(self, base: str) -> str:
+        """Which checkpoint renders and is trained, where the WebUI has another one loaded by now."""
+        if self._service.host.name == "standalone":
+            return ""
+        listed = self._service.host.checkpoints()
+        loaded = next((checkpoint for checkpoint in listed if checkpoint.loaded), None)
+        if loaded is None or base in (loaded.title, loaded.path.name, str(loaded.path)):
+            return html.note("Loaded now." if loaded else "")
+        return html.note(f"The WebUI has {loaded.path.name} loaded. The one chosen here is trained, and renders the class images; "
+                         "the loaded one is back afterwards.")
 
     def _of_base(self, base: str) -> Answer:
         """advice.about_base; the first time it loads libraries, which takes seconds. Raises UnsafePath."""

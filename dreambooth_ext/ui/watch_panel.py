@@ -200,12 +200,14 @@ def _outcome(job: Job, status: dict[str, Any]) -> str:
     if status["state"] == "finished":
         names = ", ".join(path.name for path in _published(job))
         warnings = "\n".join(line for line in job.log if NOT_SELECTED in line)
-        return html.note(f"{names} is in the models folder." if names else "Finished.", "good") + html.note(
+        selected = ", and selected" if any(line.endswith(IS_SELECTED) for line in job.log) else ""
+        return html.note(f"{names} is in the models folder{selected}." if names else "Finished.", "good") + html.note(
             warnings, "warning")
     return ""
 
 
 STOPPED_BY_HOST = "the WebUI's Interrupt"
+IS_SELECTED = " is selected."  # how a WebUI tells of its success
 NOT_SELECTED = " is to be selected: "  # how a host's refusal begins
 
 

@@ -252,3 +252,25 @@ def test_a_discarded_run_is_not_said_to_be_kept(service, values):
     shown = watch_panel.status_html(service)
     assert "its run is deleted, as asked" in shown and "kept" not in shown and "left" not in shown and "loss 0.5" in shown
     assert not run.path.exists()
+
+
+def test_which_checkpoint_is_trained_when_the_webui_has_another_one_loaded(service, monkeypatch):
+    from dreambooth_ext.host import Checkpoint
+    from dreambooth_ext.ui.sentences import Sentences
+
+    folder = service.host.models_dir
+    listed = [Checkpoint(folder / "base.ckpt", "base.ckpt [1]"), Checkpoint(folder / "other.ckpt", "other.ckpt [2]", loaded=True)]
+    sentences = Sentences(service)
+    assert sentences._of_loaded("base.ckpt") == ""  # without a WebUI nothing is loaded
+    monkeypatch.setattr(service.host, "checkpoints", lambda: listed)
+    monkeypatch.setattr(service.host, "name", "a WebUI")
+    told = sentences._of_loaded("base.ckpt [1]")
+    assert "has other.ckpt loaded" in told and "chosen here is trained, and renders the class images" in told
+    assert "Loaded now." in sentences._of_loaded("other.ckpt [2]")
+
+
+def test_refreshing_chooses_the_newest_run_where_none_was_chosen(service, values):
+    config = service.settings(values)
+    RunFolder.for_config(config).create(config)
+    assert runs_panel._refreshed(service, None)[0]["value"] == choose_panel._choices(service, "")["value"] == "rex"
+    assert runs_panel._refreshed(service, "former")[0]["value"] == choose_panel._choices(service, "former")["value"] == "former"
