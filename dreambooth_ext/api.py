@@ -117,7 +117,7 @@ async def _object(request: Any, bytes_at_most: int) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("", "application/json"):  # a form without a single field has an empty body, but says that it is a form
         raise ConfigError(["a JSON object is needed, with Content-Type: application/json"])
-    content = b""
+    content = bytearray()  # which grows without being copied
     async for chunk in request.stream():
         content += chunk
         if len(content) > bytes_at_most:
