@@ -3,6 +3,7 @@
 // State lives on the server.
 (function() {
     if (window.dreamboothPage) return;
+    const CONFIRM_AFTER_MS = [800, 3000];
     const FAST_MS = 1000, SLOW_MS = 8000;
     const page = window.dreamboothPage = {last: null, job: null, asked: 0, polls: 0};
 
@@ -49,6 +50,7 @@
         notice(data);
         lock(data);
         if (!visible) return;
+        confirm();
         askAgain();
         follow();
         placeFaults();
@@ -137,6 +139,20 @@
 
     const ASK_AGAIN = {dreambooth_review_grid: 'dreambooth_review', dreambooth_picture_detail: 'dreambooth_review_again',
         dreambooth_token_pictures: 'dreambooth_token_show', dreambooth_class_pictures: 'dreambooth_class_look'};
+
+    // Answers may overtake each other: once it is quiet, what was typed last is judged again.
+    function touched(event) {
+        const element = event.target && event.target.closest ? event.target : null;
+        if (element && element.closest('#dreambooth_left')) Object.assign(page, {touched: Date.now(), confirmed: 0});
+    }
+    ['focusout', 'change'].forEach((name) => document.addEventListener(name, touched));
+
+    function confirm() {
+        if (!page.touched || Date.now() - page.touched < CONFIRM_AFTER_MS[page.confirmed]) return;
+        page.confirmed += 1;
+        if (page.confirmed === CONFIRM_AFTER_MS.length) page.touched = 0;
+        click('dreambooth_tell');
+    }
 
     function askAgain() {
         const now = Date.now();

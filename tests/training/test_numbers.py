@@ -124,7 +124,7 @@ def test_updates_that_fp16_skips_are_counted_kept_and_shown(tiny_model, tiny_dat
     pytest.importorskip("gradio")
     from dreambooth_ext.ui import html
 
-    assert "skipped updates 2" in html.figures({"figures": told[-1]})
+    assert "skipped updates 2" in html.figures({"state": "running", "figures": told[-1]})
 
 
 def test_without_fp16_nothing_is_said_of_skips(tiny_model, tiny_dataset, config, run):
