@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,14 +46,23 @@ _WORK_PHASES = {"preparing", "class images", "training", "publishing", "renderin
 
 
 class _Interrupter:
-    """The first Ctrl+C asks the work to stop and save; the second one ends it."""
+    """The first Ctrl+C asks the work to stop and save; the second one ends it.
+
+    A launcher of several processes passes on the one that the terminal has sent to all of them: what comes again within
+    ECHO_S there is the same one.
+    """
+
+    ECHO_S = 3.0
 
     def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+        self._progress, self._since_s = progress, 0.0
 
     def __call__(self, number: int, frame: Any) -> None:
         if self._progress.cancelled:
+            if "RANK" in os.environ and time.monotonic() - self._since_s < self.ECHO_S:
+                return
             raise KeyboardInterrupt
+        self._since_s = time.monotonic()
         _tell("Stopping after this step (Ctrl+C again to end at once) ...")
         self._progress.cancel()
 

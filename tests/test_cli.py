@@ -14,6 +14,7 @@ from campaign import SMALLEST
 from PIL import Image
 
 from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, run
+from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 
 
@@ -301,3 +302,22 @@ def test_the_real_photographs_go_through_the_corridor(photos, arguments, tmp_pat
     arguments["--instance-dir"] = photos / "backpack_dog"
     assert run(["train", *flat(arguments)]) == DONE
     assert (tmp_path / "models" / "rxz_dog.ckpt").is_file()
+
+
+def test_a_launchers_copy_of_ctrl_c_ends_nothing_at_once(monkeypatch):
+    from dreambooth_ext.cli import _Interrupter
+
+    progress = Progress()
+    press = _Interrupter(progress)
+    monkeypatch.setenv("RANK", "1")
+    press(signal.SIGINT, None)
+    press(signal.SIGINT, None)  # what the launcher passes on
+    assert progress.cancelled
+    press._since_s -= press.ECHO_S
+    with pytest.raises(KeyboardInterrupt):
+        press(signal.SIGINT, None)
+    monkeypatch.delenv("RANK")
+    alone = _Interrupter(Progress())
+    alone(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        alone(signal.SIGINT, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 DROPPED_BITS = 16  # fp32 and bf16 differ by the last 16 bits of the fraction
+KEPT = torch.tensor(-(1 << DROPPED_BITS), dtype=torch.int32)  # no number: torch 2.1 takes none where its calls are watched
 
 
 def round_stochastically(values: torch.Tensor, draws: torch.Generator | None) -> torch.Tensor:
@@ -15,7 +16,7 @@ def round_stochastically(values: torch.Tensor, draws: torch.Generator | None) ->
     """
     bits = values.float().contiguous().view(torch.int32)
     noise = torch.randint(0, 1 << DROPPED_BITS, bits.shape, dtype=torch.int32, device=bits.device, generator=draws)
-    kept = noise.add_(bits).bitwise_and_(-(1 << DROPPED_BITS))
+    kept = noise.add_(bits).bitwise_and_(KEPT)
     return kept.view(torch.float32).to(torch.bfloat16)  # exact: the dropped bits are zero
 
 
