@@ -27,7 +27,7 @@ class Prefetched:
         self._batches, self._steps, self._micro_batches = batches, steps, micro_batches
         self._pinned = device.type == "cuda"
         # A thread begins on the first GPU, and would take memory there.
-        begin = partial(torch.cuda.set_device, device) if device.index is not None else None
+        begin = partial(torch.cuda.set_device, device) if self._pinned and device.index is not None else None
         self._thread = ThreadPoolExecutor(1, "dreambooth batches", initializer=begin)
         self._ahead: tuple[Place, Future[Batch]] | None = None
 

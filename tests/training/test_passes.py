@@ -242,3 +242,16 @@ def test_a_run_keeps_the_8_bit_state_that_it_began_with(installed, tiny, tiny_mo
     installed(torch.optim.AdamW)
     train(config, fresh(tiny, tiny_model), tiny_dataset, run, Progress(), resume=True)
     assert [entry["step"] for entry in run.metrics()] == [1, 2, 3, 4]
+
+
+def test_a_numbered_cpu_is_no_gpu():
+    """accelerate numbers the CPU of each process: cpu:1."""
+    with Prefetched(Batches(), 2, 1, torch.device("cpu:1")) as batches:
+        assert [batches.batch(step, 0) for step in (0, 1)] == [(0, 0), (1, 0)]  # the second one is made by the thread
+
+
+class Batches:
+    """Each batch is its own place."""
+
+    def batch(self, step, micro_batch):
+        return step, micro_batch
