@@ -48,14 +48,15 @@ def build(service: Service, watch: WatchPanel) -> None:
             never = gr.Button("No", elem_id="dreambooth_back_no")
     cell = hidden(gr.Textbox, "dreambooth_choose_cell", label="chosen snapshot")
     act, poll = (hidden(gr.Button, f"dreambooth_choose_{name}", value=name) for name in ("act", "poll"))
-    seen = gr.State(None)
+    seen = gr.State([names[0] if names else "", None, first])
     shown = [grid, snapshot, seen]
 
-    on(again.click, lambda name: [_choices(service, name), *_shown(service, name or _first(service), None)],
-       [chosen], [chosen, *shown])
-    on(chosen.change, lambda name: _shown(service, name, None), [chosen], shown)
-    on(poll.click, lambda name, seen: [*_shown(service, name or _first(service), seen), _news(service, name or _first(service))],
-       [chosen, seen], [*shown, said])
+    on(again.click, lambda name, seen, which: [_choices(service, name), *_shown(service, name or _first(service), seen, which)],
+       [chosen, seen, snapshot], [chosen, *shown])
+    on(chosen.change, lambda name, seen, which: _shown(service, name, seen, which), [chosen, seen, snapshot], shown)
+    on(poll.click, lambda name, seen, which: [*_shown(service, name or _first(service), seen, which),
+                                              _news(service, name or _first(service))],
+       [chosen, seen, snapshot], [*shown, said])
     on(compare.click, lambda name, *raw: _compare(service, name or _first(service), raw), [chosen, *wishes],
        [said, watch.status])
     on(stop.click, lambda: _stop(service), [], [said, watch.status])
@@ -90,14 +91,19 @@ def _wishes(service: Service, names: list[str]) -> tuple[list[Any], Any, Any]:
     return [widgets[name] for name in WISHES], compare, stop
 
 
-def _shown(service: Service, name: str | None, seen: Any) -> list[Any]:
-    """The grid and the list of snapshots, unless the page has them already."""
+def _shown(service: Service, name: str | None, seen: list[Any], chosen: str | None) -> list[Any]:
+    """The grid and the list of snapshots, unless the page has them already. `seen` is [run, its mark, snapshot we proposed]:
+    another one was chosen by a person, and stays chosen while it is there.
+    """
     run = _run(service, name or "")
-    mark = [name, mark_of(service, run)] if run else [name]
-    if seen == mark:
+    mark = mark_of(service, run) if run else ""
+    if seen[:2] == [name, mark]:
         return [gr.update(), gr.update(), seen]
     found = _snapshots(service, name or "")
-    return [grid_html(service, name or ""), gr.update(choices=found, value=_preferred(run, found)), mark]
+    proposed = _preferred(run, found)
+    is_own_choice = seen[0] == name and chosen in found and chosen != seen[2]
+    return [grid_html(service, name or ""), gr.update(choices=found, value=chosen if is_own_choice else proposed),
+            [name, mark, proposed]]
 
 
 def _news(service: Service, name: str) -> Any:

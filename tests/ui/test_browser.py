@@ -95,7 +95,7 @@ def test_an_empty_form_says_what_is_missing_where_it_is_missing(page):
                        ("class_noun", "what kind of thing"), ("output_name", "a name is needed")):
         sync_api.expect(under(page, name)).to_contain_text(told)
         assert field(page, f"dreambooth_{name}").get_attribute("aria-invalid") == "true"
-    assert page.locator('.dreambooth-status[data-state="idle"]').count() == 1
+    assert page.locator('.dreambooth-status[data-state="running"]').count() == 0
 
 
 def under(page, name):

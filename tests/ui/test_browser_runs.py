@@ -16,6 +16,7 @@ gradio = pytest.importorskip("gradio")
 
 from dreambooth_ext import recipe  # noqa: E402
 from dreambooth_ext.config import Concept, TrainConfig  # noqa: E402
+from dreambooth_ext.files import write_json  # noqa: E402
 from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
 from dreambooth_ext.jobs import JOBS, Job  # noqa: E402
 from dreambooth_ext.progress import Progress  # noqa: E402
@@ -30,7 +31,8 @@ WAIT_MS = 60_000
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """(address, folder): the tab alone, over the runs rex (finished, snapshots at 2 and 4), half (interrupted), lost (failed)."""
+    """(address, folder): the tab alone, over the runs rex and back (finished, snapshots at 2 and 4), half (interrupted),
+    lost (failed). Tests change none but what is theirs alone: they may come in any order, and each by itself."""
     from dreambooth_ext.models.family import SD1
     from dreambooth_ext.models.specimen import Size, specimen
 
@@ -48,6 +50,8 @@ def served(tmp_path_factory):
         publish_format="safetensors", concepts=(Concept(instance_dir=str(folder / "pictures"), token="rxz", class_noun="dog"),))
     host = StandaloneHost(folder / "models", folder / "runs")
     recipe.train(config, host, Progress())
+    shutil.copytree(folder / "runs" / "rex", folder / "runs" / "back")
+    write_json(folder / "runs" / "back" / "config.json", replace(config, output_name="back").to_dict())
     for name, state in (("half", RunState("interrupted", 0, 2, "stopped by the user", started_s=2.0)),
                         ("lost", RunState("failed", 1, 2, "the loss became nan", started_s=1.0))):
         run = RunFolder(folder / "runs" / name)
@@ -119,6 +123,14 @@ def ended(page, name, state="finished"):
     page.wait_for_selector(f'.dreambooth-status[data-name="{name}"][data-state="{state}"]', state="attached", timeout=WAIT_MS)
 
 
+def waited_for(page, condition):
+    for _ in range(WAIT_MS // 200):
+        if condition():
+            return
+        page.wait_for_timeout(200)
+    raise AssertionError("it has not come about")
+
+
 def shot(page, name):
     ARTEFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)
@@ -177,10 +189,19 @@ def test_snapshots_are_compared_the_best_is_marked_and_a_click_publishes_one(pag
 
 
 def test_training_goes_on_from_a_snapshot_after_a_confirmation(page, served):
-    run = RunFolder(served[1] / "runs" / "rex")
+    run = RunFolder(served[1] / "runs" / "back")
+    published = served[1] / "models" / "back-step2.safetensors"
     to_part(page, "Choose")
-    choose(page, "dreambooth_choose_run", "rex")
+    choose(page, "dreambooth_choose_run", "back")
+    sync_api.expect(page.locator("#dreambooth_choose_grid [data-snapshot]")).to_have_count(2, timeout=WAIT_MS)
     choose(page, "dreambooth_choose_snapshot", "step-000002")
+    page.click("#dreambooth_choose_publish")
+    expect(page, "choose_said", "Publishing step-000002 of back")
+    ended(page, "back")
+    content = published.read_bytes()
+    page.click("#dreambooth_choose_refresh")
+    page.wait_for_timeout(500)
+    sync_api.expect(page.locator("#dreambooth_choose_snapshot input").first).to_have_value("step-000002")
     page.click("#dreambooth_choose_back")
     page.click("#dreambooth_back_no")
     page.click("#dreambooth_choose_back")
@@ -191,10 +212,11 @@ def test_training_goes_on_from_a_snapshot_after_a_confirmation(page, served):
     page.click("#dreambooth_choose_back")
     fill(page, "back_steps", 3)
     page.click("#dreambooth_back_yes")
-    expect(page, "choose_said", "rex goes on from step-000002")
-    ended(page, "rex")
+    expect(page, "choose_said", "back goes on from step-000002")
+    waited_for(page, lambda: JOBS.running is None and run.state().step == 3)
+    ended(page, "back")
     assert [entry["step"] for entry in run.metrics()] == [1, 2, 3] and run.state().state == "finished"
-    assert not (run.checkpoints_dir / "step-000004").exists() and (served[1] / "models" / "rex-step2.safetensors").is_file()
+    assert not (run.checkpoints_dir / "step-000004").exists() and published.read_bytes() == content
 
 
 def test_a_run_is_opened_cloned_explained_resumed_and_deleted(page, served):

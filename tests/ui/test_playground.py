@@ -16,8 +16,13 @@ sync_api = pytest.importorskip("playwright.sync_api")
 gradio = pytest.importorskip("gradio")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
 
+from dreambooth_ext import recipe  # noqa: E402
+from dreambooth_ext.check import check  # noqa: E402
+from dreambooth_ext.config import Concept, TrainConfig  # noqa: E402
+from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
 from dreambooth_ext.playground import subject  # noqa: E402
 from dreambooth_ext.playground.base import playground_base_path  # noqa: E402
+from dreambooth_ext.progress import Progress  # noqa: E402
 from dreambooth_ext.run_folder import RunFolder  # noqa: E402
 
 SET = f"gradio{gradio.__version__.split('.')[0]}"
@@ -194,8 +199,17 @@ def test_a_run_is_stopped_and_kept_or_discarded(page, served):
     assert RunFolder(served[1] / "runs" / "kept").state().state == "interrupted"
 
 
+def with_class_images(root, count):
+    """What a run before would have left: the base's own pictures of the class."""
+    config = TrainConfig(base=str(root / "models" / "playground.safetensors"), output_name="class-images",
+                         runs_dir=str(root / "runs"), models_dir=str(root / "models"), num_class_images=count,
+                         concepts=(Concept(instance_dir=str(root / "given"), token="rxz", class_noun="square"),))
+    checked = check(config)
+    recipe.class_images(checked, recipe.sha256_of(Path(config.base)), StandaloneHost(root / "models", root / "runs"), Progress())
+
+
 def test_the_token_is_drawn_and_bad_class_images_are_struck_out(page, served):
-    """After the run above: its four class images are there."""
+    with_class_images(served[1], 4)
     fill(page, instance_dir=served[1] / "given", token="rxz", class_noun="square", output_name="drawn", steps=80)
     unfold(page, "advanced", "Advanced")
     fill(page, num_class_images=4)
