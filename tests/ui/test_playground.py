@@ -202,8 +202,9 @@ def test_a_run_is_stopped_and_kept_or_discarded(page, served):
 def with_class_images(root, count):
     """What a run before would have left: the base's own pictures of the class."""
     config = TrainConfig(base=str(root / "models" / "playground.safetensors"), output_name="class-images",
-                         runs_dir=str(root / "runs"), models_dir=str(root / "models"), num_class_images=count,
-                         concepts=(Concept(instance_dir=str(root / "given"), token="rxz", class_noun="square"),))
+                         runs_dir=str(root / "runs"), models_dir=str(root / "models"),
+                         concepts=(Concept(instance_dir=str(root / "given"), token="rxz", class_noun="square",
+                                           num_class_images=count),))
     checked = check(config)
     recipe.class_images(checked, recipe.sha256_of(Path(config.base)), StandaloneHost(root / "models", root / "runs"), Progress())
 
