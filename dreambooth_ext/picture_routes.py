@@ -10,6 +10,8 @@
     POST /pictures/token                     body: {"token": "", "class_noun": "", "base": "", "resolution": null}
     POST /class-images/plan                  body: the settings
     POST /class-images/strike-out            body: the settings, and "pictures": [names]
+
+The picture room is imported by the first request for it: the WebUI's start does not wait for it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import picture_room
 from .config import Concept, TrainConfig
 from .errors import ConfigError
 from .options import options_of
@@ -40,12 +41,16 @@ def _of_folders(service: Service) -> list[Route]:
         return {"upscalers": service.host.upscalers(), "captioners": service.host.captioners()}
 
     def audit(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
+        from . import picture_room
+
         folder = _folder(service, body, {"kind", "resolution"})
         asked = _checked(body, "kind", "resolution")
         return picture_room.review(folder, service.host.runs_dir, kind=asked.get("kind", "subject"),
                                    resolution=asked.get("resolution") or 512).to_dict()
 
     def choose(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
+        from . import picture_room
+
         folder = _folder(service, body, {"picture", "choice", "sha256", "box"})
         picture, box = _picture(folder, body), body.get("box")
         if body.get("choice") not in (None, "keep", "fix", "drop"):
@@ -58,6 +63,8 @@ def _of_folders(service: Service) -> list[Route]:
         return {"chosen": {name: each.choice for name, each in picture_room.choose(file, picture.name, chosen).items()}}
 
     def prepare(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
+        from . import picture_room
+
         names = ("resolution", "crop", "upscaler", "flatten_on")
         folder, asked = _folder(service, body, set(names)), _checked(body, *names)
         prepared = picture_room.prepare_folder(folder, service.host, **{**asked, "resolution": asked.get("resolution") or 512})
@@ -70,21 +77,29 @@ def _of_folders(service: Service) -> list[Route]:
 
 def _of_captions(service: Service) -> list[Route]:
     def captions(body: dict[str, Any], path: dict[str, str]) -> list[dict[str, Any]]:
+        from . import picture_room
+
         folder = _folder(service, body, set(_TEXTS))
         return [{"picture": each.picture.name, "text": each.text, "prompt": each.prompt, "tokens": each.tokens, "cut": each.cut,
                  "problem": each.problem} for each in picture_room.captions(folder, _concept(body))]
 
     def caption(body: dict[str, Any], path: dict[str, str]) -> dict[str, str]:
+        from . import picture_room
+
         picture = _picture(_folder(service, body, {"picture", "text"}), body)
         return {"file": picture_room.write_caption(picture, str(body.get("text") or "")).name}
 
     def describe(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
+        from . import picture_room
+
         folder = _folder(service, body, {"captioner", "overwrite"})
         done = picture_room.caption_with(folder, service.host, str(body.get("captioner") or ""),
                                          overwrite=body.get("overwrite") is True, progress=Progress())
         return {"sentence": done.sentence, "written": [path.name for path in done.written], "refused": dict(done.refused)}
 
     def token(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
+        from . import picture_room
+
         asked, concept = _checked(body, "resolution"), _concept(body)
         if not concept.token.strip():
             raise ConfigError(["token: the new word is needed"])
@@ -102,9 +117,13 @@ def _of_captions(service: Service) -> list[Route]:
 
 def _of_the_class(service: Service) -> list[Route]:
     def plan(body: dict[str, Any], path: dict[str, str]) -> list[Mapping[str, object]]:
+        from . import picture_room
+
         return picture_room.plans_as_values(picture_room.class_image_plans(service.settings(body), service.host))
 
     def strike_out(body: dict[str, Any], path: dict[str, str]) -> list[Mapping[str, object]]:
+        from . import picture_room
+
         names = body.get("pictures")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise ConfigError(["pictures: a list of names is needed, as /class-images/plan gives them"])
@@ -128,6 +147,8 @@ def _folder(service: Service, body: Mapping[str, Any], more: set[str]) -> Path:
 
 def _picture(folder: Path, body: Mapping[str, Any]) -> Path:
     """One picture of a folder, by its name. Raises ConfigError, PictureError."""
+    from . import picture_room
+
     name = body.get("picture")
     found = next((path for path in picture_room.pictures_in(folder) if path.name == name), None)
     if found is None:

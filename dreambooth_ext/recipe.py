@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +15,13 @@ from .check import Checked, check
 from .config import TrainConfig
 from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
 from .errors import ConfigError, DreamboothError, HostError, ResumeError, StorageError
-from .files import require_space, size_of, sweep, write_json
+from .files import require_space, sweep, write_json
 from .host import Host
 from .ledger import ledger
 from .patience import patiently
 from .progress import Progress
 from .record import reported, told_in_the_run_folder
-from .run_folder import RunFolder, printable, step_in
+from .run_folder import RunFolder, step_in
 from .team import Team, TrainOrder
 from .tensorboard_log import tensorboard_log
 from .watchdog import watched
@@ -382,14 +382,3 @@ def _require_same_inputs(run: RunFolder, now: dict[str, str]) -> None:
         named = ", ".join("the base" if name == "base" else name.split("/", 1)[-1] for name in changed[:5])
         raise ResumeError(f"{run.path.name} is to be continued", f"what it learns from has changed since: {named}",
                           "Put the former files back, or start a new run under another name.")
-
-
-def describe(run: RunFolder) -> dict[str, Any]:
-    """A run as the list of runs shows it; one that cannot be read says so in its message."""
-    base, prompts, state = "", [], run.state()
-    try:
-        config = run.config()
-        base, prompts = Path(config.base).name, [concept.instance_text for concept in config.concepts]
-    except (ConfigError, ResumeError) as error:
-        state = replace(state, message=str(error))
-    return {"name": printable(run.path.name), "base": base, "size_bytes": size_of(run.path), "prompts": prompts, **asdict(state)}

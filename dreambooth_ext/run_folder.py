@@ -25,13 +25,23 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .config import TrainConfig
 from .errors import ConfigError, ResumeError, RunBusy, StorageError, UnsafePath
-from .files import append_line, is_link, make_folder, require_safe_name, storage_error, sync_folder, write_atomically, write_json
+from .files import (
+    append_line,
+    is_link,
+    make_folder,
+    require_safe_name,
+    size_of,
+    storage_error,
+    sync_folder,
+    write_atomically,
+    write_json,
+)
 from .metrics import entry_of
 
 STATES = ("new", "preparing", "class images", "training", "publishing", "finished", "interrupted", "failed")
@@ -154,6 +164,17 @@ class RunFolder:
 
     def write_state(self, state: RunState) -> None:
         write_json(self.path / "state.json", dict(asdict(state), updated_s=time.time()))
+
+    def described(self) -> dict[str, Any]:
+        """The run as the list of runs shows it; one that cannot be read says so in its message."""
+        base, prompts, state = "", [], self.state()
+        try:
+            config = self.config()
+            base, prompts = Path(config.base).name, [concept.instance_text for concept in config.concepts]
+        except (ConfigError, ResumeError) as error:
+            state = replace(state, message=str(error))
+        return {"name": printable(self.path.name), "base": base, "size_bytes": size_of(self.path), "prompts": prompts,
+                **asdict(state)}
 
     def inputs(self) -> dict[str, str]:
         """Hashes by name; empty if the file is missing or damaged, and then nothing matches."""

@@ -1,4 +1,7 @@
-"""What the tab and the API ask for: start, stop, resume, publish, delete. Everything slow becomes a job."""
+"""What the tab and the API ask for: start, stop, resume, publish, delete. Everything slow becomes a job.
+
+What does the work is imported by the first who asks for it: the WebUI's start does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import desktop, recipe, rollback, uploads
+from . import desktop, uploads
 from .check import check
-from .compare import compare, plan, publishable_snapshots
 from .comparison import Wishes, read_comparison
 from .config import TrainConfig
 from .errors import Cancelled, ConfigError, DreamboothError, HostError, ResumeError, RunBusy, StorageError
@@ -21,7 +23,6 @@ from .host import Host
 from .jobs import JOBS, Job, Jobs
 from .options import options_of
 from .progress import Progress
-from .report import explain_failure, write_report
 from .run_folder import RunFolder, list_runs, require_run_name
 from .watchdog import watched
 
@@ -106,6 +107,8 @@ class Service:
 
     def start(self, values: Mapping[str, Any]) -> Job:
         """Queue a training run. Raises ConfigError with every fault that the settings alone show."""
+        from . import recipe
+
         config = self.settings(values).validate()
         run = RunFolder.for_config(config)
         if run.exists or self._is_queued(run):
@@ -117,6 +120,8 @@ class Service:
         """Go on with a run: from one of its snapshots, if named, and to other `steps`, if given. What comes after that
         snapshot is removed, but for published files. Raises ResumeError, ConfigError, RunBusy.
         """
+        from . import recipe, rollback
+
         run = self.run(name)
         self._confined(run.config())
         if not snapshot and steps is None:
@@ -145,10 +150,14 @@ class Service:
 
     def estimate(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What each memory profile needs of the device."""
+        from . import recipe
+
         return [row.to_dict() for row in recipe.estimate(self.settings(values))]
 
     def compare(self, name: str, wishes: Mapping[str, Any] | None = None) -> Job:
         """Render and measure a run's snapshots side by side. Raises ConfigError, ResumeError."""
+        from .compare import compare, plan
+
         run = self.run(name)
         self._confined(run.config())
         wanted = Wishes.from_dict(wishes or {})
@@ -159,6 +168,8 @@ class Service:
         self, name: str, *, snapshot: str = "", as_name: str = "", changes: Mapping[str, Any] | None = None
     ) -> Job:
         """Write a run's result, or one of its snapshots, into the models folder and select it."""
+        from . import recipe
+
         run = self.run(name)
         config = self._confined(replace(run.config(), **dict(changes or {})).validate())
         if as_name:
@@ -202,7 +213,7 @@ class Service:
 
     def runs(self) -> list[dict[str, Any]]:
         """All runs of the host's folder, newest first; one that cannot be read says so."""
-        return [recipe.describe(run) for run in list_runs(self.host.runs_dir)]
+        return [run.described() for run in list_runs(self.host.runs_dir)]
 
     def run(self, name: str) -> RunFolder:
         """Raises ResumeError if there is no such run, UnsafePath if `name` is not a mere name, or a folder in it a link."""
@@ -226,7 +237,7 @@ class Service:
         """What is known of one run: its row in the list, its last figures, its snapshots, and the end of its log."""
         run = self.run(name)
         metrics = run.metrics()
-        return {**recipe.describe(run), "figures": metrics[-1] if metrics else {}, "snapshots": self.snapshots(run),
+        return {**run.described(), "figures": metrics[-1] if metrics else {}, "snapshots": self.snapshots(run),
                 "comparison": self.comparison(name), "log": run.last_log_lines(LOG_LINES)}
 
     def comparison(self, name: str) -> dict[str, Any] | None:
@@ -240,11 +251,15 @@ class Service:
 
     def report(self, name: str, folder: Path) -> Path:
         """A run's report, written anew and copied into `folder`."""
+        from .report import write_report
+
         run = self.run(name)
         return Path(shutil.copy(write_report(run), folder / f"{run.path.name}-report.html"))
 
     def explain(self, name: str, folder: Path, *, with_paths: bool = False, with_prompts: bool = False) -> Path:
         """One zip about a failure. Whoever uses a shared WebUI is not told the paths of its computer."""
+        from .report import explain_failure
+
         run = self.run(name)
         return explain_failure(run, folder / f"{run.path.name}-failure.zip", with_prompts=with_prompts,
                                with_paths=with_paths and not self.is_shared)
@@ -265,9 +280,13 @@ class Service:
     @staticmethod
     def snapshots(run: RunFolder) -> list[str]:
         """Names of the snapshots that can be published, oldest first."""
+        from .compare import publishable_snapshots
+
         return publishable_snapshots(run)
 
     def snapshot_folder(self, run: RunFolder, snapshot: str) -> Path:
+        from . import recipe
+
         folder = run.checkpoints_dir / require_safe_name(snapshot, "the snapshot")
         if not recipe.is_publishable(folder):
             raise ResumeError(f"{snapshot} of {run.path.name} is to be published", "there is no such snapshot any more",

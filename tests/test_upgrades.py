@@ -10,7 +10,6 @@ import pytest
 from dreambooth_ext import config, presets
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.options import options_of
-from dreambooth_ext.recipe import describe
 from dreambooth_ext.report import report_html
 from dreambooth_ext.run_folder import RunFolder, list_runs
 
@@ -26,7 +25,7 @@ def test_a_run_of_that_version_opens_with_all_that_it_says(version, tmp_path):
     opened = run.config().validate()
     assert (run.state().state, run.state().step, run.state().steps) == ("interrupted", 4, 10)
     assert len(run.metrics()) == 4 and run.inputs()["0/a.png"] == "1" * 64
-    assert describe(run)["message"] == "stopped by the user" and "rex" in report_html(run)
+    assert run.described()["message"] == "stopped by the user" and "rex" in report_html(run)
     if given["version"] == config.VERSION:  # nothing had to be changed: each setting still means what was written
         written = opened.to_dict()
         for name, value in given.items():

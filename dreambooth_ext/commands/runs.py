@@ -70,7 +70,7 @@ def publish(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def runs(parsed: argparse.Namespace, progress: Progress) -> None:
-    rows = [recipe.describe(run) for run in list_runs(Path(parsed.runs_dir).expanduser())]
+    rows = [run.described() for run in list_runs(Path(parsed.runs_dir).expanduser())]
     if parsed.json:
         print(json.dumps(rows))
         return

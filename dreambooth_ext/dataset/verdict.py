@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .crop import Box
+if TYPE_CHECKING:
+    from .crop import Box
 
 ADVICE = ("keep", "fix", "drop")  # from good to bad; the choice is the user's
 

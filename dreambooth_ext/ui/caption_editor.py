@@ -9,8 +9,6 @@ from typing import Any
 import gradio as gr
 
 from ..config import Concept
-from ..dataset.captions import caption_of, write_caption
-from ..dataset.pictures import list_pictures
 from ..errors import DreamboothError, HostError, PictureError
 from ..jobs import Job
 from ..service import Service
@@ -49,6 +47,8 @@ class CaptionEditor:
 
     def shown(self, folder: Path, name: str, values: Values) -> list[str]:
         """The caption of a picture and what is to be said of it."""
+        from ..dataset.captions import caption_of
+
         try:
             text = caption_of(_picture(folder, name)) or ""
         except DreamboothError as error:
@@ -63,6 +63,8 @@ class CaptionEditor:
         return html.note(f'Trained as "{prompt}": {count}.', "warning" if "unread" in count else "note")
 
     def _saved(self, folder: Path, name: str, text: str, values: Values) -> str:
+        from ..dataset.captions import write_caption
+
         try:
             path = write_caption(_picture(folder, name), text or "")
         except DreamboothError as error:
@@ -93,6 +95,8 @@ def _concept(values: Values) -> Concept:
 
 def _picture(folder: Path, name: str) -> Path:
     """Raises PictureError unless the folder has a picture of that name: the page may say anything."""
+    from ..dataset.pictures import list_pictures
+
     found = next((path for path in list_pictures(folder) if path.name == name), None)
     if found is None:
         raise PictureError(f"{name} is to be captioned", "there is no such picture in the folder", "Look again.")

@@ -10,7 +10,6 @@ import gradio as gr
 
 from ..errors import DreamboothError
 from ..jobs import Job
-from ..picture_room import named, strike_out, token_pictures
 from ..service import Service
 from . import fields, html
 from .compat import hidden, on
@@ -50,6 +49,8 @@ class ClassPanel:
            [self.sheet])
 
     def _check(self, values: Values) -> str:
+        from ..picture_room import token_pictures
+
         if not all(values.get(name) for name in ("base", "token", "class_noun")):
             return html.note(TOKEN_NEEDS, "warning")
         try:
@@ -103,6 +104,8 @@ class ClassPanel:
                          f'place.') + f'<div class="dreambooth-review">{cards}</div>'
 
     def _strike(self, name: str, values: Values) -> str:
+        from ..picture_room import named, strike_out
+
         try:
             answer = self._sentences.class_image_plans(values)
             if answer is not None and answer.value:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ..dataset.choices import Choice, choose
 from ..dataset.verdict import ADVICE, Audit, PictureAudit
 from ..errors import DreamboothError, PictureError
 from ..service import Service
@@ -17,6 +16,9 @@ from .caption_editor import CaptionEditor
 from .compat import hidden, on
 from .sentences import Sentences
 from .shown_pictures import Shown, ShownPictures
+
+if TYPE_CHECKING:
+    from ..dataset.choices import Choice
 
 CARDS_AT_MOST = 200  # more would make the page heavy; the others are looked at all the same
 TEACHING = ("Here each picture is shown as it will be trained, with what is good or bad about it. "
@@ -158,6 +160,8 @@ class ReviewPanel:
     # ---- what is done
 
     def _picked(self, name: str, values: Values) -> list[Any]:
+        from ..dataset.choices import Choice
+
         try:
             chosen = self._sentences.choices_of(values).get(name) or Choice("keep")
         except DreamboothError as error:
@@ -170,6 +174,8 @@ class ReviewPanel:
         return self._detail_html(name, values) if name else ""
 
     def _toggled(self, name: str, values: Values) -> str:
+        from ..dataset.choices import Choice
+
         try:
             before = self._sentences.choices_of(values).get(name)
             self._remember(name, Choice("drop") if before is None or before.choice != "drop" else None, values)
@@ -178,6 +184,8 @@ class ReviewPanel:
         return self.grid_html(values)
 
     def _chosen(self, name: str, choice: str, box: str, values: Values) -> list[Any]:
+        from ..dataset.choices import Choice
+
         try:
             audit, _, _ = self._found(values)
             part = _box_of(box) or (self._of(audit, name).kept_box if choice == "fix" else None)
@@ -188,6 +196,8 @@ class ReviewPanel:
 
     def _cut(self, name: str, box: str, values: Values) -> list[Any]:
         """A part that was drawn or typed is to be used; an empty one makes it be chosen by itself again."""
+        from ..dataset.choices import Choice
+
         try:
             part = _box_of(box)
             self._remember(name, Choice("fix", box=part) if part else None, values)
@@ -196,6 +206,8 @@ class ReviewPanel:
         return [self._detail_html(name, values), "fix" if part else "keep", _as_text(part), self.grid_html(values)]
 
     def _remember(self, name: str, choice: Choice | None, values: Values) -> None:
+        from ..dataset.choices import Choice, choose
+
         audit, _, _ = self._found(values)
         sha256 = self._of(audit, name).sha256
         choose(self._sentences.choices_path(values), name, choice and Choice(choice.choice, sha256, choice.box))

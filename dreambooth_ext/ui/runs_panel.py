@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 
 from ..errors import DreamboothError
-from ..report import report_html
 from ..service import Service
 from . import fields, html
 from .compat import hidden, on
@@ -115,6 +114,8 @@ def _act(service: Service, start: Callable[[], Any]) -> list[str]:
 
 def _open(service: Service, name: str | None) -> list[str]:
     """The run's report, on the page itself. A frame keeps its style apart, and lets no script run."""
+    from ..report import report_html
+
     try:
         page = report_html(service.run(name or ""))
     except DreamboothError as error:

@@ -9,20 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import advice, recipe
+from .. import advice
 from ..config import STEPS_PER_PICTURE, TrainConfig
-from ..dataset.audit import audit
-from ..dataset.choices import Choice, choices_file, remembered
-from ..dataset.verdict import Audit
 from ..errors import DreamboothError
 from ..files import gib
 from ..lookups import Answer, Lookups
-from ..picture_room import class_image_plans, token_told, told
 from ..progress import Progress
 from ..service import Service
 from . import html
+
+if TYPE_CHECKING:
+    from ..dataset.choices import Choice
+    from ..dataset.verdict import Audit
 
 # What the memory estimate depends on, beside the base.
 OF_MEMORY = ("resolution", "train_batch_size", "with_prior_preservation", "train_text_encoder", "memory_profile", "optimizer",
@@ -77,6 +77,8 @@ class Sentences:
         return _looked_at(lambda: self.audit(values), say, "Looking at the pictures")
 
     def concept(self, values: Mapping[str, Any]) -> str:
+        from ..picture_room import token_told
+
         token, noun = str(values.get("token") or ""), str(values.get("class_noun") or "")
         if not token or not noun:
             return html.note("The token is a new word, the class says what kind of thing it names: "
@@ -125,6 +127,8 @@ class Sentences:
 
     def audit(self, values: Mapping[str, Any]) -> Answer:
         """Every picture looked at (dataset/audit.py). Raises PictureError if there is no such folder, UnsafePath."""
+        from ..dataset.audit import audit
+
         base = str(values.get("base") or "")
         if base and not self._of_base(base).ready:
             return Answer("pictures", _nothing)  # the base says what size they will have
@@ -150,10 +154,14 @@ class Sentences:
 
     def choices_of(self, values: Mapping[str, Any]) -> dict[str, Choice]:
         """What was chosen of these pictures. Raises PictureError, UnsafePath."""
+        from ..dataset.choices import remembered
+
         return remembered(self.choices_path(values))
 
     def choices_path(self, values: Mapping[str, Any]) -> Path:
         """Where that is kept: the file that is named in Advanced, else the folder's own. Raises UnsafePath."""
+        from ..dataset.choices import choices_file
+
         if values.get("choices"):
             return self._service.require_allowed(Path(str(values["choices"])).expanduser())
         return choices_file(self._service.host.runs_dir, self.folder(values))
@@ -175,10 +183,12 @@ class Sentences:
 
     def _hash(self, base: str) -> str:
         """As the WebUI writes it, found in the background; a title that shows it needs no other."""
+        from ..dataset.manifest import sha256_of
+
         path = self._file(base)
         if re.search(r"\[[0-9a-f]{8,}\]", base):
             return ""
-        answer = self.lookups.ask("hash", self._version_of(path), lambda progress: recipe.sha256_of(path), lane="hash",
+        answer = self.lookups.ask("hash", self._version_of(path), lambda progress: sha256_of(path), lane="hash",
                                   patient=False)
         return f", sha256 {answer.value[:10]}" if answer.value else ""
 
@@ -193,6 +203,8 @@ class Sentences:
 
         Raises ConfigError, PictureError, UnsafePath.
         """
+        from ..picture_room import class_image_plans
+
         if not all(values.get(name) for name in ("base", "instance_dir", "class_noun")):
             return None
         config = self._service.settings(values)
@@ -212,6 +224,8 @@ class Sentences:
 
     def _class_images(self, values: Mapping[str, Any]) -> str:
         """How many are wanted and found, and how long those that are missing take; empty while a field is wrong."""
+        from ..picture_room import told
+
         try:
             answer = self.class_image_plans(values)
         except (DreamboothError, OSError):
@@ -237,7 +251,9 @@ def _nothing(progress: Progress) -> None:
 
 def memory_sentence(config: TrainConfig, host: str) -> str:
     """What the settings' memory profile will need, as HTML. Raises the errors of training/estimate.py."""
-    row = recipe.memory_needed(config)
+    from ..recipe import memory_needed
+
+    row = memory_needed(config)
     name = "these settings need" if row.profile == "none" else f"{row.profile} needs"
     text = f"Memory: {name} about {gib(row.total)}, {gib(row.free)} are free."
     if row.fits:

@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..dataset.crop import Box
-from ..dataset.pictures import open_picture
-from ..dataset.prepare import as_trained
 from ..errors import PictureError
 from ..lookups import Answer, Lookups
 from ..progress import Progress
+
+if TYPE_CHECKING:
+    from ..dataset.crop import Box
 
 THUMBNAIL_PX, WHOLE_PX = 176, 480
 KEPT = 600  # some 60 KB each
@@ -69,6 +70,9 @@ class ShownPictures:
 
 @lru_cache(maxsize=KEPT)
 def _shown(path: Path, mtime_ns: int, length: int, resolution: int, crop: str, box: Box | None) -> Shown:
+    from ..dataset.pictures import open_picture
+    from ..dataset.prepare import as_trained
+
     trained, part = as_trained(path, resolution=resolution, crop=crop, box=box)
     with Image.open(path) as header:
         turned = header.getexif().get(0x0112, 1) >= 5
