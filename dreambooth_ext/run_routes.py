@@ -33,6 +33,7 @@ from typing import Any
 from . import presets
 from .errors import ConfigError, ResumeError
 from .files import require_safe_name
+from .outbox import OUTBOX
 from .service import Service
 from .uploads import harmless
 
@@ -91,8 +92,8 @@ def _decoded(folder: Path, name: str, text: str) -> str:
 
 def _of_runs(service: Service) -> list[Route]:
     def explain(body: dict[str, Any], path: dict[str, str]) -> Path:
-        return service.explain(path["name"], Path(tempfile.mkdtemp(prefix="dreambooth-")),
-                               with_paths=body.get("with_paths") is True, with_prompts=body.get("with_prompts") is True)
+        return service.explain(path["name"], OUTBOX.folder(), with_paths=body.get("with_paths") is True,
+                               with_prompts=body.get("with_prompts") is True)
 
     def compare(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
         return service.compare(path["name"], body).status()
@@ -104,8 +105,7 @@ def _of_runs(service: Service) -> list[Route]:
         ("POST", "/runs/{name}/compare", compare),
         ("GET", "/runs/{name}/comparison", lambda body, path: service.comparison(path["name"])),
         ("GET", "/runs/{name}/pictures/{folder}/{file}", lambda body, path: _picture(service, path)),
-        ("GET", "/runs/{name}/report", lambda body, path: service.report(
-            path["name"], Path(tempfile.mkdtemp(prefix="dreambooth-")))),
+        ("GET", "/runs/{name}/report", lambda body, path: service.report(path["name"], OUTBOX.folder())),
         ("POST", "/runs/{name}/explain", explain),
         ("POST", "/runs/{name}/open-folder", lambda body, path: {"opened": str(service.open_folder(path["name"]).name)}),
     ]

@@ -1,6 +1,8 @@
 """What a report tells: every part of it, and that each run ends in one."""
 
 import json
+import re
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -9,9 +11,10 @@ from dreambooth_ext.comparison import BASE, Column, Comparison
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.errors import Cancelled, Diverged
 from dreambooth_ext.ledger import ledger, read_ledger
+from dreambooth_ext.plot import VALIDATION_COLOUR
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.record import reported, told_in_the_run_folder
-from dreambooth_ext.report import report_html
+from dreambooth_ext.report import report_html, write_report
 from dreambooth_ext.run_folder import RunFolder
 
 
@@ -26,7 +29,7 @@ def run(tmp_path):
 
 def test_every_part_is_there(run):
     for step in range(1, 4):
-        run.append_metrics({"step": step, "loss": 0.5 / step, "lr": 3e-6, "validation_loss": 0.4, "seconds": 0.25})
+        run.append_metrics({"step": step, "loss": 0.5 / step, "lr": 3e-6, "validation_loss": 0.4 - step / 10, "seconds": 0.25})
     for folder, name in ((run.previews_dir, "step-000000-0.png"), (run.previews_dir, "step-000002-0.png"),
                          (run.dataset_dir / "concept-0", "a.png")):
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +52,19 @@ def test_every_part_is_there(run):
                  "5.2 GiB", "3e-06", "rxz dog"):
         assert told in page, told
     assert page.count("<img") == 4 and page.count("<svg") == 3
+
+
+def test_the_validation_loss_is_drawn_beside_the_loss(run):
+    for step in range(1, 41):
+        more = {"validation_loss": 0.4 - step / 100} if step % 10 == 0 else {}
+        run.append_metrics({"step": step, "loss": 0.5 / step, **more})
+    write_report(run)
+    drawn = re.search(r"<h3>Loss</h3>(<svg.*?</svg>)", (run.path / "report.html").read_text()).group(1)
+    dots = [circle for circle in ElementTree.fromstring(drawn).iter("circle") if circle.get("fill") == VALIDATION_COLOUR]
+    across, down = ([float(dot.get(name)) for dot in dots] for name in ("cx", "cy"))
+    assert len(dots) == 4 and across == sorted(across) and down == sorted(down)  # to the right, and downwards as it falls
+    lines = [line for line in ElementTree.fromstring(drawn).iter("polyline") if line.get("stroke") == VALIDATION_COLOUR]
+    assert len(lines) == 1 and len(lines[0].get("points").split()) == 4
 
 
 def test_time_and_memory_are_counted_over_resumes(run):

@@ -38,7 +38,6 @@ class WebuiTools:
         return [*found, *(["deepbooru"] if find_spec("modules.deepbooru") is not None else [])]
 
     def caption(self, images: list[Image], name: str) -> list[str]:
-
         if name not in self.captioners():
             raise HostError(f"pictures are to be captioned with {name}", "the WebUI has no such captioner",
                             "Write a .txt file beside each picture.")
@@ -50,8 +49,8 @@ def _by_blip(images: list[Image]) -> list[str]:
     from modules import shared
 
     # not `interrogate`, which resets the job that is running
-    shared.interrogator.load()
     try:
+        shared.interrogator.load()
         return [shared.interrogator.generate_caption(image) for image in images]
     finally:
         shared.interrogator.unload()
@@ -62,7 +61,8 @@ def _by_deepbooru(images: list[Image]) -> list[str]:
 
     deepbooru.model.start()
     try:
-        return [deepbooru.model.tag_multi(image) for image in images]
+        # Weights and backslashes mean something in the WebUI's prompts only: in a caption they would be learnt as words.
+        return [deepbooru.model.tag_multi(image, force_disable_ranks=True).replace("\\", "") for image in images]
     finally:
         deepbooru.model.stop()
 

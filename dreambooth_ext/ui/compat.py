@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 MAJOR = int(gr.__version__.split(".", maxsplit=1)[0])
+COPIES_KEPT_S = 24 * 3600
 _JS = "js" if MAJOR >= 4 else "_js"
 
 
@@ -53,8 +54,9 @@ def _was_uploaded(file: Any) -> bool:
 
 
 def blocks(title: str, css: str = "") -> Any:
-    """gr.Blocks; from version 6 on, the style sheet belongs to `launch`."""
-    return gr.Blocks(title=title, analytics_enabled=False, **({"css": css} if css and MAJOR < 6 else {}))
+    """gr.Blocks; from version 6 on, the style sheet belongs to `launch`. Newer ones clear their copies of files away, if told."""
+    newer = {"delete_cache": (COPIES_KEPT_S, COPIES_KEPT_S)} if MAJOR >= 4 else {}
+    return gr.Blocks(title=title, analytics_enabled=False, **newer, **({"css": css} if css and MAJOR < 6 else {}))
 
 
 def launch_arguments(css: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import DreamboothError
+from ..outbox import OUTBOX
 from ..service import Service
 from . import fields, html
 from .compat import hidden, on
@@ -135,7 +135,7 @@ def _show_folder(service: Service, name: str) -> str:
 def _file(service: Service, make: Callable[[Path], Path]) -> list[Any]:
     """A file of a run, alone in a folder from which gradio may serve it, and what it is."""
     try:
-        path = make(Path(tempfile.mkdtemp(prefix="dreambooth-")))
+        path = make(OUTBOX.folder())
     except DreamboothError as error:
         return [gr.update(visible=False), html.note(str(error), "fault")]
     return [gr.update(value=str(path), visible=True), html.note(f"{path.name}: click on its size to save it.", "good")]

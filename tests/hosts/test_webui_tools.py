@@ -13,25 +13,27 @@ class Interrogator:
     """BLIP: to be loaded first, and unloaded whatever happens."""
 
     def __init__(self):
-        self.loaded, self.log = False, []
+        self.loaded, self.log, self.offline = False, [], False
 
     def load(self):
-        self.loaded = True
+        self.loaded = True  # BLIP is, before CLIP is fetched
+        if self.offline:
+            raise OSError("no network")
         self.log.append("load")
 
     def unload(self):
         self.loaded = False
         self.log.append("unload")
 
-    def generate_caption(self, image):
-        assert self.loaded
-        if image.width == 13:
+    def generate_caption(self, pil_image):
+        assert self.loaded and pil_image.mode == "RGB"
+        if pil_image.width == 13:
             raise RuntimeError("out of memory")
-        return f"a picture {image.width} wide"
+        return f"a picture {pil_image.width} wide"
 
 
 class DeepBooru:
-    """deepbooru.model: started and stopped around."""
+    """deepbooru.model: started and stopped around; by the user's settings with weights, and as prompts escape brackets."""
 
     def __init__(self):
         self.running = False
@@ -42,9 +44,10 @@ class DeepBooru:
     def stop(self):
         self.running = False
 
-    def tag_multi(self, image):
+    def tag_multi(self, pil_image, force_disable_ranks=False):
         assert self.running
-        return "1girl, solo"
+        tags = ("1girl", r"miku_\(singer\)")
+        return ", ".join(tags if force_disable_ranks else (f"({tag}:0.998)" for tag in tags))
 
 
 @pytest.fixture
@@ -91,7 +94,7 @@ def test_blip_and_deepbooru_describe_pictures(host, tools, folder):
     assert (folder / "0.txt").read_text() == "a picture 40 wide\n" and len(done.written) == 2
     assert tools.interrogator.log == ["load", "unload"]
     picture_room.caption_with(folder, host, "deepbooru", overwrite=True)
-    assert (folder / "1.txt").read_text() == "1girl, solo\n" and not tools.deepbooru.running
+    assert (folder / "1.txt").read_text() == "1girl, miku_(singer)\n" and not tools.deepbooru.running
 
 
 def test_a_captioner_that_fails_is_unloaded_and_named(host, tools, folder):
@@ -99,5 +102,9 @@ def test_a_captioner_that_fails_is_unloaded_and_named(host, tools, folder):
 
     Image.new("RGB", (13, 13)).save(folder / "9.png")
     with pytest.raises(HostError, match="out of memory"):
+        picture_room.caption_with(folder, host, "BLIP")
+    assert not tools.interrogator.loaded
+    tools.interrogator.offline = True
+    with pytest.raises(HostError, match="no network"):
         picture_room.caption_with(folder, host, "BLIP")
     assert not tools.interrogator.loaded

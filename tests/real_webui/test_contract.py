@@ -136,6 +136,22 @@ def test_each_attribute_is_there(webui_dir, module, name, attributes):
     assert set(attributes) <= found
 
 
+METHODS = [
+    ("interrogate", "InterrogateModels", {"load": [], "unload": [], "generate_caption": ["pil_image"]}),
+    ("deepbooru", "DeepDanbooru", {"start": [], "stop": [], "tag_multi": ["pil_image", "force_disable_ranks"]}),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "methods"), METHODS, ids=[name for _, name, _ in METHODS])
+def test_each_captioner_is_called_as_it_wants(webui_dir, module, name, methods):
+    """The doubles of tests/hosts/test_webui_tools.py have the same methods."""
+    tree = module_of(webui_dir, module)
+    if tree is None:
+        pytest.skip(f"this host has no {module}: WebuiTools.captioners leaves it out")
+    found = {node.name: node for node in defined(tree)[name].body if isinstance(node, ast.FunctionDef)}
+    assert {method: parameters(found[method], tree)[1:] for method in methods} == methods
+
+
 def test_the_settings_that_must_be_set_aside_exist(webui_dir):
     text = (webui_dir / "modules" / "shared_options.py").read_text(encoding="utf-8")
     names = set(re.findall(r"""["'](\w+)["']\s*:\s*(?:shared\.)?OptionInfo\(""", text))
