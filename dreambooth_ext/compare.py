@@ -143,7 +143,7 @@ def _rendered(
             progress.check()
             some = tuple(seeds[start : start + batch])
             request = Txt2Img(prompt, some, steps=asked.render_steps, guidance_scale=asked.guidance_scale, width=asked.side,
-                              height=asked.side, clip_skip=config.clip_skip)
+                              height=asked.side, clip_skip=config.clip_skip, prediction_type=config.prediction_type)
             for seed, image in zip(some, host.txt2img(model, request, silent), strict=True):
                 yield (number, seed), image
 

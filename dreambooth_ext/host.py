@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Txt2Img:
     """One request for pictures: one picture for each seed, all of one prompt.
 
-    `sampler` is the WebUI's name for it; its DDIM is the one in models/sampling.py.
+    `sampler` is the WebUI's name for it; its DDIM is the one in models/sampling.py. `prediction_type` is what the user says of
+    the checkpoint; "auto" leaves it to the host.
     """
 
     prompt: str
@@ -30,6 +31,7 @@ class Txt2Img:
     height: int = 512
     sampler: str = "DDIM"
     clip_skip: int = 1  # 1: the text encoder's last layer
+    prediction_type: str = "auto"
 
 
 @dataclass(frozen=True)

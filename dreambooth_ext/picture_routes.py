@@ -7,7 +7,7 @@
     POST /pictures/captions                  body: {"folder": "", "token": "", "class_noun": "", "instance_prompt": ""}
     POST /pictures/caption                   body: {"folder": "", "picture": "", "text": ""}
     POST /pictures/describe                  body: {"folder": "", "captioner": "BLIP", "overwrite": false}
-    POST /pictures/token                     body: {"token": "", "class_noun": "", "base": "", "resolution": null}
+    POST /pictures/token                     body: {"token": "", "class_noun": "", "base": "", "resolution": null}, ...
     POST /class-images/plan                  body: the settings
     POST /class-images/strike-out            body: the settings, and "pictures": [names]
 
@@ -100,14 +100,15 @@ def _of_captions(service: Service) -> list[Route]:
     def token(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
         from . import picture_room
 
-        asked, concept = _checked(body, "resolution"), _concept(body)
+        asked, concept = _checked(body, "resolution", "prediction_type"), _concept(body)
         if not concept.token.strip():
             raise ConfigError(["token: the new word is needed"])
         drawn = []
         if body.get("base"):
             base = service.require_allowed(Path(service.file_of(str(body["base"]))))
             side = asked.get("resolution") or picture_room.resolution_of(base)
-            drawn = picture_room.token_pictures(base, concept, service.host, Progress(), resolution=side)
+            drawn = picture_room.token_pictures(base, concept, service.host, Progress(), resolution=side,
+                                                prediction_type=asked.get("prediction_type", "auto"))
         return {"told": picture_room.token_told(concept.token),
                 "drawn": [{"prompt": each.prompt, "pictures": [str(path) for path in each.pictures]} for each in drawn]}
 

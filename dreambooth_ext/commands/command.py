@@ -28,8 +28,7 @@ def say(parsed: argparse.Namespace, text: str, **values: Any) -> None:
 def host_of(config: TrainConfig) -> Host:
     """Ourselves, with the folders of these settings."""
     models_dir, runs_dir = Path(config.models_dir).expanduser(), Path(config.runs_dir).expanduser()
-    return StandaloneHost(models_dir, runs_dir, device=config.device, batch_size=config.class_batch_size,
-                          prediction_type=config.prediction_type)
+    return StandaloneHost(models_dir, runs_dir, device=config.device, batch_size=config.class_batch_size)
 
 
 def run_of(parsed: argparse.Namespace) -> RunFolder:

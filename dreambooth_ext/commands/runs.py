@@ -42,13 +42,14 @@ def render(parsed: argparse.Namespace, progress: Progress) -> None:
 
     base, out = Path(parsed.base).expanduser(), Path(parsed.out).expanduser()
     side = parsed.size or inspect(base, prediction_type=parsed.prediction_type).resolution
-    host = StandaloneHost(base.parent, base.parent, device=parsed.device, prediction_type=parsed.prediction_type)
+    host = StandaloneHost(base.parent, base.parent, device=parsed.device)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     progress.start("rendering", len(parsed.prompt) * parsed.count)
     for number, prompt in enumerate(parsed.prompt):
         seeds = tuple(range(parsed.seed, parsed.seed + parsed.count))
-        request = Txt2Img(prompt, seeds, parsed.negative_prompt, parsed.render_steps, parsed.guidance_scale, side, side)
+        request = Txt2Img(prompt, seeds, parsed.negative_prompt, parsed.render_steps, parsed.guidance_scale, side, side,
+                          prediction_type=parsed.prediction_type)
         for seed, image in zip(seeds, host.txt2img(base, request, progress), strict=True):
             path = out / f"{number:02d}-{seed}.png"
             image.save(path)

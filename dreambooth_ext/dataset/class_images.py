@@ -48,6 +48,12 @@ class Request:
     guidance_scale: float
     width: int
     height: int
+    prediction_type: str = "auto"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """As manifests keep it; older ones know no prediction type."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("prediction_type", "auto")}
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def class_image_count(given: int | None, pictures: int, consumed: int) -> tuple[
 
 def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch: int, accumulation: int, class_steps: int,
          guidance_scale: float, resolution: int, seed: int, library: Path, foreign: str = "skip",
-         concept_index: int = 0, host: str = "") -> ClassImagePlan:
+         concept_index: int = 0, host: str = "", prediction_type: str = "auto") -> ClassImagePlan:
     """Look at what there is and say what is missing; renders nothing. `host` is whose pace tells how long that takes."""
     count, suggested = class_image_count(concept.num_class_images, pictures, steps * batch * accumulation)
     prompts = concept.class_texts
@@ -137,7 +143,7 @@ def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch
     unusable: dict[str, str] = {}
     for number, prompt in enumerate(prompts):
         request = Request(base_sha256, prompt, concept.class_negative_prompt, SAMPLER, class_steps, guidance_scale,
-                          resolution, resolution)
+                          resolution, resolution, prediction_type)
         folder = Path(concept.class_dir).expanduser() if concept.class_dir else library_folder(library, request)
         sisters = [_request_key(request, each) for each in prompts]
         found, strangers = _sorted_out(folder, request, sisters)
@@ -154,7 +160,7 @@ def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch
 def library_folder(library: Path, request: Request) -> Path:
     """A folder that all runs with the same base, prompt and settings share; readable, and different for any difference."""
     words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:40] or "class"
-    key = hashlib.sha256(json.dumps(vars(request), sort_keys=True).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps(request.values, sort_keys=True).encode()).hexdigest()[:12]
     return library / f"{words}-{request.width}px-{key}"
 
 
@@ -191,7 +197,7 @@ def _render(plan: PromptPlan, lacking: int, seed: int, base: Path, txt2img: Txt2
     missing = _unused_seeds(seed, _used_seeds(plan), lacking)
     for chunk in _batches(seed, missing, batch):
         wish = Txt2Img(request.prompt, chunk, request.negative_prompt, request.steps, request.guidance_scale,
-                       request.width, request.height, request.sampler)
+                       request.width, request.height, request.sampler, prediction_type=request.prediction_type)
         count = 0
         for image_seed, image in zip(chunk, txt2img(base, wish, progress), strict=False):
             count += 1
@@ -218,12 +224,12 @@ def _batches(first: int, missing: list[int], size: int) -> Iterator[tuple[int, .
 
 def _keep(image: Image, seed: int, plan: PromptPlan, provenance: Mapping[str, str]) -> Path:
     """Record the picture, then write it, both durably: one that is there is never of unknown origin."""
-    key = hashlib.sha256(json.dumps(vars(plan.request), sort_keys=True).encode()).hexdigest()[:8]
+    key = hashlib.sha256(json.dumps(plan.request.values, sort_keys=True).encode()).hexdigest()[:8]
     path = plan.folder / f"{key}-{seed:010d}.png"
     data = io.BytesIO()
     image.save(data, "PNG")
     sha256 = hashlib.sha256(data.getbuffer()).hexdigest()
-    row = {"file": path.name, "sha256": sha256, "seed": seed, "request": vars(plan.request), "host": dict(provenance)}
+    row = {"file": path.name, "sha256": sha256, "seed": seed, "request": plan.request.values, "host": dict(provenance)}
     sweep(plan.folder, path.name)
     append_line(plan.folder / MANIFEST, json.dumps(row), durable=True)
     with write_atomically(path) as stream:
@@ -239,7 +245,7 @@ def _used_seeds(plan: PromptPlan) -> set[int]:
     rows = _rows(plan.folder)
     if rows and not any((folder / rows[-1]["file"]).is_file() for folder in (plan.folder, plan.folder / STRUCK_OUT)):
         rows.pop()
-    return {row["seed"] for row in rows if row.get("request") == vars(plan.request)}
+    return {row["seed"] for row in rows if row.get("request") == plan.request.values}
 
 
 def _unused_seeds(seed: int, used: set[int], count: int) -> list[int]:
@@ -262,7 +268,7 @@ def _sorted_out(folder: Path, request: Request, sisters: list[dict[str, Any]]) -
     for path in list_pictures(folder):
         row = rows.get(path.name)
         made_by = row.get("request") if row is not None and row.get("sha256") == sha256_of(path) else None
-        if made_by == vars(request):
+        if made_by == request.values:
             found.append(path)
         elif made_by not in sisters:
             foreign.append(path)
@@ -275,7 +281,7 @@ def is_recorded(path: Path) -> bool:
 
 
 def _request_key(request: Request, prompt: str) -> dict[str, Any]:
-    return {**vars(request), "prompt": prompt}
+    return {**request.values, "prompt": prompt}
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

@@ -201,6 +201,7 @@ class A1111Host(WebuiTools):
             try:
                 with webui_settings.in_effect(shared.opts, values), _params_txt_kept():
                     self._load_selected()
+                    webui_limits.require_prediction(base, request.prediction_type)
                     images = self._process(request)
             except (Cancelled, DreamboothError):
                 raise

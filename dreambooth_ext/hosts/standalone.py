@@ -24,20 +24,16 @@ SUFFIXES = (".safetensors", ".ckpt")
 
 
 class StandaloneHost:
-    """Renders with models/sampling.py; "selects" by noting the choice in the models folder.
-
-    `prediction_type` is that of the checkpoints that it renders with, where the files do not tell.
-    """
+    """Renders with models/sampling.py; "selects" by noting the choice in the models folder."""
 
     name = "standalone"
 
-    def __init__(self, models_dir: Path, runs_dir: Path, *, device: str = "auto", batch_size: int | None = None,
-                 prediction_type: str = "auto") -> None:
+    def __init__(self, models_dir: Path, runs_dir: Path, *, device: str = "auto", batch_size: int | None = None) -> None:
         self.models_dir, self.runs_dir = models_dir, runs_dir
         self.lora_dir = models_dir / "Lora"
-        self._device_wish, self._batch_size, self._prediction_type = device, batch_size, prediction_type
+        self._device_wish, self._batch_size = device, batch_size
         self._model: Any = None
-        self._model_key: tuple[Path, int, int] | None = None
+        self._model_key: tuple[Path, int, int, str] | None = None
 
     def checkpoints(self) -> list[Checkpoint]:
         selected = self.selected()
@@ -63,8 +59,8 @@ class StandaloneHost:
     def txt2img(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
         from ..models.sampling import render
 
-        yield from render(self._loaded(base), request, progress, self.batch_size(request.width, request.height),
-                          request.clip_skip)
+        yield from render(self._loaded(base, request.prediction_type), request, progress,
+                          self.batch_size(request.width, request.height), request.clip_skip)
 
     def batch_size(self, width: int, height: int) -> int:
         import torch
@@ -104,14 +100,14 @@ class StandaloneHost:
         raise HostError(f"pictures are to be captioned with {name}", "captioners are a WebUI's",
                         "Write a .txt file beside each picture.")
 
-    def _loaded(self, base: Path) -> Any:
+    def _loaded(self, base: Path, prediction_type: str) -> Any:
         from ..models.load import load_checkpoint
 
         status = base.stat()
-        key = (base.resolve(), status.st_size, status.st_mtime_ns)
+        key = (base.resolve(), status.st_size, status.st_mtime_ns, prediction_type)
         if key != self._model_key:
             self._release()
-            self._model = load_checkpoint(base, prediction_type=self._prediction_type).to(device_named(self._device_wish))
+            self._model = load_checkpoint(base, prediction_type=prediction_type).to(device_named(self._device_wish))
             self._model_key = key
         return self._model
 

@@ -105,10 +105,19 @@ def test_a_picture_that_was_struck_out_is_not_rendered_again(planned):
     assert renderer.seeds == [13] and len(more) == 10
 
 
-@pytest.mark.parametrize("change", [{"base": "bbb"}, {"class_steps": 20}, {"guidance_scale": 5.0}, {"resolution": 128}])
+@pytest.mark.parametrize("change", [{"base": "bbb"}, {"class_steps": 20}, {"guidance_scale": 5.0}, {"resolution": 128},
+                                    {"prediction_type": "v_prediction"}])
 def test_another_base_or_setting_has_its_own_pictures(planned, change):
     ensure(planned(), Path("b"), Renderer(), {}, Progress())
     assert planned(**change).missing == 10 and planned().missing == 0
+
+
+def test_a_library_of_an_older_version_is_still_found(planned):
+    """Its manifests know no prediction type."""
+    ensure(planned(), Path("b"), Renderer(), {}, Progress())
+    folder = planned().prompts[0].folder
+    assert folder.name == "dog-64px-385e0446f82a"
+    assert "prediction_type" not in json.loads((folder / MANIFEST).read_text().splitlines()[0])["request"]
 
 
 def test_pictures_of_other_origin_are_told_and_used_only_on_purpose(planned, tmp_path):

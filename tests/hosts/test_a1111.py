@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -202,6 +203,17 @@ def test_the_users_settings_do_not_act_on_them(host, webui, base, progress):
     assert (made_of["vae"], made_of["rng"], made_of["emphasis"]) == (None, "CPU", "None")
     assert not made_of["tiling"] and not made_of["faces"] and not made_of["saved"]
     assert made_of["networks"] == () and made_of["scripts"] is None
+
+
+def test_a_model_that_the_webui_takes_for_another_kind_renders_nothing(host, webui, base, progress):
+    for asked in ("auto", "epsilon"):
+        assert len(list(host.txt2img(base, replace(REQUEST, prediction_type=asked), progress))) == 3
+    with pytest.raises(HostError) as refused:
+        list(host.txt2img(base, replace(REQUEST, prediction_type="v_prediction"), progress))
+    assert refused.value.why == "the WebUI takes it for epsilon" and "base.yaml" in refused.value.instead
+    base.with_suffix(".yaml").write_text("model: its makers' own")
+    loaded(webui).sd_model_checkpoint = ""  # as after a restart
+    assert len(list(host.txt2img(base, replace(REQUEST, prediction_type="v_prediction"), progress))) == 3
 
 
 def test_another_checkpoint_than_the_selected_one_is_named_once_a_job(host, webui, base, progress):

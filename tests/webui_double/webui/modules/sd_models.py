@@ -80,6 +80,7 @@ class Model:
         self.device = "cuda"
         self.lowvram = False
         self.vae = None
+        self.parameterization = "v" if os.path.exists(os.path.splitext(info.filename)[0] + ".yaml") else "eps"
 
     def to(self, device):
         assert self.device != "meta", "a model on the meta device was used"
