@@ -1,6 +1,7 @@
 # make demo   a new subject is learnt and rendered, from nothing but a CPU
 # make test   all checks
 # make soak   what breaks runs on purpose, for half an hour; SOAK=long for longer
+# make full-size   every format, precision and family through `convert` and back, in the sizes of real models (15 GB of disk)
 PYTHON ?= python3
 # The build of torch. On a machine without a GPU: TORCH="torch==2.13.0 --index-url <the CPU index that pytorch.org names>"
 TORCH ?= torch==2.13.0
@@ -15,7 +16,7 @@ endif
 JOBS ?= 2
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
-.PHONY: demo test test-host soak check setup ui clean
+.PHONY: demo test test-host soak full-size check setup ui clean
 
 demo: setup
 	$(RUN) -m dreambooth_ext demo
@@ -32,6 +33,10 @@ check: setup
 
 soak: setup
 	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m soak tests $(PYTEST_FLAGS)
+
+# One process: each model is written thrice.
+full-size: setup
+	$(RUN) -m pytest -n 0 -m full_size tests $(PYTEST_FLAGS)
 
 # The WebUI's own torch, in an environment of its own (its wheels are large, so it is run by hand).
 test-host:

@@ -128,12 +128,12 @@ def require_equal(path, family, size, inpainting, folder):
 
 @pytest.mark.parametrize("inpainting, suffix, dtype", [
     (False, "safetensors", torch.float32), (True, "ckpt", torch.float16),
-    pytest.param(False, "ckpt", torch.bfloat16, marks=pytest.mark.soak)], ids=str)
+    pytest.param(False, "ckpt", torch.bfloat16, marks=pytest.mark.full_size)], ids=str)
 def test_outputs_are_those_of_diffusers_own_loading(specimens, family, inpainting, suffix, dtype, tmp_path):
     require_equal(specimens(family.key, inpainting, suffix, dtype), family, SMALL[family.key], inpainting, tmp_path)
 
 
-@pytest.mark.soak
+@pytest.mark.full_size
 @pytest.mark.parametrize("inpainting", [False, True])
 @pytest.mark.parametrize("key", ["sd1", "sd2"])
 def test_outputs_in_full_size_are_those_of_diffusers_own_loading(key, inpainting, tmp_path):

@@ -249,13 +249,13 @@ def test_what_a_folder_has_no_place_for_comes_back(tmp_path, specimens):
 MATRIX = [(suffix, dtype, inpainting) for suffix in ("safetensors", "ckpt") for dtype in NAMES for inpainting in (False, True)]
 
 
-@pytest.mark.soak
+@pytest.mark.full_size
 @pytest.mark.parametrize("suffix, dtype, inpainting", MATRIX, ids=str)
 def test_every_round_trip_through_a_folder_is_exact(specimens, tmp_path, family, suffix, dtype, inpainting):
     require_round_trip(specimens(family.key, inpainting, suffix, dtype), tmp_path, suffix)
 
 
-@pytest.mark.soak
+@pytest.mark.full_size
 @pytest.mark.parametrize("suffix, dtype, inpainting", MATRIX, ids=str)
 def test_every_round_trip_of_sd15_in_full_size_is_exact(tmp_path, suffix, dtype, inpainting):
     source = specimen(SD1, size=FULL["sd1"], inpainting=inpainting).write(tmp_path / f"full.{suffix}", dtype)
