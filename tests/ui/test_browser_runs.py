@@ -14,7 +14,7 @@ from PIL import Image
 sync_api = pytest.importorskip("playwright.sync_api")
 gradio = pytest.importorskip("gradio")
 
-from dreambooth_ext import recipe  # noqa: E402
+from dreambooth_ext import desktop, recipe  # noqa: E402
 from dreambooth_ext.config import Concept, TrainConfig  # noqa: E402
 from dreambooth_ext.files import write_json  # noqa: E402
 from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
@@ -246,6 +246,47 @@ def test_a_run_is_opened_cloned_explained_resumed_and_deleted(page, served):
     expect(page, "runs_said", "half is deleted.")
     assert not (served[1] / "runs" / "half").exists() and (served[1] / "models" / "half.safetensors").is_file()
     sync_api.expect(card(page, "half")).to_have_count(0)
+
+
+def test_a_run_is_published_again_and_its_folder_opened(page, served, monkeypatch):
+    shown = []
+    monkeypatch.setattr(desktop, "open_folder", shown.append)
+    model = served[1] / "models" / "rex.safetensors"
+    content = model.read_bytes()
+    model.unlink()
+    on_card(page, "rex")
+    page.click("#dreambooth_publish")
+    expect(page, "runs_said", "rex: started")
+    waited_for(page, lambda: JOBS.running is None and model.is_file())
+    assert model.read_bytes() == content
+    page.click("#dreambooth_run_folder")
+    expect(page, "runs_said", "is open on the computer that trains")
+    assert shown == [served[1] / "runs" / "rex"]
+
+
+@pytest.mark.parametrize(("sound", "error", "title"), [(True, None, "✓ told finished"), (False, ValueError("no"), "! told failed")])
+def test_the_end_is_told_by_the_title_and_by_a_sound_if_wanted(page, sound, error, title):
+    over = threading.Event()
+
+    def work(progress):
+        progress.start("training", 4)
+        progress.report(1, 4)
+        assert over.wait(120)
+        if error:
+            raise error
+
+    before = page.title()
+    page.evaluate("document.hasFocus = () => false")  # somebody looks at another window
+    page.locator("#dreambooth_sound input").set_checked(sound)
+    try:
+        JOBS.start(Job("told", work))
+        page.wait_for_function("document.title.startsWith('[25%] ')", timeout=WAIT_MS)
+    finally:
+        over.set()
+    page.wait_for_function("title => document.title === title", arg=title, timeout=WAIT_MS)
+    assert page.evaluate("window.dreamboothPage.rung || 0") == int(sound)
+    page.evaluate("window.dispatchEvent(new Event('focus'))")
+    assert page.title() == before
 
 
 def test_the_order_of_the_queue_is_changed_by_its_buttons(page):
