@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 
@@ -73,8 +74,17 @@ def option(default: Any, label: str, help: str, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata={"label": label, "help": help, **metadata})
 
 
-def options_of(config_class: type) -> Iterator[Option]:
+def options_of(config_class: type) -> tuple[Option, ...]:
     """The options of a configuration class, in the order of its fields; fields without a label are none."""
+    return _all_of(config_class)
+
+
+@cache
+def _all_of(config_class: type) -> tuple[Option, ...]:
+    return tuple(_options(config_class))
+
+
+def _options(config_class: type) -> Iterator[Option]:
     hints = get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         if "label" not in field.metadata:

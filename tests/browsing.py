@@ -1,6 +1,7 @@
 """A headless Chromium on the Dreambooth tab: what the browser tests share."""
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -27,8 +28,9 @@ def ready(page):
 
 
 def screenshot(page, name):
+    """A picture of the whole page, for each gradio its own."""
     ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)
+    page.screenshot(path=ARTEFACTS / f"gradio{version('gradio').partition('.')[0]}_{name}.png", full_page=True)
 
 
 def field(page, name):
@@ -43,6 +45,7 @@ def fill(page, **values):
 
 def unfold(page, name, title):
     page.locator(f"#dreambooth_{name}").get_by_text(title, exact=True).click()
+    page.wait_for_timeout(500)  # newer versions fill what is inside only now
 
 
 def wait_for(page, state, limit_s=90):
@@ -51,3 +54,16 @@ def wait_for(page, state, limit_s=90):
 
 def text(page, name):
     return page.locator(f"#{name}").first.inner_text()
+
+
+def to_tab(page, name, among="dreambooth_tabs"):
+    """Click on a tab. Newer versions of gradio have each tab's button twice, one of them under the other."""
+    on_top = "it => { const r = it.getBoundingClientRect();" \
+        " return it.contains(document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2)); }"
+    for _ in range(20):  # while the page is being built
+        for button in page.locator(f"#{among} button:visible", has_text=name).all():
+            if button.evaluate(on_top):
+                return button.click()
+        page.evaluate("window.scrollTo(0, 0)")
+        page.wait_for_timeout(250)
+    raise AssertionError(f"no tab {name} can be clicked")

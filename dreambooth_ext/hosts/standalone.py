@@ -6,6 +6,7 @@ import json
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +123,17 @@ class StandaloneHost:
 
 def _is_lora(path: Path) -> bool:
     """True for a LoRA file, by the start of its header; damaged files are for others to judge."""
+    if path.suffix != ".safetensors":
+        return False
+    status = path.stat()
+    return _names_lora_keys(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _names_lora_keys(path: Path, size: int, mtime_ns: int) -> bool:
+    """A form asks for the list of checkpoints at every key: each file is looked into once."""
     with path.open("rb") as stream:
-        return path.suffix == ".safetensors" and b'"lora_unet_' in stream.read(1 << 20)
+        return b'"lora_unet_' in stream.read(1 << 20)
 
 
 def device_named(wish: str) -> str:

@@ -36,12 +36,13 @@ def build(service: Service, watch: WatchPanel) -> None:
         first = _preferred(_run(service, names[0]) if names else None, found)
         snapshot = gr.Dropdown(label="Snapshot", choices=found, value=first, interactive=True,
                                elem_id="dreambooth_choose_snapshot", info="A click on a picture publishes its snapshot.")
-        publish = gr.Button("Publish and open in txt2img", variant="primary", elem_id="dreambooth_choose_publish")
+        publish = gr.Button("Publish" if service.host.name == "standalone" else "Publish and open in txt2img",
+                            variant="primary", elem_id="dreambooth_choose_publish")
         back = gr.Button("Go on training from here ...", elem_id="dreambooth_choose_back")
     with gr.Group(visible=False, elem_id="dreambooth_back_confirm") as confirm:
         gr.HTML(value=html.note("What came after this snapshot will be gone from the run: later snapshots, previews and "
                                 "figures. Published models stay.", "warning"))
-        with gr.Row():
+        with gr.Row(elem_classes=["dreambooth-asked"]):
             steps = gr.Textbox(label="Steps in all", info="Empty: as many as the run was to have.", max_lines=1,
                                elem_id="dreambooth_back_steps")
             really = gr.Button("Yes, go back and train on", elem_id="dreambooth_back_yes", variant="stop")

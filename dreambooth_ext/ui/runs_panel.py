@@ -63,7 +63,7 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
 
 
 def _confirmation() -> tuple[Any, Any, Any]:
-    with gr.Row(visible=False, elem_id="dreambooth_confirm") as row:
+    with gr.Row(visible=False, elem_id="dreambooth_confirm", elem_classes=["dreambooth-asked"]) as row:
         gr.HTML(value=html.note("Its snapshots, previews and log will be gone. Published models stay.", "warning"))
         really = gr.Button("Yes, delete it", elem_id="dreambooth_delete_yes", variant="stop")
         never = gr.Button("No", elem_id="dreambooth_delete_no")

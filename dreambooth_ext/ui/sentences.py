@@ -42,6 +42,9 @@ class Sentences:
 
     def model(self, values: Mapping[str, Any]) -> str:
         base = values.get("base") or ""
+        if not base and not self._service.host.checkpoints():
+            return html.note(f"There is no checkpoint in {self._service.host.models_dir.name} yet: put one there and press the button "
+                             "beside the list. To try it without: python -m dreambooth_ext playground --into THAT_FOLDER", "warning")
         if not base:
             return html.note("Choose the checkpoint to start from.")
         hashed = self._hash if values.get("instance_dir") else lambda base: ""  # gigabytes are read only for who is to train

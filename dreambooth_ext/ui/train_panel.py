@@ -67,7 +67,8 @@ def build(service: Service, sentences: Sentences) -> TrainPanel:
             label="Base model", info="Training starts from this checkpoint. It is never written to.", choices=choices,
             value=loaded, allow_custom_value=True, interactive=True, elem_id="dreambooth_base",
             elem_classes=["dreambooth-option"])
-        panel.buttons["loaded"] = gr.Button("Use the loaded one", elem_id="dreambooth_use_loaded", scale=0, size="sm")
+        panel.buttons["loaded"] = gr.Button("Refresh the list" if service.host.name == "standalone" else "Use the loaded one",
+                                            elem_id="dreambooth_use_loaded", scale=0, size="sm")
     with _step(panel, 2, "pictures"):
         panel.widgets["instance_dir"] = gr.Textbox(
             label="Pictures", info="Folder with the pictures to learn from. They are never changed.", max_lines=1,

@@ -4,11 +4,11 @@ import json
 import shutil
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browsing import CHROMIUM, screenshot, to_tab, unfold
 from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -23,9 +23,7 @@ from dreambooth_ext.progress import Progress  # noqa: E402
 from dreambooth_ext.run_folder import RunFolder, RunState  # noqa: E402
 from dreambooth_ext.ui import app  # noqa: E402
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
-ARTEFACTS = Path(__file__).resolve().parents[2] / "artefacts"
 WAIT_MS = 60_000
 
 
@@ -85,16 +83,6 @@ def page(served, browser):
     opened.close()
 
 
-def to_part(page, name):
-    """Newer versions have each tab's button twice, one of them under the other."""
-    for button in page.locator("#dreambooth_tabs button:visible", has_text=name).all():
-        on_top = "it => { const r = it.getBoundingClientRect();" \
-            " return it.contains(document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2)); }"
-        if button.evaluate(on_top):
-            return button.click()
-    raise AssertionError(f"no tab {name} can be clicked")
-
-
 def choose(page, name, value):
     """Pick from a dropdown whose choices may still be on their way."""
     box = page.locator(f"#{name} input").first
@@ -113,6 +101,8 @@ def choose(page, name, value):
 def fill(page, name, value):
     page.locator(f"#dreambooth_{name} textarea:visible, #dreambooth_{name} input:visible").first.fill(str(value))
     page.keyboard.press("Tab")
+    sync_api.expect(page.locator(f"#dreambooth_{name} textarea:visible, #dreambooth_{name} input:visible").first).to_have_value(
+        str(value))
 
 
 def expect(page, name, text):
@@ -131,17 +121,12 @@ def waited_for(page, condition):
     raise AssertionError("it has not come about")
 
 
-def shot(page, name):
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)
-
-
 def card(page, name):
     return page.locator(f'.dreambooth-card[data-value="pick:{name}"]')
 
 
 def on_card(page, name):
-    to_part(page, "Runs")
+    to_tab(page, "Runs")
     page.click("#dreambooth_runs_refresh")
     card(page, name).click()
     sync_api.expect(card(page, name)).to_have_attribute("aria-pressed", "true", timeout=WAIT_MS)
@@ -149,9 +134,9 @@ def on_card(page, name):
 
 
 def test_bad_values_of_a_comparison_are_told(page):
-    to_part(page, "Choose")
+    to_tab(page, "Choose")
     choose(page, "dreambooth_choose_run", "rex")
-    page.locator("#dreambooth_compare_more").get_by_text("More about the comparison").click()
+    unfold(page, "compare_more", "More about the comparison")
     fill(page, "compare_count", 0)
     fill(page, "compare_guidance_scale", "strong")
     fill(page, "compare_snapshots", "step-000009")
@@ -165,12 +150,13 @@ def test_bad_values_of_a_comparison_are_told(page):
     assert JOBS.running is None
 
 
+@pytest.mark.any_gradio
 def test_snapshots_are_compared_the_best_is_marked_and_a_click_publishes_one(page, served):
-    to_part(page, "Choose")
+    to_tab(page, "Choose")
     choose(page, "dreambooth_choose_run", "rex")
     fill(page, "compare_prompts", "rxz dog in snow\na dog")
     fill(page, "compare_count", 2)
-    page.locator("#dreambooth_compare_more").get_by_text("More about the comparison").click()
+    unfold(page, "compare_more", "More about the comparison")
     fill(page, "compare_render_steps", 2)
     page.click("#dreambooth_compare")
     page.wait_for_selector("#dreambooth_choose_grid .dreambooth-badge", timeout=WAIT_MS)
@@ -180,7 +166,7 @@ def test_snapshots_are_compared_the_best_is_marked_and_a_click_publishes_one(pag
     assert grid.locator("svg circle").count() == 2 * 3 and grid.locator("thead small", has_text="near").count() == 2
     assert grid.locator("tbody tr").first.locator("td").first.locator(".dreambooth-cell").count() == 0  # the base is no snapshot
     sync_api.expect(page.locator("#dreambooth_choose_said p")).to_have_count(0, timeout=WAIT_MS)  # it is over
-    shot(page, "choose_compared")
+    screenshot(page, "choose_compared")
     page.locator('.dreambooth-shot[data-snapshot="step-000002"]').first.click()
     expect(page, "choose_said", "Publishing step-000002 of rex")
     ended(page, "rex")
@@ -191,7 +177,7 @@ def test_snapshots_are_compared_the_best_is_marked_and_a_click_publishes_one(pag
 def test_training_goes_on_from_a_snapshot_after_a_confirmation(page, served):
     run = RunFolder(served[1] / "runs" / "back")
     published = served[1] / "models" / "back-step2.safetensors"
-    to_part(page, "Choose")
+    to_tab(page, "Choose")
     choose(page, "dreambooth_choose_run", "back")
     sync_api.expect(page.locator("#dreambooth_choose_grid [data-snapshot]")).to_have_count(2, timeout=WAIT_MS)
     choose(page, "dreambooth_choose_snapshot", "step-000002")
@@ -219,9 +205,10 @@ def test_training_goes_on_from_a_snapshot_after_a_confirmation(page, served):
     assert not (run.checkpoints_dir / "step-000004").exists() and published.read_bytes() == content
 
 
+@pytest.mark.any_gradio
 def test_a_run_is_opened_cloned_explained_resumed_and_deleted(page, served):
     on_card(page, "lost")
-    shot(page, "runs")
+    screenshot(page, "runs")
     page.click("#dreambooth_run_open")
     frame = page.frame_locator("iframe.dreambooth-opened")
     sync_api.expect(frame.locator("body")).to_contain_text("the loss became nan", timeout=WAIT_MS)
@@ -231,7 +218,7 @@ def test_a_run_is_opened_cloned_explained_resumed_and_deleted(page, served):
     expect(page, "runs_said", "lost-failure.zip")
     page.click("#dreambooth_clone")
     expect(page, "runs_said", "The Train tab has lost's settings now.")
-    to_part(page, "Train")
+    to_tab(page, "Train")
     sync_api.expect(page.locator("#dreambooth_output_name textarea, #dreambooth_output_name input").first).to_have_value("lost-2")
     on_card(page, "half")
     page.click("#dreambooth_resume")
@@ -294,13 +281,13 @@ def test_the_order_of_the_queue_is_changed_by_its_buttons(page):
     try:
         JOBS.start(Job("first", lambda progress: over.wait(120)))
         jobs = [JOBS.start(Job(name, lambda progress: None)) for name in ("second", "third", "fourth")]
-        to_part(page, "Runs")
+        to_tab(page, "Runs")
         page.click("#dreambooth_runs_refresh")
         waiting = page.locator(".dreambooth-queue li")
         sync_api.expect(waiting).to_have_count(4, timeout=WAIT_MS)
         page.get_by_label("third one place sooner").click()
         sync_api.expect(waiting.nth(1)).to_contain_text("third", timeout=WAIT_MS)
-        shot(page, "queue")
+        screenshot(page, "queue")
         page.get_by_label("take second out of the queue").click()
         expect(page, "runs_said", "second is out of the queue.")
         sync_api.expect(waiting).to_have_count(3, timeout=WAIT_MS)
@@ -311,7 +298,7 @@ def test_the_order_of_the_queue_is_changed_by_its_buttons(page):
 
 
 def test_presets_are_kept_applied_and_removed_and_other_trainers_settings_taken(page, served, tmp_path):
-    page.locator("#dreambooth_advanced").get_by_text("Advanced", exact=True).click()
+    unfold(page, "advanced", "Advanced")
     fill(page, "learning_rate", "0.0002")
     fill(page, "preset_name", "a/b")
     page.click("#dreambooth_preset_save")

@@ -13,7 +13,7 @@ import pytest
 from browsing import CHROMIUM, REPOSITORY, field, fill, open_page, ready, screenshot, text, unfold, wait_for
 
 sync_api = pytest.importorskip("playwright.sync_api")
-gradio = pytest.importorskip("gradio")
+pytest.importorskip("gradio")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
 
 from dreambooth_ext import recipe  # noqa: E402
@@ -25,7 +25,6 @@ from dreambooth_ext.playground.base import playground_base_path  # noqa: E402
 from dreambooth_ext.progress import Progress  # noqa: E402
 from dreambooth_ext.run_folder import RunFolder  # noqa: E402
 
-SET = f"gradio{gradio.__version__.split('.')[0]}"
 SERVE = """
 import sys
 from pathlib import Path
@@ -102,6 +101,7 @@ PASTE = """async () => {
 }"""
 
 
+@pytest.mark.any_gradio
 def test_from_an_upload_to_the_published_model(page, browser, served):
     address, root = served
     sync_api.expect(field(page, "dreambooth_base")).to_have_value("playground.safetensors", timeout=30_000)
@@ -120,7 +120,7 @@ def test_from_an_upload_to_the_published_model(page, browser, served):
     fill(page, num_class_images=4, preview_every=20, preview_steps=4, snapshot_every=40)
     sync_api.expect(page.locator("#dreambooth_note_memory").first).to_contain_text("are free", timeout=120_000)
     sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("Ready.", timeout=30_000)
-    screenshot(page, f"{SET}_form")
+    screenshot(page, "form")
     page.click("#dreambooth_train")
     wait_for(page, "running")
     page.wait_for_selector("#dreambooth_curve svg", timeout=120_000)
@@ -134,7 +134,7 @@ def test_from_an_upload_to_the_published_model(page, browser, served):
     sync_api.expect(page.locator("#dreambooth_previews img")).to_have_count(10, timeout=30_000)
     page.locator("#dreambooth_previews img").last.click()
     page.wait_for_selector(".dreambooth-enlarged img")
-    screenshot(page, f"{SET}_finished")
+    screenshot(page, "finished")
 
 
 def review(page, folder, given):
@@ -162,7 +162,7 @@ def review(page, folder, given):
     sync_api.expect(page.locator("#dreambooth_caption_told").first).to_contain_text("of CLIP's 77 tokens", timeout=30_000)
     page.click("#dreambooth_caption_save")
     sync_api.expect(page.locator("#dreambooth_caption_told").first).to_contain_text("Saved in subject_02.txt", timeout=30_000)
-    screenshot(page, f"{SET}_review")
+    screenshot(page, "review")
     page.click("#dreambooth_picture_close")
     after = {name: (Path(folder) / name).read_bytes() for name in before}
     assert after == before
@@ -177,12 +177,13 @@ def watched_again_after_a_reload(page, browser, address):
     page.locator("#dreambooth_sound input").check()
     second = ready(open_page(browser, address, width=900, dark=True))
     sync_api.expect(second.locator("#dreambooth_curve svg")).to_be_visible(timeout=30_000)
-    screenshot(second, f"{SET}_running_dark_narrow")
+    screenshot(second, "running_dark_narrow")
     assert second.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert second.mistakes == []
     second.close()
 
 
+@pytest.mark.any_gradio
 def test_a_run_is_stopped_and_kept_or_discarded(page, served):
     given = str(served[1] / "given")
     unfold(page, "advanced", "Advanced")
@@ -223,7 +224,7 @@ def test_the_token_is_drawn_and_bad_class_images_are_struck_out(page, served):
     page.click("#dreambooth_class_look")
     strikes = page.locator(".dreambooth-strike")
     sync_api.expect(strikes).to_have_count(4, timeout=60_000)
-    screenshot(page, f"{SET}_class")
+    screenshot(page, "class")
     strikes.first.click()
     sync_api.expect(strikes).to_have_count(3, timeout=60_000)
     note(page, "class", "3 found that this checkpoint made; 1 to render")
@@ -237,12 +238,13 @@ def test_a_path_that_is_typed_for_the_base_is_looked_at(page):
     note(page, "model", "There is no such file")
 
 
+@pytest.mark.any_gradio
 @pytest.mark.parametrize(("width", "dark"), [(1500, False), (1000, True), (480, False)])
 def test_it_fits(browser, served, width, dark):
     page = ready(open_page(browser, served[0], width=width, dark=dark))
     fill(page, instance_dir=served[1] / "given", steps="many", output_name="a/b")
     sync_api.expect(page.locator(".dreambooth-under-field")).to_have_count(2, timeout=30_000)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    screenshot(page, f"{SET}_{width}_{'dark' if dark else 'light'}")
+    screenshot(page, f"{width}_{'dark' if dark else 'light'}")
     assert "many" in text(page, "dreambooth_steps")
     page.close()
