@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,16 +43,22 @@ class Sentences:
 
     def model(self, values: Mapping[str, Any]) -> str:
         base = values.get("base") or ""
-        if not base and not self._service.host.checkpoints():
-            return html.note(f"There is no checkpoint in {self._service.host.models_dir.name} yet: put one there and press the button "
-                             "beside the list. To try it without: python -m dreambooth_ext playground --into THAT_FOLDER", "warning")
         if not base:
-            return html.note("Choose the checkpoint to start from.")
+            return self._without_base()
         hashed = self._hash if values.get("instance_dir") else lambda base: ""  # gigabytes are read only for who is to train
         former = advice.base_of(self._service.host.runs_dir, Path(self._service.file_of(base)))
         told = f"It was trained here from {former.name}: whatever it has learnt is trained on." if former else ""
         return _looked_at(lambda: self._of_base(base), lambda text: html.note(f"{text[:-1]}{hashed(base)}."),
                           "Looking at the checkpoint") + self._of_loaded(base) + html.note(told, "warning")
+
+    def _without_base(self) -> str:
+        host = self._service.host
+        with suppress(DreamboothError):
+            if host.name == "standalone" and not host.checkpoints():
+                folder = host.models_dir.name
+                return html.note(f"The folder {folder} has no checkpoint yet. Put one there, or a small one to try things out "
+                                 f"(python -m dreambooth_ext playground --into {folder}), and press Refresh the list.", "warning")
+        return html.note("Choose the checkpoint to start from.")
 
     def _of_loaded(self, base: str) -> str:
         """Which checkpoint renders and is trained, where the WebUI has another one loaded by now."""

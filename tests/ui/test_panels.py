@@ -137,6 +137,15 @@ def test_sentences_of_a_half_filled_form(service, values):
     assert "Ready." in told[9] and "1 steps: 0 for each of 3 pictures" in told[3]
 
 
+def test_without_any_checkpoint_it_says_how_to_get_one(service, values):
+    form = form_of(service)
+    assert "Choose the checkpoint" in train_panel.told_of(form, {**values, "base": ""})[0]
+    (service.host.models_dir / "base.ckpt").unlink()
+    told = train_panel.told_of(form, {**values, "base": ""})[0]
+    assert "The folder models has no checkpoint yet" in told and "playground --into models" in told
+    assert str(service.host.models_dir) not in told
+
+
 def test_pressing_train_with_an_empty_form_names_every_field(service):
     form = form_of(service)
     answer = train_panel._start(form, {"base": "", "instance_dir": "", "token": "", "class_noun": "", "output_name": ""})
