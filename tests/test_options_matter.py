@@ -20,7 +20,7 @@ from dreambooth_ext.models.specimen import Size, specimen
 from dreambooth_ext.options import options_of
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
-from dreambooth_ext.training.preview import write_previews
+from dreambooth_ext.training.preview import render_previews, write_previews
 
 SMALLEST = Size((32, 32, 32, 32), (1, 1, 1, 0), 1, (32,), (2,), (32, 32, 32, 32))
 SIDE = 64
@@ -116,7 +116,7 @@ def rendered(config, folder):
 def previewed(config, folder):
     folder.mkdir()
     draws = torch.get_rng_state()
-    paths = write_previews(load_checkpoint(Path(config.base)), config, folder, 1, Progress())
+    paths = write_previews(render_previews(load_checkpoint(Path(config.base)), config), folder, 1)
     assert torch.equal(draws, torch.get_rng_state())
     return [path.read_bytes() for path in paths]
 

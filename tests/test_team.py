@@ -3,46 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from launching import LIMIT_S, ended, forked, launch, metrics, wait_for, weights
 
 from dreambooth_ext.team import Team
-
-LIMIT_S = 300
-
-
-def launch(folder, name, processes, *flags, wait=True):
-    """`train` in so many processes; each takes its share of two pictures a step."""
-    command = ["-m", "dreambooth_ext", "train", "--config", str(folder / "settings.json"), "--output-name", name,
-               "--train-batch-size", str(2 // processes), *flags]
-    return started(processes, command, wait)
-
-
-def started(processes, command, wait=True):
-    if processes > 1:
-        command = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
-                   "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    process = subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, start_new_session=True)
-    if not wait:
-        return process
-    output, _ = process.communicate(timeout=LIMIT_S)
-    return process.returncode, output
-
-
-def metrics(folder, name):
-    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def weights(folder, name):
-    return load_file(next((folder / "runs" / name / "diffusers" / "unet").glob("*.safetensors")))
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +21,7 @@ def room(tmp_path_factory, inputs):
         "clip_skip": 2,  # layers that nobody reads have no gradients, for which DistributedDataParallel would wait
         "device": "cpu", "runs_dir": str(folder / "runs"), "models_dir": str(folder / "models")}
     (folder / "settings.json").write_text(json.dumps(settings))
-    code, output = launch(folder, "alone", 1)
-    assert code == 0, output
+    ended(forked(folder, 1, ["train", "--config", "settings.json", "--output-name", "alone", "--train-batch-size", "2"]))
     return folder
 
 
@@ -80,16 +45,12 @@ def test_two_processes_learn_what_one_learns(room):
 
 def test_stopped_with_two_processes_and_taken_up_by_one(room):
     process = launch(room, "stopped", 2, wait=False)
-    end = time.monotonic() + LIMIT_S
-    while time.monotonic() < end and not (room / "runs" / "stopped" / "metrics.jsonl").exists():
-        time.sleep(0.05)
-        assert process.poll() is None, process.stdout.read()
+    wait_for(process, room / "runs" / "stopped" / "metrics.jsonl")
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=LIMIT_S)
     kept = sorted(path.name for path in (room / "runs" / "stopped" / "checkpoints").iterdir())
     assert kept and process.returncode != 0
-    code, output = started(1, ["-m", "dreambooth_ext", "resume", "stopped", "--runs-dir", str(room / "runs")])
-    assert code == 0, output
+    ended(forked(room, 1, ["resume", "stopped", "--runs-dir", str(room / "runs")]))
     assert [line["step"] for line in metrics(room, "stopped")] == [line["step"] for line in metrics(room, "alone")]
 
 

@@ -21,7 +21,7 @@ from ..models.unet import predict
 from . import precision
 from .activations import peak_bytes
 from .lora import Lora
-from .memory import AUTO_ORDER, PROFILES, Plan, faults, free_bytes, plan_for
+from .memory import AUTO_ORDER, PROFILES, Plan, faults, free_bytes, plan_for, processes
 from .optimizer import OPTIMIZERS
 
 GIB = 2**30
@@ -135,11 +135,12 @@ def _estimate(config: TrainConfig, model: StableDiffusion, free: int, peaks: dic
     key = (plan.weights, plan.autocast, plan.gradient_checkpointing)
     if key not in peaks:
         peaks[key] = _activations(config, plan, model, trained)
+    pieces = processes() if plan.sharded else 1
     return Estimate(
-        profile=plan.name, weights=weights + (sum(sizes) if config.lora_rank else 0),
-        gradients=max(sizes) if plan.fused_backward else sum(sizes),
-        optimizer_state=sum(row.state_bytes(tuple(parameter.shape)) for parameter in learnt) + CHUNK_BYTES,
-        averages=0 if plan.averages_in_ram or not config.ema_decay else 4 * sum(parameter.numel() for parameter in learnt),
+        profile=plan.name, weights=(weights + (sum(sizes) if config.lora_rank else 0)) // pieces,
+        gradients=(max(sizes) if plan.fused_backward else sum(sizes)) // pieces,
+        optimizer_state=sum(row.state_bytes(tuple(parameter.shape)) for parameter in learnt) // pieces + CHUNK_BYTES,
+        averages=0 if plan.averages_in_ram or not config.ema_decay else 4 * sum(each.numel() for each in learnt) // pieces,
         activations=peaks[key], caches=0, context=CONTEXT_BYTES.get(plan.device, 0), free=free,
         why_not="; ".join(fault.partition(": ")[2] for fault in faults(config)))
 

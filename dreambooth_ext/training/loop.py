@@ -31,7 +31,7 @@ from .optimizers.vendor import version_that_works
 from .passes import pass_for
 from .precision import accelerator_for
 from .prefetch import Prefetched
-from .preview import write_previews
+from .preview import render_previews, write_previews
 from .session import Session
 from .validation import Validation
 
@@ -70,7 +70,8 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
         finally:
             if session is not None:
                 session.close()
-            model.to("cpu")
+            if not plan.sharded:
+                model.to("cpu")
             release()
     return TrainResult(config.steps or 0, tuple(losses))
 
@@ -147,19 +148,21 @@ class _Loop:
                 self._session.stop_text_encoders(self._prompts, self._sizes)
                 self._pass = pass_for(self._session, self._objective, self._progress.log)  # another pass from now on
             self._step(step)
-            stopped, wanted = self._session.any_process(self._progress.cancelled, self._progress.take_request("snapshot"))
+            stopped, snapshot, preview = self._session.any_process(
+                self._progress.cancelled, self._progress.take_request("snapshot"), self._progress.take_request("preview"))
             if stopped:
                 self._snapshot(step + 1)
                 raise Cancelled
-            self._due(step + 1, wanted)
+            self._due(step + 1, snapshot, preview)
         self._tell(0)
         return self._losses
 
     def save_result(self) -> None:
         """The finished model as a folder that diffusers loads."""
         self._snapshot(self._steps)
+        save = self._session.saving()
         if self._writes:
-            self._patiently(lambda: replace_folder(self._run.diffusers_dir, self._session.save_result))
+            self._patiently(lambda: replace_folder(self._run.diffusers_dir, save))
         self._session.accelerator.wait_for_everyone()
 
     def _step(self, step: int) -> None:
@@ -220,10 +223,10 @@ class _Loop:
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._steps
 
-    def _due(self, step: int, snapshot_wanted: bool) -> None:
+    def _due(self, step: int, snapshot_wanted: bool, preview_wanted: bool) -> None:
         if step % self._snapshot_every == 0 or snapshot_wanted:
             self._snapshot(step)
-        if self._is_due(step, self._preview_every) or self._progress.take_request("preview"):
+        if self._is_due(step, self._preview_every) or preview_wanted:
             self._preview(step)
 
     def _snapshot(self, step: int) -> None:
@@ -232,23 +235,26 @@ class _Loop:
         self._tell(0)
         session = self._session
         session.require_finite(step)
+        kept = session.kept(step)
         if self._writes:
             self._patiently(self._run.sync_metrics)
             self._patiently(lambda: checkpoint.write(
-                self._run.checkpoints_dir, step, session.save_model, session.trained_weights(), session.state_dict(step),
-                self._config.keep_snapshots))
+                self._run.checkpoints_dir, step, kept.save_model, kept.weights, kept.state, self._config.keep_snapshots))
         self._snapshot_step = step
         session.accelerator.wait_for_everyone()
         self._clock = time.perf_counter()
 
     def _preview(self, step: int) -> None:
-        if self._config.preview_steps and self._writes:
-            self._tell(0)
-            with self._session.published_weights():
-                self._patiently(lambda: write_previews(
-                    self._session.model, self._config, self._run.previews_dir, step, self._progress,
-                    vae_alone=self._session.plan.vae_alone))
-            self._clock = time.perf_counter()
+        plan = self._session.plan
+        if not self._config.preview_steps or not (self._writes or plan.sharded):
+            return
+        self._tell(0)
+        with self._session.published_weights():
+            images = render_previews(self._session.model, self._config, vae_alone=plan.vae_alone)
+        if self._writes:
+            self._patiently(lambda: write_previews(images, self._run.previews_dir, step))
+            self._progress.report(step, self._steps, "preview", image=images[0])
+        self._clock = time.perf_counter()
 
     def _patiently(self, write: Callable[[], Any]) -> None:
         def there() -> None:

@@ -13,7 +13,7 @@ import torch
 from ..config import TrainConfig
 from ..errors import OutOfMemory
 from ..ram import give_back_ram
-from . import precision
+from . import precision, sharding
 from .optimizers import vendor
 
 OWN, BITSANDBYTES = "own", "bitsandbytes"  # whose 8-bit AdamW
@@ -39,6 +39,7 @@ class Plan:
     use: str = ""
     eight_bit: str = OWN
     speed_up: str = "none"
+    sharded: bool = False  # over the processes of one launch
 
     @property
     def sentence(self) -> str:
@@ -50,6 +51,7 @@ class Plan:
         parts += ["updated during the backward pass, gradients clipped by each tensor's own norm"] if self.fused_backward else []
         parts += ["gradient checkpointing"] if self.gradient_checkpointing else []
         parts += [f"speed-up {self.speed_up}"] if self.speed_up != "none" else []
+        parts += ["networks split over the processes (FSDP)"] if self.sharded else []
         return f"memory profile {self.name}: {', '.join(parts)}"
 
 
@@ -84,6 +86,8 @@ def plan_for(config: TrainConfig, profile: str | None = None, eight_bit: str | N
         plan = replace(plan, fused_backward=False)
     plan = replace(plan, device=device, speed_up=config.speed_up,
                    gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
+    if sharding.launched():  # pieces of weights have one dimension: there is no layout to keep
+        plan = replace(plan, sharded=True, channels_last=False)
     if plan.optimizer == "adamw_8bit" and plan.weights == "fp32":
         found = BITSANDBYTES if vendor.version_that_works(device) else OWN
         plan = replace(plan, eight_bit=eight_bit or found)
@@ -110,11 +114,14 @@ def faults(config: TrainConfig) -> list[str]:
         found += _faults_of_speed_up(config, plan_for(config, "fast" if config.memory_profile == "auto" else None))
     if config.optimizer == "prodigy":
         found += _faults_of_prodigy(config)
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            found.append(f"accelerate launch: {name} splits the networks, which this trainer keeps whole in each process; "
-                         "launch with --multi_gpu alone, and choose a leaner --memory-profile if a card is too small")
-    if _processes() > 1 and config.draw_order == "diffusers":
+            found.append(f"accelerate launch: {name} splits the networks in a way that this trainer does not know; "
+                         "launch with --multi_gpu or --use_fsdp instead")
+    if sharding.launched():
+        found += sharding.faults_of_launch(processes())
+        found += _faults_of_sharding(config, plan_for(config, "fast" if config.memory_profile == "auto" else None))
+    if processes() > 1 and config.draw_order == "diffusers":
         found.append("--draw-order: diffusers' draws are those of one process")
     return found
 
@@ -128,8 +135,9 @@ def _faults_of_profile(config: TrainConfig, plan: Plan) -> list[str]:
         (fused and config.gradient_accumulation_steps > 1,
          f"--gradient-accumulation-steps: memory profile {name} updates each weight as soon as its gradient is there, "
          "so that nothing can be accumulated; set 1, or choose balanced"),
-        (fused and _processes() > 1,
-         f"--memory-profile: {name} updates weights before several processes could average their gradients; choose balanced"),
+        (fused and processes() > 1,
+         f"--memory-profile: {name} updates weights before several processes could average their gradients; "
+         f"choose {'fast' if plan.sharded else 'balanced'}"),
         (name == "offload" and config.lora_rank > 0,
          "--memory-profile: offload keeps the optimizer's state in RAM, and a LoRA has next to none; choose low"),
     ]
@@ -155,12 +163,25 @@ def _faults_of_speed_up(config: TrainConfig, plan: Plan) -> list[str]:
         (plan.speed_up == "graphs" and plan.device != "cuda", f"{flag} needs an NVIDIA GPU, and this run is on {plan.device}"),
         (plan.speed_up == "graphs" and config.gradient_accumulation_steps > 1,
          f"{flag} overwrites its gradients in each pass; set --gradient-accumulation-steps 1, and a larger batch"),
-        (plan.speed_up == "graphs" and _processes() > 1, f"{flag} is for one process"),
+        (plan.speed_up == "graphs" and processes() > 1, f"{flag} is for one process"),
     ]
     found = [text for wrong, text in rules if wrong]
     if plan.speed_up == "compile" and not found and (why := precision.why_not_compiled(plan.device)):
         found.append(f"{flag} cannot be had here: {why}")
     return found
+
+
+def _faults_of_sharding(config: TrainConfig, plan: Plan) -> list[str]:
+    rules = [
+        (plan.optimizer not in sharding.ELEMENTWISE and not plan.fused_backward,
+         f"--{'optimizer' if plan.name == 'none' else 'memory-profile'}: FSDP gives each process pieces of the weights, and "
+         f"{plan.optimizer.replace('_', ' ')} has to see them whole; choose --memory-profile fast, or none with --optimizer "
+         "adamw or lion, and --gradient-checkpointing to save memory"),
+        (config.lora_rank > 0, "--lora-rank: a LoRA is small, and FSDP would split next to nothing; launch with --multi_gpu"),
+        (plan.speed_up != "none", f"--speed-up: {plan.speed_up} is for networks that are whole; leave it out under FSDP"),
+        (plan.autocast == "fp16", "--mixed-precision: fp16 is not for networks that FSDP splits; use a card with bf16, or no"),
+    ]
+    return [text for wrong, text in rules if wrong]
 
 
 def _faults_of_prodigy(config: TrainConfig) -> list[str]:
@@ -174,7 +195,7 @@ def _faults_of_prodigy(config: TrainConfig) -> list[str]:
     return [text for wrong, text in rules if wrong]
 
 
-def _processes() -> int:
+def processes() -> int:
     """As `accelerate launch` tells it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -183,6 +204,9 @@ def _processes() -> int:
 def on_device(module: Any, device: torch.device | str) -> Iterator[None]:
     """The module is on `device` inside the block, and afterwards where it was."""
     before = next(module.parameters()).device
+    if before == torch.device(device):  # to "move" split networks brings the gradients of the step before back to life
+        yield
+        return
     with _moved(module, device, before):
         yield
 

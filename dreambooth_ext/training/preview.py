@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ..config import TrainConfig
 from ..files import write_atomically
@@ -13,7 +15,6 @@ from ..host import Txt2Img
 from ..models.sampling import sample_latents, to_images
 from ..models.stable_diffusion import StableDiffusion, inference
 from ..models.vae import decode_latents
-from ..progress import Progress
 from .memory import away_from, on_device
 
 
@@ -23,9 +24,8 @@ def preview_prompts(config: TrainConfig) -> tuple[str, ...]:
     return config.preview_prompts or tuple(dict.fromkeys(own))
 
 
-def write_previews(model: StableDiffusion, config: TrainConfig, folder: Path, step: int, progress: Progress, *,
-                   vae_alone: bool = False) -> list[Path]:
-    """Render one picture a prompt into step-000100-0.png and so on, and report the first one.
+def render_previews(model: StableDiffusion, config: TrainConfig, *, vae_alone: bool = False) -> list[Image.Image]:
+    """One picture a prompt.
 
     The UNet stands on its device; text encoders and VAE visit it, one after the other. With `vae_alone` the UNet
     leaves it meanwhile, so that decoding never sets the run's peak of memory.
@@ -37,18 +37,18 @@ def write_previews(model: StableDiffusion, config: TrainConfig, folder: Path, st
             request = Txt2Img(prompt, (config.preview_seed,), steps=config.preview_steps,
                               guidance_scale=config.preview_guidance_scale, width=side, height=side)
             latents.append(sample_latents(model, request, request.seeds, clip_skip=config.clip_skip))
-    paths = []
     with ExitStack() as stack:
         if vae_alone:
             stack.enter_context(away_from(model.unet, device))
         stack.enter_context(on_device(model.vae, device))
         stack.enter_context(inference(model.vae))
-        for number, latent in enumerate(latents):
-            (image,) = to_images(decode_latents(model.vae, latent))
-            path = folder / f"step-{step:06d}-{number}.png"
-            with write_atomically(path) as stream:
-                image.save(stream, "PNG")
-            paths.append(path)
-            if number == 0:
-                progress.report(step, config.steps or step, "preview", image=image)
+        return [image for latent in latents for image in to_images(decode_latents(model.vae, latent))]
+
+
+def write_previews(images: Sequence[Image.Image], folder: Path, step: int) -> list[Path]:
+    """As step-000100-0.png and so on. Raises StorageError."""
+    paths = [folder / f"step-{step:06d}-{number}.png" for number in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        with write_atomically(path) as stream:
+            image.save(stream, "PNG")
     return paths

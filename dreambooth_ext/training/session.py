@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,18 @@ from .lora import FILE, Lora
 from .memory import Plan, release
 from .optimizers.fused import FusedBackward
 from .schedule import lr_factor
+from .sharding import Sharding, clipped
 
 TEXT_ENCODER = "text_encoder"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a snapshot is written from; of split networks it is empty but in the first process."""
+
+    weights: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
+    save_model: Callable[[Path], None]
 
 
 class Session:
@@ -38,14 +49,18 @@ class Session:
             if part == "unet" or (config.train_text_encoder and part.startswith(TEXT_ENCODER))}
         model.requires_grad_(False)
         self.lora: Lora | None = None
+        self.sharding: Sharding | None = None
         self._widened: list[Any] = []
         self._wishes: Figures | None = None  # of all processes, on their way
         self._skipped = 0  # updates that fp16's scaler left out
         self.optimizer = self._set_up_networks()
         if not plan.fused_backward:
             self.optimizer = accelerator.prepare(self.optimizer)
-        prepared = [accelerator.prepare(module) for module in self.modules.values()]
-        self.prepared = dict(zip(self.modules, prepared, strict=True))
+        self.prepared = {part: self._prepared(part, module) for part, module in self.modules.items()}
+        if self.sharding is not None:  # whoever renders with it has to call what gathers the weights
+            texts = tuple(self.prepared.get(row.part, encoder) for row, encoder in
+                          zip(model.family.text_encoders, model.text_encoders, strict=True))
+            model = self.model = replace(model, unet=self.prepared["unet"], text_encoders=texts)
         self.prompts = Prompts(model, {part: module for part, module in self.prepared.items() if part != "unet"},
                                config.clip_skip, self.device)
         self._fused = FusedBackward(self.optimizer, config.max_grad_norm) if plan.fused_backward else None
@@ -65,7 +80,8 @@ class Session:
         for module in self.modules.values():
             if plan.weights == "bf16":
                 module.to(torch.bfloat16)
-            module.to(self.device, memory_format=torch.channels_last if plan.channels_last else torch.preserve_format)
+            if not plan.sharded:  # else each block is moved as it is split
+                module.to(self.device, memory_format=torch.channels_last if plan.channels_last else torch.preserve_format)
             if plan.gradient_checkpointing:
                 _checkpoint_gradients(module)
         if plan.weights == "bf16" and self.device.type == "cpu":
@@ -73,7 +89,15 @@ class Session:
         if not whole:
             self.lora = Lora(self.modules, config.lora_rank, config.lora_alpha, config.lora_conv_rank, config.seed)
             freeze_unread(self.model, config.clip_skip)
+        if plan.sharded:
+            self.sharding = Sharding(self.modules, self.device)
         return early or self._build_optimizer()
+
+    def _prepared(self, part: str, module: Any) -> Any:
+        """As Accelerate wraps it; of a split network, precision is all that is left to be added."""
+        if self.sharding is None:
+            return self.accelerator.prepare(module)
+        return self.accelerator.prepare_model(self.sharding.wrapped[part], device_placement=False, evaluation_mode=True)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         groups = [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad],
@@ -96,9 +120,12 @@ class Session:
 
     @contextmanager
     def backward_pass(self, last: bool) -> Iterator[None]:
-        """Several processes average their gradients only in the `last` backward pass before an update."""
+        """Several processes average their gradients only in the `last` backward pass before an update.
+
+        Split networks do so in each: to keep gradients for later, each process would have to keep them whole.
+        """
         with ExitStack() as stack:
-            if not last:
+            if not last and self.sharding is None:
                 for module in self.prepared.values():
                     stack.enter_context(self.accelerator.no_sync(module))
             yield
@@ -109,6 +136,9 @@ class Session:
             return self._fused.finish()  # done already, tensor by tensor
         if not self.config.max_grad_norm:
             return torch.zeros((), device=self.device)
+        if self.sharding is not None:
+            gradients = [parameter.grad for parameter in self.trained_parameters() if parameter.grad is not None]
+            return clipped(gradients, self.config.max_grad_norm, self.accelerator.reduce, self.device)
         norm = self.accelerator.clip_grad_norm_(self.trained_parameters(), self.config.max_grad_norm)
         return torch.as_tensor(norm, device=self.device)
 
@@ -147,9 +177,11 @@ class Session:
 
     def require_finite(self, step: int) -> None:
         """Raise Diverged if a trained number is NaN or infinite."""
-        sums = [parameter.detach().float().sum() for parameter in self.trained_parameters()]
+        sums = torch.stack([parameter.detach().float().sum() for parameter in self.trained_parameters()])
+        if self.sharding is not None:  # all stop, if one has to
+            sums = self.accelerator.reduce(sums)
         trim_heap()  # of the wide copies, before a snapshot or a preview needs room
-        if not bool(torch.isfinite(torch.stack(sums)).all()):
+        if not bool(torch.isfinite(sums).all()):
             raise Diverged(f"training at learning rate {self.config.learning_rate:g}",
                            f"weights became NaN or infinite before step {step}",
                            "The snapshots made before are good. Train again with a lower learning rate.")
@@ -187,6 +219,32 @@ class Session:
             with self.lora.merged():
                 save_diffusers(self.model, folder)
 
+    def saving(self) -> Callable[[Path], None]:
+        """What writes the finished model. Split networks are joined for it: all processes call this."""
+        return self.save_result if self.sharding is None else self._kept_of_split(self.sharding, 0).save_model
+
+    def kept(self, step: int) -> Kept:
+        """What a snapshot is to hold. Split networks are joined for it: all processes call this."""
+        if self.sharding is None:
+            return Kept(self.trained_weights(), self.state_dict(step), self.save_model)
+        return self._kept_of_split(self.sharding, step)
+
+    def _kept_of_split(self, sharding: Sharding, step: int) -> Kept:
+        weights, trained, state = sharding.joined_weights(), self.trained_parameters(), self.state_dict(step)
+        state["optimizer"] = sharding.joined_optimizer_state(
+            state["optimizer"], self._optimized(), flat=self.plan.optimizer != "adamw")
+        averages: list[torch.Tensor] = []
+        if self.ema is not None:
+            averages = state["ema"]["shadows"] = sharding.joined_each(trained, self.ema.shadows)
+
+        def save_model(folder: Path) -> None:
+            try:
+                save_diffusers(sharding.whole_model(self.model, weights, averages, trained), folder)
+            finally:
+                sharding.forget_whole()
+
+        return Kept(weights, state, save_model)
+
     def trained_weights(self) -> dict[str, dict[str, torch.Tensor]]:
         """The trained tensors by file and name; names do not depend on the installed libraries."""
         if self.lora is not None:
@@ -197,6 +255,9 @@ class Session:
     def load_trained_weights(self, weights: dict[str, dict[str, torch.Tensor]]) -> None:
         if self.lora is not None:
             self.lora.load_state_dict(weights["lora"])
+            return
+        if self.sharding is not None:
+            self.sharding.load_weights(weights)
             return
         for part, module in self.modules.items():
             own = tensors_of(module)
@@ -210,12 +271,26 @@ class Session:
                 "scaler": scaler.state_dict() if scaler is not None else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.sharding is not None:
+            state = self._own_pieces(self.sharding, state)
         self.optimizer.load_state_dict(state["optimizer"])
         self._skipped = state["skipped"]
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _own_pieces(self, sharding: Sharding, state: dict[str, Any]) -> dict[str, Any]:
+        """Of the state of whole networks, this process's part."""
+        state = {**state, "optimizer": sharding.own_optimizer_state(state["optimizer"], self._optimized())}
+        if self.ema is not None and state["ema"] is not None:
+            wholes = zip(self.trained_parameters(), state["ema"]["shadows"], strict=True)
+            state["ema"] = {**state["ema"], "shadows": [sharding.piece(parameter, whole) for parameter, whole in wholes]}
+        return state
+
+    def _optimized(self) -> list[torch.nn.Parameter]:
+        """As the optimizer counts them."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for module in self.modules.values() for parameter in module.parameters() if parameter.requires_grad]
@@ -228,7 +303,8 @@ class Session:
             self.lora.remove()
         upcast.remove(self._widened)
         for part, module in self.modules.items():
-            self.accelerator.unwrap_model(self.prepared[part], keep_fp32_wrapper=False)
+            if self.sharding is None:
+                self.accelerator.unwrap_model(self.prepared[part], keep_fp32_wrapper=False)
             module.eval()
         self.accelerator.free_memory()
 

@@ -120,9 +120,17 @@ def test_a_job_leaves_torchs_flags_as_it_found_them(config):
 
 
 @pytest.mark.parametrize(("variable", "settings", "told"), [
-    ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP splits the networks"),
+    ({"ACCELERATE_USE_FSDP": "true"}, {}, "this launch has one"),
+    ({"ACCELERATE_USE_FSDP": "1", "WORLD_SIZE": "2", "FSDP_VERSION": "2"}, {}, "launch with --fsdp_version 1"),
+    ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2", "FSDP_OFFLOAD_PARAMS": "true"}, {}, "--fsdp_offload_params false"),
+    ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2", "FSDP_SHARDING_STRATEGY": "2"}, {}, "--fsdp_sharding_strategy FULL_SHARD"),
+    ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, {"memory_profile": "low"}, "choose fast"),
+    ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, {"memory_profile": "balanced"}, "adamw 8bit has to see them whole"),
+    ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, {"optimizer": "adafactor"}, "adafactor has to see them whole"),
+    ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, {"lora_rank": 4}, "a LoRA is small"),
+    ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, {"speed_up": "graphs"}, "networks that are whole"),
     ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DEEPSPEED splits the networks"),
-    ({"WORLD_SIZE": "2"}, {"memory_profile": "low"}, "low"),
+    ({"WORLD_SIZE": "2"}, {"memory_profile": "low"}, "choose balanced"),
     ({"WORLD_SIZE": "2"}, {"draw_order": "diffusers"}, "draws are those of one process"),
 ])
 def test_launches_that_cannot_work_are_refused(monkeypatch, config, variable, settings, told):
@@ -131,3 +139,16 @@ def test_launches_that_cannot_work_are_refused(monkeypatch, config, variable, se
     for name, value in variable.items():
         monkeypatch.setenv(name, value)
     assert any(told in fault for fault in set(faults(wished)) - alone)
+
+
+def test_a_launch_that_splits_networks_is_taken_with_what_works_there(monkeypatch, config):
+    """As both of Accelerate's generations set its variables."""
+    wished = dataclasses.replace(config, memory_profile="fast")
+    for variables in ({"FSDP_SHARDING_STRATEGY": "1", "FSDP_USE_ORIG_PARAMS": "false"},
+                      {"FSDP_SHARDING_STRATEGY": "FULL_SHARD", "FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "true",
+                       "FSDP_ACTIVATION_CHECKPOINTING": "false"}):
+        with monkeypatch.context() as patch:
+            for name, value in {**variables, "ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2",
+                                "FSDP_OFFLOAD_PARAMS": "false"}.items():
+                patch.setenv(name, value)
+            assert faults(wished) == [] and plan_for(wished).sharded
