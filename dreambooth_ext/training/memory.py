@@ -203,12 +203,13 @@ def processes() -> int:
 @contextmanager
 def on_device(module: Any, device: torch.device | str) -> Iterator[None]:
     """The module is on `device` inside the block, and afterwards where it was."""
-    before = next(module.parameters()).device
-    if before == torch.device(device):  # to "move" split networks brings the gradients of the step before back to life
+    before, there = next(module.parameters()).device, torch.device(device)
+    # To "move" split networks to where they are brings the gradients of the step before back to life.
+    if before == there or before.type == there.type == "cpu":
         yield
-        return
-    with _moved(module, device, before):
-        yield
+    else:
+        with _moved(module, device, before):
+            yield
 
 
 @contextmanager

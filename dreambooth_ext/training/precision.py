@@ -11,6 +11,7 @@ import torch
 
 from ..config import TrainConfig
 from ..errors import ConfigError
+from . import sharding
 
 COMPILER = "inductor"
 
@@ -81,7 +82,8 @@ def accelerator_for(config: TrainConfig, autocast: str, **arguments: Any) -> Ite
         try:
             if config.speed_up == "compile":
                 arguments["dynamo_backend"] = COMPILER
-            accelerator = Accelerator(mixed_precision=autocast, cpu=device.type == "cpu", **arguments)
+            with sharding.hidden():
+                accelerator = Accelerator(mixed_precision=autocast, cpu=device.type == "cpu", **arguments)
         except ValueError as error:
             raise ConfigError([f"--mixed-precision: {error}"]) from error
         if accelerator.device.type == "cuda":

@@ -4,7 +4,7 @@ Each process keeps a piece of every trained weight, of its gradient and of the o
 weights while it computes with them. Snapshots are joined in the first process and are those of any other run.
 
 FSDP's first version is used, with the original parameters: every supported Accelerate and torch has it. Accelerate itself
-would split on GPUs only, and one network only beside its optimizer; it is handed networks that are split already.
+would split on GPUs only, and wrap all networks by the names of one's layers: it is handed networks that are split already.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ Weights = dict[str, dict[str, torch.Tensor]]
 # What is gathered as a whole; what is in none of them, as the layers that they are.
 BLOCKS = {"BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer", "CLIPTextEmbeddings"}
 ELEMENTWISE = ("adamw", "lion")  # optimizers whose step of a piece is that piece of the step
+VARIABLE = "ACCELERATE_USE_FSDP"
 TO_BE_LEFT = {  # variable of `accelerate launch`: (values that are as here, what to do instead)
     "FSDP_VERSION": (("1",), "launch with --fsdp_version 1"),
     "FSDP_SHARDING_STRATEGY": (("1", "full_shard"), "launch with --fsdp_sharding_strategy FULL_SHARD"),
@@ -38,7 +40,18 @@ TO_BE_LEFT = {  # variable of `accelerate launch`: (values that are as here, wha
 
 def launched() -> bool:
     """Whether `accelerate launch --use_fsdp` started this process."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
+    return os.environ.get(VARIABLE, "false").lower() in ("true", "1")
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """In the block Accelerate does not see that it is to split: its versions differ in what they do then."""
+    before = os.environ.pop(VARIABLE, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def faults_of_launch(processes: int) -> list[str]:
@@ -82,7 +95,8 @@ def _split(module: nn.Module, device: torch.device) -> nn.Module:
 
     units = _units(module)
     policy = functools.partial(lambda_auto_wrap_policy, lambda_fn=lambda each: each in units)
-    return FullyShardedDataParallel(module, auto_wrap_policy=policy, use_orig_params=True, device_id=device)
+    there = torch.device("cpu") if device.type == "cpu" else device  # newer Accelerate gives a CPU a number
+    return FullyShardedDataParallel(module, auto_wrap_policy=policy, use_orig_params=True, device_id=there)
 
 
 class Sharding:
