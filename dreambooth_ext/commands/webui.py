@@ -13,6 +13,10 @@ from .command import Command, say
 def ui(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..ui.app import launch
 
+    # The page would stand still while they are read from the disk for the first time: better before there is one.
+    print("Loading the libraries; right after an installation this takes a minute.", flush=True)
+    from ..models import load  # noqa: F401
+
     host = StandaloneHost(Path(parsed.models_dir).expanduser(), Path(parsed.runs_dir).expanduser(), device=parsed.device)
     launch(host, port=parsed.port, open_browser=parsed.open)
 
