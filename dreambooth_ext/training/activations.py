@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -13,13 +14,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+# What torch is changed by belongs to the whole process: a form's estimate and a run's own may be wanted at once.
+_ONE_AT_A_TIME = threading.Lock()
+
 
 def peak_bytes(run: Callable[[], Any]) -> int:
     """The most bytes of meta tensors, made by `run` itself, that were alive at one time. Exact but for library buffers.
 
     Attention is counted as the fused kernels do it: no matrix of (tokens, tokens) is ever held.
     """
-    with _fused_attention(), _device_module(), _LiveStorages() as live:
+    with _ONE_AT_A_TIME, _fused_attention(), _device_module(), _LiveStorages() as live:
         run()
     return live.peak
 

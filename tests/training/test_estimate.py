@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import pytest
 import torch
@@ -129,3 +130,34 @@ def test_more_pixels_need_more_activations(option, value, tiny_model, config):
     small, large = (estimate(dataclasses.replace(config, **change), tiny_model)[0] for change in ({}, {option: value}))
     assert large.activations > 1.5 * small.activations
     assert (large.weights, large.gradients) == (small.weights, small.gradients)
+
+
+def test_two_estimates_at_once_do_not_disturb_each_other():
+    """A form works one out while the run that was just started from it works out its own."""
+    own, kinds = torch.nn.functional.scaled_dot_product_attention, []
+    first_is_in, second_is_in, first_is_out = threading.Event(), threading.Event(), threading.Event()
+
+    def attend():
+        query = torch.empty((1, 2, 4, 8), device="meta", requires_grad=True)
+        kinds.append(type(torch.nn.functional.scaled_dot_product_attention(query, query, query).grad_fn).__name__)
+
+    def first():
+        first_is_in.set()
+        second_is_in.wait(0.3)
+        attend()
+
+    def second():
+        second_is_in.set()
+        first_is_out.wait(10)
+        attend()
+
+    def other():
+        assert first_is_in.wait(10)
+        peak_bytes(second)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    peak_bytes(first)
+    first_is_out.set()
+    thread.join()
+    assert kinds == ["_AttentionBackward"] * 2 and torch.nn.functional.scaled_dot_product_attention is own
