@@ -1,6 +1,6 @@
 """What each memory profile learns of the demo's subject in the same steps, and how far its weights are from another seed's.
 
-    python -m benchmarks.bench_quality [--runs fast:0 fast:1 low:0 balanced:0 ultra:0 offload:0] [--folder DIR]
+    python -m benchmarks.bench_quality [--runs fast:0 fast:1 low:0 ...] [--folder DIR]
 
 Each run is PROFILE:SEED with the demo's settings; the demo's program judges 40 pictures with the token and 40 of the class.
 "distance" is the length of the difference between a run's UNet and the first run's, as a share of how far the first run moved
@@ -26,7 +26,7 @@ from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 
 TARGETS = {"subject": "at least 80 %", "background": "at least 80 % of the base's", "class_shows_subject": "below 10 %"}
-RUNS = ("fast:0", "fast:1", "low:0", "balanced:0", "ultra:0", "offload:0")
+RUNS = ("fast:0", "low:0", "balanced:0", "ultra:0", "offload:0", "fast:1", "low:1", "fast:2", "low:2")
 
 
 def trained(folder: Path, host: StandaloneHost, profile: str, seed: int) -> tuple[Path, float]:

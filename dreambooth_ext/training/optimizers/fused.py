@@ -1,7 +1,8 @@
 """The optimizer's step as a part of the backward pass: a gradient lives only until its parameter is updated.
 
 After "LOMO" (Lv et al. 2023) and torch's own tutorial on the hook. Only one gradient exists at a time, so there is
-no global norm to clip by: each tensor's own norm is limited instead, which is a tighter limit.
+no global norm to clip by: each tensor's own norm is limited instead. All together may be larger then: it
+limits less, and AdamW remembers large early gradients longer (measured in the README).
 """
 
 from __future__ import annotations
