@@ -37,6 +37,7 @@ def serve(root: Path, points: int, previews: int) -> None:
     run.create(TrainConfig(base="playground.safetensors", output_name="long", runs_dir=str(host.runs_dir),
                            concepts=(Concept(str(root / "pictures"), "rxz", "square"),)))
     _fill(run, points, previews)
+    app.load_libraries()  # as `ui` does it
     address = app.launch(host, open_browser=False, block=False)
     print(f"serving {address} gradio {gradio.__version__}", flush=True)
     sys.stdin.readline()
@@ -115,7 +116,7 @@ def form_and_start(browser: Any, address: str, root: Path) -> None:
     first_s = time.perf_counter() - started
     print(f"from click to the first progress seen: {first_s:.2f} s (promised: {FIRST_PROGRESS_S:.0f} s)")
     tab.page.wait_for_selector("#dreambooth_curve svg", timeout=300_000)
-    tab.told("the run's start, with its imports")
+    tab.told("the run's start")
     tab.page.wait_for_selector('.dreambooth-status[data-state="finished"]', state="attached", timeout=300_000)
     tab.told("the run")
     tab.page.close()

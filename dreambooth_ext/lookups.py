@@ -11,7 +11,7 @@ from typing import Any
 from .errors import Cancelled, DreamboothError, HostError
 from .progress import Progress
 
-PATIENCE_S = 0.08  # what is answered within it needs no second question; a page's handler has 0.2 s in all
+PATIENCE_S = 0.03  # what is answered within it needs no second question; a page's handler asks for several, and has 0.2 s in all
 ANSWERS_KEPT = 64
 
 

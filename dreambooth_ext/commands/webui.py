@@ -11,12 +11,10 @@ from .command import Command, say
 
 
 def ui(parsed: argparse.Namespace, progress: Progress) -> None:
-    from ..ui.app import launch
+    from ..ui.app import launch, load_libraries
 
-    # The page would stand still while they are read from the disk for the first time: better before there is one.
     print("Loading the libraries; right after an installation this takes a minute.", flush=True)
-    from ..models import load  # noqa: F401
-
+    load_libraries()
     host = StandaloneHost(Path(parsed.models_dir).expanduser(), Path(parsed.runs_dir).expanduser(), device=parsed.device)
     launch(host, port=parsed.port, open_browser=parsed.open)
 
