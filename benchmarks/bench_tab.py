@@ -29,6 +29,7 @@ def serve(root: Path, points: int, previews: int) -> None:
     from dreambooth_ext.config import Concept, TrainConfig
     from dreambooth_ext.hosts.standalone import StandaloneHost
     from dreambooth_ext.jobs import JOBS, Job
+    from dreambooth_ext.recipe import load_libraries
     from dreambooth_ext.run_folder import RunFolder
     from dreambooth_ext.ui import app
 
@@ -37,7 +38,7 @@ def serve(root: Path, points: int, previews: int) -> None:
     run.create(TrainConfig(base="playground.safetensors", output_name="long", runs_dir=str(host.runs_dir),
                            concepts=(Concept(str(root / "pictures"), "rxz", "square"),)))
     _fill(run, points, previews)
-    app.load_libraries()  # as `ui` does it
+    load_libraries()  # as `ui` does it
     address = app.launch(host, open_browser=False, block=False)
     print(f"serving {address} gradio {gradio.__version__}", flush=True)
     sys.stdin.readline()

@@ -244,6 +244,11 @@ def prepare(
     return images
 
 
+def load_libraries() -> None:
+    """Import what a run needs: whatever else the process does waits meanwhile, a page's answers too."""
+    from .training import loop  # noqa: F401
+
+
 def class_images(
     checked: Checked, base_sha256: str, host: Host, progress: Progress, team: Team | None = None
 ) -> list[TrainingImage]:

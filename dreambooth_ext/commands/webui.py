@@ -11,7 +11,8 @@ from .command import Command, say
 
 
 def ui(parsed: argparse.Namespace, progress: Progress) -> None:
-    from ..ui.app import launch, load_libraries
+    from ..recipe import load_libraries
+    from ..ui.app import launch
 
     print("Loading the libraries; right after an installation this takes a minute.", flush=True)
     load_libraries()

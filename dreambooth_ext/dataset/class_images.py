@@ -182,7 +182,9 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
             paths.append(path)
             done += 1
             work += pace.work_of(prompt_plan.request.steps, prompt_plan.request.width, prompt_plan.request.height)
-            progress.report(done, plan.missing, prompt_plan.request.prompt)
+            seconds = (time.monotonic() - started) / done
+            progress.report(done, plan.missing, prompt_plan.request.prompt, images_per_s=1 / max(seconds, 1e-9),
+                            seconds_left=seconds * (plan.missing - done))
         images += [_as_training_image(path, prompt_plan.request, plan.concept_index) for path in paths]
     pace.note(plan.library, provenance.get("host", ""), work, time.monotonic() - started)
     if plan.use_foreign:

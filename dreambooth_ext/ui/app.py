@@ -28,12 +28,6 @@ def build(host: Host) -> tuple[Any, str]:
     return tab.build(Service(host), css=css, script=script), css
 
 
-def load_libraries() -> None:
-    """Import what the form and a run's start need: a page would wait for it meanwhile, so before there is one."""
-    from .. import picture_room  # noqa: F401
-    from ..training import loop  # noqa: F401
-
-
 def launch(host: Host, *, port: int | None = None, open_browser: bool = True, block: bool = True) -> str:
     """Serve the tab on this computer only; returns its address."""
     from starlette.middleware import Middleware

@@ -146,6 +146,13 @@ def test_a_trained_model_never_stands_in_for_the_base(planned):
     assert planned(base="sha of another").found == 0
 
 
+def test_how_long_the_rest_takes_is_told(planned):
+    heard = []
+    ensure(planned(), Path("b"), Renderer(), {}, Progress(heard.append))
+    left = [report.figures["seconds_left"] for report in heard if report.total == 10]
+    assert len(left) == 10 and left[-1] == 0 and all(seconds > 0 for seconds in left[:-1])
+
+
 def test_a_host_that_returns_too_few_is_told(planned):
     with pytest.raises(HostError, match="only 2"):
         ensure(planned(), Path("b"), Renderer(break_after=2), {}, Progress(), batch=4)
