@@ -26,7 +26,7 @@ def cut_at(moment: int, seed: int, folder: Path, arguments: list[str]) -> dict:
     journal = Path(tempfile.mkdtemp(dir=folder.parent)) / "journal.json"
     process = call(folder, str(journal), str(moment), str(seed), str(folder), *arguments, function="power_loss:main")
     _, told = process.communicate(timeout=600)
-    assert process.returncode in (0, CUT), told
+    assert process.returncode in (0, CUT) or "it is finished" in told, told  # the last cut came after the end
     return {"path": journal, "was_cut": process.returncode == CUT}
 
 
