@@ -162,8 +162,9 @@ def trained_tensors(
             continue
         wanted = shapes_of(built(layout, file.path.name))
         have = stack.enter_context(PartFiles(folder, layout.part))
+        shapes = have.shapes()
         for ours, shape in wanted.items():
-            if have.shapes().get(ours) != shape:
+            if shapes.get(ours) != shape:
                 raise MissingTensors(f"{folder.name}/{layout.part} is to be published over {file.path.name}",
                                      f"{ours} is missing or has another shape",
                                      "Publish with the base that was trained.")
