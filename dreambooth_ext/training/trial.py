@@ -18,6 +18,7 @@ from ..config import Concept, TrainConfig
 from ..dataset.manifest import TrainingImage, TrainingSet, sha256_of
 from ..models.load import load_checkpoint
 from ..progress import Progress, Report
+from ..ram import give_back_ram
 from ..run_folder import RunFolder
 from . import precision
 from .estimate import estimate, profile_that_fits, weightless
@@ -101,6 +102,7 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
     import psutil  # comes with accelerate
 
     process, over = psutil.Process(), threading.Event()
+    give_back_ram()  # what was freed before would be used again, and not be counted
     before = process.memory_info().rss
 
     def watch() -> None:
