@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -95,12 +97,13 @@ def test_a_profile_that_cannot_run_says_why(tiny_model, config):
     assert rows["balanced"].fits
 
 
-def test_two_steps_of_the_real_thing_confirm_it(tmp_path, capsys):
-    """By the command, on the CPU, where it is the process's memory that counts; nothing is left behind."""
+def test_two_steps_of_the_real_thing_confirm_it(tmp_path):
+    """By the command, on the CPU, where it is the process's memory that counts: in one of its own. Nothing is left behind."""
     base = specimen(SD1, size=SMALL["sd1"]).write(tmp_path / "base.safetensors", torch.float16)
     command = ["estimate", "--base", str(base), "--resolution", "64", "--device", "cpu", "--memory-profile", "ultra", "--dry-run"]
-    assert run([*command, "--json"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
+    done = subprocess.run([sys.executable, "-m", "dreambooth_ext", *command, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
     document = json.loads(line)
     estimated = {row["profile"]: row for row in document["estimates"]}["ultra"]
     trial = document["dry_run"]
