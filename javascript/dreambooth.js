@@ -178,11 +178,19 @@
 
     // ---- faults, each under its field
 
+    const inputsOf = (field) => Array.from(field.querySelectorAll('input, textarea'));
+
+    // What Train found empty is told until it is filled: no answer about the filled fields may take it away.
+    function isFilledNow(fault, field) {
+        return Boolean(field && fault.closest('#dreambooth_said') && inputsOf(field).some((input) => input.value.trim() !== ''));
+    }
+
     function placeFaults() {
         const faults = Array.from(root().querySelectorAll('#dreambooth_left .dreambooth-fault[data-option]'));
         const fields = faults.map((fault) => byId('dreambooth_' + fault.dataset.option));
-        const seen = fields.map((field) => Boolean(field && field.offsetParent !== null));
-        const mark = JSON.stringify(faults.map((fault, index) => [fault.dataset.option, fault.textContent, seen[index]]));
+        const over = faults.map((fault, index) => isFilledNow(fault, fields[index]));
+        const seen = fields.map((field, index) => Boolean(field && field.offsetParent !== null && !over[index]));
+        const mark = JSON.stringify(faults.map((fault, index) => [fault.dataset.option, fault.textContent, seen[index], over[index]]));
         const here = root().querySelectorAll('.dreambooth-under-field');
         if (mark === page.faults && here.length === seen.filter(Boolean).length) return;
         page.faults = mark;
@@ -192,7 +200,7 @@
             field.querySelectorAll('[aria-invalid]').forEach((input) => input.removeAttribute('aria-invalid'));
         });
         faults.forEach((fault, index) => {
-            fault.classList.toggle('dreambooth-hidden', seen[index]);
+            fault.classList.toggle('dreambooth-hidden', seen[index] || over[index]);
             if (!seen[index]) return;
             const told = document.createElement('p');
             told.className = 'dreambooth-fault dreambooth-under-field';
@@ -201,7 +209,7 @@
                 .map((node) => node.textContent).join('').trim();
             fields[index].appendChild(told);
             fields[index].classList.add('dreambooth-wrong');
-            fields[index].querySelectorAll('input, textarea').forEach((input) => input.setAttribute('aria-invalid', 'true'));
+            inputsOf(fields[index]).forEach((input) => input.setAttribute('aria-invalid', 'true'));
         });
     }
 

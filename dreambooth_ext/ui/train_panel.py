@@ -193,10 +193,13 @@ def _start(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
     try:
         job = panel.service.start(values)
     except ConfigError as error:
-        grouped = [fields.faults_of_group(error.faults, step) for step in STEPS]
+        empty = [fault for fault in error.faults if _is_about_empty(fault, values)]
+        others = [fault for fault in error.faults if fault not in empty]
         count = "1 thing has" if len(error.faults) == 1 else f"{len(error.faults)} things have"
         told = html.note(f"{count} to be put right first; look for the red lines.", "fault")
-        return [*grouped, told, status(panel.service)]
+        # Not among the steps' faults: an answer of `told_of`, asked for before, would take them away again.
+        told += "".join(fields.faults_of_group(empty, step) for step in STEPS)
+        return [*(fields.faults_of_group(others, step) for step in STEPS), told, status(panel.service)]
     except DreamboothError as error:
         return ["", "", "", "", html.note(str(error), "fault"), status(panel.service)]
     running = panel.service.jobs.running

@@ -89,6 +89,11 @@ def test_an_empty_form_says_what_is_missing_where_it_is_missing(page):
         sync_api.expect(under(page, name)).to_contain_text(told, timeout=30_000)
         assert field(page, f"dreambooth_{name}").get_attribute("aria-invalid") == "true"
     assert page.locator('.dreambooth-status[data-state="running"]').count() == 0
+    fill(page, token="rxz")  # its line goes, and the check of the form leaves the others where they are
+    sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("Still needed: pictures, class, name.", timeout=30_000)
+    sync_api.expect(under(page, "token")).to_have_count(0, timeout=30_000)
+    for name in ("instance_dir", "class_noun", "output_name"):
+        sync_api.expect(under(page, name)).to_be_visible()
 
 
 def under(page, name):
