@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -245,8 +246,17 @@ def prepare(
 
 
 def load_libraries() -> None:
-    """Import what a run needs: whatever else the process does waits meanwhile, a page's answers too."""
+    """Import what forms and runs need, in a process of our own, before it answers anybody: imports hold up everything else.
+
+    So does a full garbage collection, a third of a second with all this loaded; what is loaded now it passes by from now on.
+    """
+    from .models import networks
     from .training import loop  # noqa: F401
+
+    for part in (*networks.CLASSES, "text_encoder"):
+        networks.load_class(part)
+    gc.collect()
+    gc.freeze()
 
 
 def class_images(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,18 +21,20 @@ def class_of(part: str, projected: bool = False) -> tuple[str, str]:
     return CLASSES.get(part, ("transformers", "CLIPTextModelWithProjection" if projected else "CLIPTextModel"))
 
 
+def load_class(part: str, projected: bool = False) -> Any:
+    """Import it, which takes seconds the first time."""
+    library, name = class_of(part, projected)
+    return getattr(import_module(library), name)
+
+
 def build(part: str, config: Mapping[str, Any], file: str, projected: bool = False) -> nn.Module:
     """The module on the meta device, weightless. Raises MissingTensors if there can be no such structure."""
-    library, name = class_of(part, projected)
+    loaded = load_class(part, projected)
     try:
         with torch.device("meta"):
-            if library == "diffusers":
-                import diffusers
-
-                return getattr(diffusers, name)(**config)
-            import transformers
-
-            return getattr(transformers, name)(transformers.CLIPTextConfig(**config))
+            if part in CLASSES:
+                return cast(nn.Module, loaded(**config))
+            return cast(nn.Module, loaded(loaded.config_class(**config)))
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
         raise MissingTensors(f"{file} is to be loaded", f"its {part} has an impossible structure ({error})",
                              "The file may be damaged.") from error

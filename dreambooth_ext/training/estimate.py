@@ -73,16 +73,31 @@ def estimate(config: TrainConfig, model: StableDiffusion | None = None,
     `model` may be weightless; without it the base is looked at, and without a base Stable Diffusion 1.5 is meant.
     Raises the errors of `models.load.inspect`.
     """
-    model = model or _outline(config)
+    model = weightless(model) if model else _outline(config)
+    trained = {part: module for part, module in model.parts.items()
+               if part == "unet" or (config.train_text_encoder and part.startswith("text_encoder"))}
+    numbers = sum(parameter.numel() for module in trained.values() for parameter in module.parameters())
+    if config.lora_rank:
+        for module in trained.values():
+            module.requires_grad_(False)
+        Lora(trained, config.lora_rank, config.lora_alpha, config.lora_conv_rank, config.seed)
     free = free_bytes(precision.device_of(config))
     rows = profiles or [*(["none"] if config.memory_profile in ("none", "auto") else []), *PROFILES]
     peaks: dict[tuple[Any, ...], int] = {}  # profiles that differ in other things share their activations
-    return [_estimate(replace(config, memory_profile=name), model, free, peaks) for name in rows]
+    found = []
+    for name in rows:
+        asked = replace(config, memory_profile=name)
+        plan = plan_for(asked)
+        key = (plan.weights, plan.autocast, plan.gradient_checkpointing)
+        if key not in peaks:
+            peaks[key] = _activations(asked, plan, model, trained)
+        found.append(_estimate(asked, plan, trained, numbers, peaks[key], free))
+    return found
 
 
 def profile_that_fits(config: TrainConfig, model: StableDiffusion) -> str:
     """What "auto" stands for now. Raises OutOfMemory if nothing fits."""
-    least = in_effect(config, estimate(config, weightless(model)))
+    least = in_effect(config, estimate(config, model))
     if least.fits or least.profile == "none":
         return least.profile
     raise OutOfMemory("training with memory profile auto",
@@ -117,31 +132,20 @@ def _outline(config: TrainConfig) -> StableDiffusion:
     return outline_of(SD1, modules_of(SD1), "epsilon", False, Path("Stable Diffusion 1.5"), SD1.resolution)
 
 
-def _estimate(config: TrainConfig, model: StableDiffusion, free: int, peaks: dict[tuple[Any, ...], int]) -> Estimate:
-    plan = plan_for(config)
-    model = weightless(model)
-    trained = {part: module for part, module in model.parts.items()
-               if part == "unet" or (config.train_text_encoder and part.startswith("text_encoder"))}
+def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers: int, activations: int, free: int) -> Estimate:
+    """One row. `numbers`: how many the trained networks have, adapters left out."""
     width = 2 if plan.weights == "bf16" else 4
-    numbers = sum(parameter.numel() for module in trained.values() for parameter in module.parameters())
     weights = numbers * (width + (2 if plan.autocast != "no" else 0))
-    if config.lora_rank:
-        for module in trained.values():
-            module.requires_grad_(False)
-        Lora(trained, config.lora_rank, config.lora_alpha, config.lora_conv_rank, config.seed)
     learnt = [parameter for module in trained.values() for parameter in module.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() * (4 if config.lora_rank else width) for parameter in learnt]
     row = OPTIMIZERS[plan.optimizer]
-    key = (plan.weights, plan.autocast, plan.gradient_checkpointing)
-    if key not in peaks:
-        peaks[key] = _activations(config, plan, model, trained)
     pieces = processes() if plan.sharded else 1
     return Estimate(
         profile=plan.name, weights=(weights + (sum(sizes) if config.lora_rank else 0)) // pieces,
         gradients=(max(sizes) if plan.fused_backward else sum(sizes)) // pieces,
         optimizer_state=sum(row.state_bytes(tuple(parameter.shape)) for parameter in learnt) // pieces + CHUNK_BYTES,
         averages=0 if plan.averages_in_ram or not config.ema_decay else 4 * sum(each.numel() for each in learnt) // pieces,
-        activations=peaks[key], caches=0, context=CONTEXT_BYTES.get(plan.device, 0), free=free,
+        activations=activations, caches=0, context=CONTEXT_BYTES.get(plan.device, 0), free=free,
         why_not="; ".join(fault.partition(": ")[2] for fault in faults(config)))
 
 
@@ -152,11 +156,9 @@ def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, traine
     dtype = torch.bfloat16 if half else torch.float32
     for module in trained.values():
         module.to(dtype).train()
-        if plan.gradient_checkpointing:
-            _checkpoint(module)
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda each: setattr(each, "grad", None))
+        _checkpoint(module, plan.gradient_checkpointing)
+    hooks = [parameter.register_post_accumulate_grad_hook(lambda each: setattr(each, "grad", None))
+             for module in trained.values() for parameter in module.parameters() if parameter.requires_grad]
     side = (config.resolution or model.resolution) // 8
     pictures = config.train_batch_size * (2 if config.with_prior_preservation else 1)
     channels = model.unet.config.in_channels
@@ -173,11 +175,13 @@ def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, traine
 
     with torch.enable_grad():
         peak = peak_bytes(step)
+    for hook in hooks:
+        hook.remove()
     return int(peak * AUTOCAST_FACTOR) if plan.autocast != "no" else peak
 
 
-def _checkpoint(module: Any) -> None:
+def _checkpoint(module: Any, wanted: bool) -> None:
     if hasattr(module, "enable_gradient_checkpointing"):
-        module.enable_gradient_checkpointing()
+        (module.enable_gradient_checkpointing if wanted else module.disable_gradient_checkpointing)()
     else:
-        module.gradient_checkpointing_enable()
+        (module.gradient_checkpointing_enable if wanted else module.gradient_checkpointing_disable)()

@@ -21,7 +21,7 @@ from ..progress import Progress, Report
 from ..ram import give_back_ram
 from ..run_folder import RunFolder
 from . import precision
-from .estimate import estimate, profile_that_fits, weightless
+from .estimate import estimate, profile_that_fits
 from .loop import train
 from .memory import loaded_dtypes, release
 
@@ -54,7 +54,7 @@ def dry_run(config: TrainConfig, progress: Progress) -> Trial:
         if profile == "auto":
             profile = profile_that_fits(replace(config, resolution=config.resolution or model.resolution), model)
         config = _short(replace(config, memory_profile=profile), Path(name), model.resolution)
-        estimated = next(row.total - row.context for row in estimate(config, weightless(model)) if row.profile == profile)
+        estimated = next(row.total - row.context for row in estimate(config, model) if row.profile == profile)
         run = RunFolder.for_config(config)
         run.create(config)
         listener = Progress(cancelled=lambda: progress.cancelled)
