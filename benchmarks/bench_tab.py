@@ -26,10 +26,10 @@ def serve(root: Path, points: int, previews: int) -> None:
     """The tab alone, with a run that the second part watches."""
     import gradio
 
+    from dreambooth_ext.commands.webui import load_libraries
     from dreambooth_ext.config import Concept, TrainConfig
     from dreambooth_ext.hosts.standalone import StandaloneHost
     from dreambooth_ext.jobs import JOBS, Job
-    from dreambooth_ext.recipe import load_libraries
     from dreambooth_ext.run_folder import RunFolder
     from dreambooth_ext.ui import app
 

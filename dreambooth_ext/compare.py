@@ -83,16 +83,6 @@ def compare(run: RunFolder, host: Host, progress: Progress, wishes: Wishes) -> C
     return measured
 
 
-def forget_after(run: RunFolder, step: int) -> None:
-    """Drop the columns of snapshots after `step`, which are no more."""
-    found = read_comparison(run)
-    for folder in folder_of(run).glob("step-*"):
-        if step_of_snapshot(folder.name) > step and not folder.is_symlink():
-            shutil.rmtree(folder, ignore_errors=True)
-    if found is not None:
-        replace(found, columns=tuple(column for column in found.columns if column.step <= step)).write(run)
-
-
 Place = tuple[int, int]  # number of the prompt, seed
 
 

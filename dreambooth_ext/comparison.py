@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,13 @@ def _texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError(values)
     return tuple(values)
+
+
+def forget_after(run: RunFolder, step: int) -> None:
+    """Drop the columns of snapshots after `step`, which are no more."""
+    found = read_comparison(run)
+    for folder in folder_of(run).glob("step-*"):
+        if step_of_snapshot(folder.name) > step and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
+    if found is not None:
+        replace(found, columns=tuple(column for column in found.columns if column.step <= step)).write(run)

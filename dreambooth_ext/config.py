@@ -95,7 +95,7 @@ class TrainConfig:
     adam_beta2: float = option(0.999, "Beta 2", "Decay of the second moment.", minimum=0, maximum=0.999999, group="train")
     adam_weight_decay: float = option(1e-2, "Weight decay", "Decoupled weight decay.", minimum=0, maximum=10, group="train")
     adam_epsilon: float = option(1e-8, "Epsilon", "Added to the root of the second moment.", minimum=1e-12, maximum=1, group="train")
-    max_grad_norm: float = option(1.0, "Clip gradients at", "Global norm; 0 does not clip.", minimum=0, maximum=1e6, group="train")
+    max_grad_norm: float = option(1.0, "Clip gradients at", "Norm of all gradients together; 0 does not clip.", minimum=0, maximum=1e6, group="train")
     mixed_precision: str = option("no", "Mixed precision", "no is fp32; bf16 needs an RTX 30 or newer.", choices=("no", "fp16", "bf16"), group="train")
     speed_up: str = option("none", "Speed-up", "graphs: a step is launched as one CUDA graph, for NVIDIA GPUs. compile: torch.compile, which takes a minute or more to begin.", choices=("none", "graphs", "compile"), group="train")
     gradient_checkpointing: bool = option(False, "Gradient checkpointing", "Less memory for about a fifth more time.", group="train")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import __version__
+from . import __version__, rollback
 from .card import write_cards
 from .check import Checked, check
 from .config import TrainConfig
@@ -78,14 +77,18 @@ def _with_own_choices(config: TrainConfig, run: RunFolder) -> TrainConfig:
     return replace(config, concepts=tuple(concepts))
 
 
-def resume(run: RunFolder, host: Host, progress: Progress) -> Finished:
-    """Continue a run that was interrupted, killed or failed. Raises ResumeError if its base or pictures have changed."""
-    config = run.config()
-    team = Team.launched(config.device)
+def resume(run: RunFolder, host: Host, progress: Progress, *, snapshot: str = "", steps: int | None = None) -> Finished:
+    """Continue a run that was interrupted, killed or failed; or from `snapshot`, or to other `steps` (see rollback.go_back).
+
+    Raises ResumeError if its base or pictures have changed, and the errors of `rollback.go_back`.
+    """
+    team = Team.launched(run.config().device)
     if team.follows:
         return _follow(team, host, progress)
     with team.led():
-        state = run.state()
+        if snapshot or steps is not None:
+            rollback.go_back(run, snapshot, steps)
+        config, state = run.config(), run.state()
         if state.state == "finished":
             raise ResumeError(f"{run.path.name} is to be continued", f"it is finished, with all its {state.steps} steps",
                               "`publish` writes its model again; `train` under another name starts anew.")
@@ -243,20 +246,6 @@ def prepare(
                                    upscaler=config.upscaler, upscale=host.upscale if host else None, progress=progress)
         images += prepared * concept.repeats
     return images
-
-
-def load_libraries() -> None:
-    """Import what forms and runs need, in a process of our own, before it answers anybody: imports hold up everything else.
-
-    So does a full garbage collection, a third of a second with all this loaded; what is loaded now it passes by from now on.
-    """
-    from .models import networks
-    from .training import loop  # noqa: F401
-
-    for part in (*networks.CLASSES, "text_encoder"):
-        networks.load_class(part)
-    gc.collect()
-    gc.freeze()
 
 
 def class_images(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .compare import forget_after
-from .comparison import step_of_snapshot
+from .comparison import forget_after, step_of_snapshot
 from .errors import ConfigError, ResumeError
 from .files import remove_folder, require_safe_name, write_json
 from .run_folder import RunFolder, step_in

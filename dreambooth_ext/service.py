@@ -131,11 +131,7 @@ class Service:
                           "Stop it first.")
         rollback.require_possible(run, snapshot, steps)
 
-        def work(progress: Progress) -> Any:
-            rollback.go_back(run, snapshot, steps)
-            return recipe.resume(run, self.host, progress)
-
-        return self._queue(run, work, run.path)
+        return self._queue(run, lambda progress: recipe.resume(run, self.host, progress, snapshot=snapshot, steps=steps), run.path)
 
     def faults(self, values: Mapping[str, Any]) -> list[str]:
         """Everything that would keep `start` from starting these settings, files included; empty if nothing would."""

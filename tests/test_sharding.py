@@ -136,3 +136,13 @@ def test_a_killed_run_goes_on_exactly_and_with_another_number_of_processes(rooms
     (run / "config.json").write_text(json.dumps({**settings, "train_batch_size": 2}))  # one process has all of a step's pictures
     ended(forked(room, 1, ["resume", "killed", "--runs-dir", "runs"]))
     require_same_run(room, "killed", "alone")
+
+
+def test_a_run_of_one_process_goes_on_with_split_networks(rooms):
+    room = rooms("sd1")
+    ended(train(room, "grown", 1))
+    config = room / "runs" / "grown" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "train_batch_size": 1}))
+    ended(forked(room, 2, ["resume", "grown", "--snapshot", "step-000003", "--runs-dir", "runs"], **FSDP))
+    assert "networks split over the processes" in (room / "runs" / "grown" / "log.txt").read_text()
+    require_same_run(room, "grown", "alone")

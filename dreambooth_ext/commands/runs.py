@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import presets, recipe, rollback
+from .. import presets, recipe
 from ..config import TrainConfig
 from ..errors import ConfigError
 from ..files import gib
@@ -30,11 +30,8 @@ def train(parsed: argparse.Namespace, progress: Progress) -> None:
 
 def resume(parsed: argparse.Namespace, progress: Progress) -> None:
     run = run_of(parsed)
-    if parsed.snapshot or parsed.steps is not None:
-        rollback.go_back(run, parsed.snapshot, parsed.steps)
-    config = run.config()
     progress.listen(lambda report: _offer_resume(parsed, parsed.run, report.phase))
-    _finished(parsed, recipe.resume(run, host_of(config), progress))
+    _finished(parsed, recipe.resume(run, host_of(run.config()), progress, snapshot=parsed.snapshot, steps=parsed.steps))
 
 
 def render(parsed: argparse.Namespace, progress: Progress) -> None:

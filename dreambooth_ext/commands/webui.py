@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 
 from ..hosts.standalone import StandaloneHost
@@ -10,8 +11,20 @@ from ..progress import Progress
 from .command import Command, say
 
 
+def load_libraries() -> None:
+    """Import what forms and runs need before a page is open: its answers would wait for it.
+
+    A full garbage collection holds everything up, too, a third of a second with all this; what is there now it then passes by.
+    """
+    from ..models.networks import load_class
+
+    for part in ("unet", "vae", "text_encoder"):
+        load_class(part)
+    gc.collect()
+    gc.freeze()
+
+
 def ui(parsed: argparse.Namespace, progress: Progress) -> None:
-    from ..recipe import load_libraries
     from ..ui.app import launch
 
     print("Loading the libraries; right after an installation this takes a minute.", flush=True)

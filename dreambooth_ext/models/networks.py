@@ -22,7 +22,7 @@ def class_of(part: str, projected: bool = False) -> tuple[str, str]:
 
 
 def load_class(part: str, projected: bool = False) -> Any:
-    """Import it, which takes seconds the first time."""
+    """The class itself; importing it takes seconds the first time."""
     library, name = class_of(part, projected)
     return getattr(import_module(library), name)
 

@@ -233,3 +233,24 @@ def test_the_fused_step_is_the_same_step_and_leaves_no_gradient():
     hooks.remove()
     fused.backward()
     assert fused.weight.grad is not None
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_the_fused_step_limits_the_common_norm_by_equal_shares(scale):
+    draws = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((40, 30), (7,), (), (3, 4, 5, 6))]
+    gradients = [scale * torch.randn(weight.shape, generator=draws) for weight in weights]
+    seen = {}
+
+    class Seeing(AdamW):
+        def step_parameter(self, parameter, group):
+            seen[parameter] = parameter.grad.clone()
+
+    fused = FusedBackward(Seeing([{"params": weights, "name": "unet", "lr": 0.1}], 0.1, BETAS, EPS, DECAY), 2.0)
+    sum((weight * gradient).sum() for weight, gradient in zip(weights, gradients, strict=True)).backward()
+    before = torch.stack([gradient.norm() for gradient in gradients])
+    assert torch.allclose(fused.finish(), before.norm())  # what is told is what there was
+    for gradient, norm, weight in zip(gradients, before, weights, strict=True):
+        expected = gradient * min(1.0, 2.0 / math.sqrt(len(weights)) / norm.item())
+        assert torch.allclose(seen[weight], expected, rtol=1e-4)
+    assert torch.stack([gradient.norm() for gradient in seen.values()]).norm() <= 2.0 + 1e-6

@@ -1,11 +1,14 @@
 """The optimizer's step as a part of the backward pass: a gradient lives only until its parameter is updated.
 
 After "LOMO" (Lv et al. 2023) and torch's own tutorial on the hook. Only one gradient exists at a time, so there is
-no global norm to clip by: each tensor's own norm is limited instead. All together may be larger then: it
-limits less, and AdamW remembers large early gradients longer (measured in the README).
+no global norm to clip by. Each tensor may have an equal share of it instead: with n tensors, each one's own norm is
+limited to max_grad_norm / sqrt(n). Their common norm never exceeds max_grad_norm either, and stays about as even from step
+to step as a clipped one, which AdamW's memory of the large first gradients needs.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -18,12 +21,14 @@ TRIM_BYTES = 64 * 2**20
 class FusedBackward:
     """Hooks that update each parameter of `optimizer` as soon as its gradient is whole.
 
-    `max_grad_norm` limits the norm of each tensor's gradient; 0 does not. Gradients must not be accumulated.
+    `max_grad_norm` limits the norm of all gradients together, by equal shares for each tensor; 0 does not. Gradients must
+    not be accumulated.
     """
 
     def __init__(self, optimizer: ChunkedOptimizer, max_grad_norm: float) -> None:
-        self._optimizer, self._max_grad_norm = optimizer, max_grad_norm
+        self._optimizer = optimizer
         self._groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+        self._share = max_grad_norm / math.sqrt(len(self._groups))
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._update) for parameter in self._groups]
         self._squares: list[torch.Tensor] = []
         self._freed = 0  # bytes of gradients in RAM since the heap was trimmed
@@ -44,8 +49,8 @@ class FusedBackward:
         gradient = flat(parameter.grad)
         square = torch.stack([gradient[piece].float().square().sum() for piece in pieces(gradient.numel())]).sum()
         self._squares.append(square)
-        if self._max_grad_norm:
-            gradient.mul_((self._max_grad_norm / (square.sqrt() + 1e-6)).clamp(max=1.0))
+        if self._share:
+            gradient.mul_((self._share / (square.sqrt() + 1e-6)).clamp(max=1.0))
         self._optimizer.step_parameter(parameter, self._groups[parameter])
         parameter.grad = None
         if parameter.device.type == "cpu":
