@@ -91,6 +91,15 @@ class Page:
     def field(self, name: str) -> Any:
         return self.page.locator(f"#dreambooth_{name} textarea:visible, #dreambooth_{name} input:visible").first
 
+    def to(self, name: str) -> None:
+        """Another of the tab's parts. Newer versions of gradio have each button twice, one of them out of reach."""
+        for button in self.page.locator("#dreambooth_tabs button:visible", has_text=name).all():
+            try:
+                return button.click(timeout=1000)
+            except Exception:  # noqa: BLE001  not this one, then
+                continue
+        raise RuntimeError(f"no tab {name} can be clicked")
+
     def told(self, title: str) -> None:
         times = sorted(self.times_s)
         if times:
@@ -111,6 +120,13 @@ def form_and_start(browser: Any, address: str, root: Path) -> None:
     tab.told("filling the form in")
     tab.page.wait_for_function("!document.querySelector('.dreambooth-pending')", timeout=120_000)
     tab.told("sentences that are found in the background")
+    tab.page.get_by_text("Review the pictures", exact=True).click()
+    tab.page.locator(".dreambooth-shown").first.wait_for(timeout=60_000)
+    for number in (0, 1):
+        tab.page.locator(".dreambooth-shown").nth(number).click()
+        tab.page.wait_for_selector("#dreambooth_picture_detail img")
+        tab.page.wait_for_timeout(500)
+    tab.told("reviewing two pictures")
     started = time.perf_counter()
     tab.page.click("#dreambooth_train")
     tab.page.wait_for_selector('.dreambooth-status[data-state="running"]', state="attached")
@@ -155,6 +171,23 @@ def long_run(browser: Any, address: str, seconds: float) -> None:
     tab.page.close()
 
 
+def other_tabs(browser: Any, address: str) -> None:
+    """With the long run and the finished one."""
+    tab = Page(browser, address)
+    tab.times_s.clear()
+    tab.to("Runs")
+    for name in ("runs_refresh", "run_open", "clone"):
+        tab.page.locator(f"#dreambooth_{name}").last.click()
+        tab.page.wait_for_timeout(1500)
+        tab.to("Runs")
+    tab.told("the list of runs: refreshed, opened, settings taken over")
+    tab.to("Choose")
+    tab.page.locator("#dreambooth_choose_refresh").last.click()
+    tab.page.wait_for_timeout(1500)
+    tab.told("the snapshots of a run")
+    tab.page.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=10_000)
@@ -190,6 +223,7 @@ def main() -> None:
                 server.stdin.write("\n")
                 server.stdin.flush()
                 long_run(browser, address, arguments.seconds)
+                other_tabs(browser, address)
                 browser.close()
         finally:
             server.kill()

@@ -42,8 +42,8 @@ class Answer:
 class Lookups:
     """One worker thread a lane, which ends when nothing is asked. Of one topic only the newest question is answered."""
 
-    def __init__(self, patience_s: float = PATIENCE_S) -> None:
-        self._patience_s = patience_s
+    def __init__(self, patience_s: float = PATIENCE_S, kept: int = ANSWERS_KEPT) -> None:
+        self._patience_s, self._kept = patience_s, kept
         self._lock = threading.Lock()
         self._answers: OrderedDict[tuple[str, Hashable], Answer] = OrderedDict()
         self._waiting: dict[str, list[Answer]] = {}
@@ -65,7 +65,7 @@ class Lookups:
                     self._working.add(lane)
                     threading.Thread(target=self._work, args=[lane], name=f"dreambooth {lane} lookups", daemon=True).start()
             self._answers.move_to_end((topic, key))
-            while len(self._answers) > ANSWERS_KEPT:
+            while len(self._answers) > self._kept:
                 self._answers.popitem(last=False)
         if patient:
             answer.event.wait(self._patience_s)

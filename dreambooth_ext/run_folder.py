@@ -166,15 +166,18 @@ class RunFolder:
         write_json(self.path / "state.json", dict(asdict(state), updated_s=time.time()))
 
     def described(self) -> dict[str, Any]:
-        """The run as the list of runs shows it; one that cannot be read says so in its message."""
+        """The run as the list of runs shows it."""
+        return {**self.summary(), "size_bytes": size_of(self.path)}
+
+    def summary(self) -> dict[str, Any]:
+        """The same without its size, for which all its files are looked at; one that cannot be read says so in its message."""
         base, prompts, state = "", [], self.state()
         try:
             config = self.config()
             base, prompts = Path(config.base).name, [concept.instance_text for concept in config.concepts]
         except (ConfigError, ResumeError) as error:
             state = replace(state, message=str(error))
-        return {"name": printable(self.path.name), "base": base, "size_bytes": size_of(self.path), "prompts": prompts,
-                **asdict(state)}
+        return {"name": printable(self.path.name), "base": base, "prompts": prompts, **asdict(state)}
 
     def inputs(self) -> dict[str, str]:
         """Hashes by name; empty if the file is missing or damaged, and then nothing matches."""

@@ -23,7 +23,7 @@ from .host import Host
 from .jobs import JOBS, Job, Jobs
 from .options import options_of
 from .progress import Progress
-from .run_folder import RunFolder, list_runs, require_run_name
+from .run_folder import RunFolder, list_runs, printable, require_run_name
 from .watchdog import watched
 
 PATHS = ("base", "vae", "models_dir", "runs_dir")
@@ -209,7 +209,14 @@ class Service:
 
     def runs(self) -> list[dict[str, Any]]:
         """All runs of the host's folder, newest first; one that cannot be read says so."""
-        return [run.described() for run in list_runs(self.host.runs_dir)]
+        return [run.described() for run in self.run_folders()]
+
+    def run_folders(self) -> list[RunFolder]:
+        """The same, unread."""
+        return list_runs(self.host.runs_dir)
+
+    def run_names(self) -> list[str]:
+        return [printable(run.path.name) for run in self.run_folders()]
 
     def run(self, name: str) -> RunFolder:
         """Raises ResumeError if there is no such run, UnsafePath if `name` is not a mere name, or a folder in it a link."""

@@ -138,7 +138,9 @@
     // ---- what the server is still finding out
 
     const ASK_AGAIN = {dreambooth_review_grid: 'dreambooth_review', dreambooth_picture_detail: 'dreambooth_review_again',
-        dreambooth_token_pictures: 'dreambooth_token_show', dreambooth_class_pictures: 'dreambooth_class_look'};
+        dreambooth_token_pictures: 'dreambooth_token_show', dreambooth_class_pictures: 'dreambooth_class_look',
+        dreambooth_runs: 'dreambooth_runs_poll', dreambooth_runs_doing: 'dreambooth_runs_errand',
+        dreambooth_choose_drawing: 'dreambooth_choose_poll'};
 
     // Answers may overtake each other: once it is quiet, what was typed last is judged again.
     function touched(event) {

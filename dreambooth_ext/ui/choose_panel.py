@@ -10,6 +10,7 @@ import gradio as gr
 
 from ..comparison import Wishes, read_comparison, step_of_snapshot
 from ..errors import DreamboothError
+from ..lookups import Lookups
 from ..options import options_of
 from ..run_folder import RunFolder
 from ..service import Service
@@ -18,19 +19,23 @@ from .compare_grid import grid_html, is_comparing, mark_of
 from .compat import hidden, on
 from .watch_panel import WatchPanel, status_html
 
+PATIENCE_S, KEPT = 0.1, 8  # a grid that is drawn by then comes at once; one has some megabytes
+DRAWING = "Drawing the pictures"
 WISHES = {option.name: option for option in options_of(Wishes)}
 
 
 def build(service: Service, watch: WatchPanel) -> None:
     """Lay the grid out and wire its buttons."""
     with gr.Row():
-        names = _names(service)
+        names = service.run_names()
         chosen = gr.Dropdown(label="Run", choices=names, value=names[0] if names else None, interactive=True,
                              elem_id="dreambooth_choose_run")
         again = gr.Button("Refresh", elem_id="dreambooth_choose_refresh", scale=0, size="sm")
     wishes, compare, stop = _wishes(service, names)
     said = gr.HTML(value="", elem_id="dreambooth_choose_said", elem_classes=["dreambooth-said"])
-    grid = gr.HTML(value=grid_html(service, names[0] if names else ""), elem_id="dreambooth_choose_grid")
+    drawing = gr.HTML(value=html.pending(DRAWING) if names else "", elem_id="dreambooth_choose_drawing",
+                      elem_classes=["dreambooth-said"])
+    grid = gr.HTML(value="" if names else grid_html(service, ""), elem_id="dreambooth_choose_grid")
     found = _snapshots(service, names[0] if names else "")
     with gr.Row():
         first = _preferred(_run(service, names[0]) if names else None, found)
@@ -50,12 +55,13 @@ def build(service: Service, watch: WatchPanel) -> None:
     cell = hidden(gr.Textbox, "dreambooth_choose_cell", label="chosen snapshot")
     act, poll = (hidden(gr.Button, f"dreambooth_choose_{name}", value=name) for name in ("act", "poll"))
     seen = gr.State([names[0] if names else "", None, first])
-    shown = [grid, snapshot, seen]
+    shown, drawings = [grid, drawing, snapshot, seen], Lookups(PATIENCE_S, KEPT)
 
-    on(again.click, lambda name, seen, which: [_choices(service, name), *_shown(service, name or _first(service), seen, which)],
+    on(again.click, lambda name, seen, which: [_choices(service, name),
+                                               *_shown(service, drawings, name or _first(service), seen, which)],
        [chosen, seen, snapshot], [chosen, *shown])
-    on(chosen.change, lambda name, seen, which: _shown(service, name, seen, which), [chosen, seen, snapshot], shown)
-    on(poll.click, lambda name, seen, which: [*_shown(service, name or _first(service), seen, which),
+    on(chosen.change, lambda name, seen, which: _shown(service, drawings, name, seen, which), [chosen, seen, snapshot], shown)
+    on(poll.click, lambda name, seen, which: [*_shown(service, drawings, name or _first(service), seen, which),
                                               _news(service, name or _first(service))],
        [chosen, seen, snapshot], [*shown, said])
     on(compare.click, lambda name, *raw: _compare(service, name or _first(service), raw), [chosen, *wishes],
@@ -92,19 +98,24 @@ def _wishes(service: Service, names: list[str]) -> tuple[list[Any], Any, Any]:
     return [widgets[name] for name in WISHES], compare, stop
 
 
-def _shown(service: Service, name: str | None, seen: list[Any], chosen: str | None) -> list[Any]:
-    """The grid and the list of snapshots, unless the page has them already. `seen` is [run, its mark, snapshot we proposed]:
-    another one was chosen by a person, and stays chosen while it is there.
+def _shown(service: Service, drawings: Lookups, name: str | None, seen: list[Any], chosen: str | None) -> list[Any]:
+    """The grid, whether it is being drawn, and the list of snapshots, unless the page has them already. `seen` is [run, its
+    mark, snapshot we proposed]: another one was chosen by a person, and stays chosen while it is there.
     """
     run = _run(service, name or "")
     mark = mark_of(service, run) if run else ""
     if seen[:2] == [name, mark]:
-        return [gr.update(), gr.update(), seen]
+        return [gr.update(), "", gr.update(), seen]
+    answer = drawings.ask("grid", (name, repr(mark)), lambda progress: grid_html(service, name or ""))
+    if answer.ready:
+        grid = answer.value if answer.error is None else html.note(str(answer.error), "fault")
+    else:  # the page asks again, and keeps what it has of the same run
+        grid, mark = gr.update() if seen[0] == name else "", None
     found = _snapshots(service, name or "")
     proposed = _preferred(run, found)
     is_own_choice = seen[0] == name and chosen in found and chosen != seen[2]
-    return [grid_html(service, name or ""), gr.update(choices=found, value=chosen if is_own_choice else proposed),
-            [name, mark, proposed]]
+    return [grid, "" if answer.ready else html.pending(DRAWING),
+            gr.update(choices=found, value=chosen if is_own_choice else proposed), [name, mark, proposed]]
 
 
 def _news(service: Service, name: str) -> Any:
@@ -180,13 +191,9 @@ def _preferred(run: RunFolder | None, found: list[str]) -> str | None:
 
 def _choices(service: Service, chosen: str | None) -> Any:
     """The runs there are now; where none was chosen, the first of them is the one that is shown."""
-    names = _names(service)
+    names = service.run_names()
     return gr.update(choices=names, value=chosen or next(iter(names), None))
 
 
-def _names(service: Service) -> list[str]:
-    return [row["name"] for row in service.runs()]
-
-
 def _first(service: Service) -> str:
-    return next(iter(_names(service)), "")
+    return next(iter(service.run_names()), "")

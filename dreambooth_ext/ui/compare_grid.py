@@ -12,6 +12,7 @@ from ..run_folder import RunFolder
 from ..service import Service
 from ..share_plot import shares
 from . import html
+from .timeline import COLUMNS, spread
 from .watch_panel import prompts_of, step_of
 
 SMALL_PX = 56
@@ -126,9 +127,9 @@ def _previews(run: RunFolder, kept: list[str]) -> str:
         cells[step_of(path), _prompt_number(path)] = path
     if not cells:
         return html.note("This run has no previews.")
-    steps = sorted({step for step, _ in cells})
-    prompts = prompts_of(run)
+    all_steps, prompts = sorted({step for step, _ in cells}), prompts_of(run)
     names = {step_of_snapshot(name): name for name in kept}
+    steps = spread(all_steps if len(all_steps) <= COLUMNS else [step for step in all_steps if step in (0, *names)] or all_steps)
     rows = []
     for number in sorted({number for _, number in cells}):
         title = prompts[number] if number < len(prompts) else ""
@@ -136,7 +137,9 @@ def _previews(run: RunFolder, kept: list[str]) -> str:
         row += [html.picture(cells[step, number], title) if (step, number) in cells else "" for step in steps]
         rows.append(row)
     rows.append(["", *(_button(names.get(step, "")) for step in steps)])
-    return html.table(("prompt", *("base" if step == 0 else f"step {step}" for step in steps)), rows)
+    left_out = len(all_steps) - len(steps)
+    more = html.note(f"{left_out} more steps with previews are not shown here.", "small") if left_out else ""
+    return more + html.table(("prompt", *("base" if step == 0 else f"step {step}" for step in steps)), rows)
 
 
 def _button(snapshot: str) -> str:

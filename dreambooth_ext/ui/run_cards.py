@@ -3,26 +3,70 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import DreamboothError
+from ..files import size_of
 from ..run_folder import RunFolder
 from ..service import Service
 from . import html
 
 PICTURE_PX = 112
+PATIENCE_S, AT_ONCE_S = 0.05, 0.001
+PENDING = '<span class="dreambooth-pending"></span>'  # the page's script asks again
 _KINDS = {"finished": "good", "failed": "fault", "interrupted": "warning"}
 
 
-def runs_html(service: Service, chosen: str = "") -> str:
-    """The queue, then a card for each run, newest first; `chosen` is marked."""
-    rows = service.runs()
+def runs_html(service: Service, chosen: str = "", patience_s: float = PATIENCE_S) -> str:
+    """The queue, then a card for each run, newest first; `chosen` is marked.
+
+    Pictures and sizes that take longer than `patience_s` in all are left for when the page asks again.
+    """
+    runs = service.run_folders()
     queue = queue_html(service)
-    if not rows:
+    if not runs:
         return queue + html.note("No run yet. The Train tab starts one; it is kept here with its snapshots and can be resumed.")
-    cards = "".join(_card(service, row, row["name"] == chosen) for row in rows)
+    slow, cards = _Slow(patience_s), ""
+    for run in runs:
+        row = run.summary()
+        picture, size = slow.of(_picture, service, row["name"]), slow.of(_size, run.path, _mark(run))
+        cards += _card(row, picture, size, row["name"] == chosen)
     return f'{queue}<div class="dreambooth-cards" role="group" aria-label="Runs">{cards}</div>'
+
+
+class _Slow:
+    """Things that take long the first time, made while there is time left; what was made before does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left_s = seconds
+
+    def of(self, make: Callable[..., str], *given: Any) -> str | None:
+        """None if there was no time for it."""
+        if self._left_s <= 0:
+            return None
+        started = time.perf_counter()
+        made = make(*given)
+        took_s = time.perf_counter() - started
+        self._left_s -= took_s if took_s > AT_ONCE_S else 0.0
+        return made
+
+
+@lru_cache(maxsize=1024)
+def _size(path: Path, mark: tuple[int, ...]) -> str:
+    return html.size(size_of(path))
+
+
+def _mark(run: RunFolder) -> tuple[int, ...]:
+    """Changes with all that makes a run much larger or smaller."""
+    times = []
+    for path in (run.path, run.path / "state.json", run.checkpoints_dir, run.previews_dir):
+        with suppress(OSError):
+            times.append(path.stat().st_mtime_ns)
+    return tuple(times)
 
 
 def queue_html(service: Service) -> str:
@@ -48,16 +92,17 @@ def _act(text: str, wish: str, label: str, disabled: bool = False) -> str:
             f'data-value="{html.escaped(wish)}" aria-label="{label}" title="{label}"{off}>{text}</button>')
 
 
-def _card(service: Service, row: dict[str, Any], is_chosen: bool) -> str:
+def _card(row: dict[str, Any], picture: str | None, size: str | None, is_chosen: bool) -> str:
+    """`picture` and `size` are None while there was no time for them."""
     name, state, message = html.escaped(row["name"]), html.escaped(row["state"]), str(row["message"])
     kind = _KINDS.get(row["state"], "note")
     first = html.escaped(message.partition("\n")[0])
     facts = [html.escaped(", ".join(row["prompts"])), f"on {html.escaped(row['base'])}" if row["base"] else "",
-             f"{row['step']} of {row['steps']} steps &middot; {html.size(row['size_bytes'])} &middot; {_when(row['started_s'])}"]
+             f"{row['step']} of {row['steps']} steps &middot; {size or PENDING} &middot; {_when(row['started_s'])}"]
     body = "".join(f"<span>{fact}</span>" for fact in facts if fact)
     if first:
         body += f'<small title="{html.escaped(message)}">{first}</small>'
-    picture = _picture(service, row["name"]) or '<span class="dreambooth-no-picture" aria-hidden="true"></span>'
+    picture = picture or '<span class="dreambooth-no-picture" aria-hidden="true"></span>'
     return (f'<button class="dreambooth-act dreambooth-card" data-into="dreambooth_runs_wish" data-then="dreambooth_runs_act" '
             f'data-value="pick:{name}" aria-pressed="{"true" if is_chosen else "false"}">{picture}'
             f'<span class="dreambooth-card-text"><b>{name}</b> <em class="dreambooth-{kind}">{state}</em>{body}</span></button>')

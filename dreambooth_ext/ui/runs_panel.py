@@ -13,6 +13,7 @@ from ..outbox import OUTBOX
 from ..service import Service
 from . import fields, html
 from .compat import hidden, on
+from .errands import Errands
 from .run_cards import runs_html
 from .train_panel import TrainPanel
 from .watch_panel import WatchPanel, status_html
@@ -26,7 +27,7 @@ PLACES = {"up": -1, "down": 1}
 
 def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     """Lay the list out and wire its buttons."""
-    names = _names(service)
+    names = service.run_names()
     with gr.Row():
         chosen = gr.Dropdown(label="Run", choices=names, value=names[0] if names else None, interactive=True,
                              elem_id="dreambooth_run", info="A click on a card chooses it, too.")
@@ -41,6 +42,7 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     said = gr.HTML(value="", elem_id="dreambooth_runs_said", elem_classes=["dreambooth-said"])
     opened = gr.HTML(value="", elem_id="dreambooth_run_opened", elem_classes=["dreambooth-said"])
     listed = gr.HTML(value=runs_html(service, names[0] if names else ""), elem_id="dreambooth_runs")
+    errands = Errands("dreambooth_runs_doing", "dreambooth_runs_errand", said, [chosen, listed, opened, made])
     poll, act = (hidden(gr.Button, f"dreambooth_runs_{name}", value=name) for name in ("poll", "act"))
     wish = hidden(gr.Textbox, "dreambooth_runs_wish", label="wish")
 
@@ -49,17 +51,24 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     on(chosen.change, lambda name: runs_html(service, name or ""), [chosen], [listed])
     on(act.click, lambda name, wish: _fulfil(service, name or "", wish or ""), [chosen, wish],
        [chosen, listed, said, watch.status])
-    on(buttons["open"].click, lambda name: _open(service, name), [chosen], [opened, said])
     for name, start in (("resume", service.resume), ("publish", service.publish)):
         on(buttons[name].click, lambda run, start=start: _act(service, lambda: start(run or "")), [chosen], [said, watch.status])
     on(buttons["clone"].click, lambda name: _clone(service, form, name or ""), [chosen], [*form.widgets.values(), said])
     on(buttons["folder"].click, lambda name: _show_folder(service, name or ""), [chosen], [said])
-    on(buttons["report"].click, lambda name: _report(service, name or ""), [chosen], [made, said])
     on(buttons["explain"].click, lambda: gr.update(visible=True), [], [asked])
-    on(make.click, lambda name, *told: _explanation(service, name or "", *told), [chosen, *choices], [made, said])
     on(buttons["delete"].click, lambda: gr.update(visible=True), [], [confirm])
-    on(never.click, lambda: gr.update(visible=False), [], [confirm])
-    on(really.click, lambda name: _delete(service, name or ""), [chosen], [said, confirm, chosen, listed, opened])
+    for button in (never, really):
+        on(button.click, lambda: gr.update(visible=False), [], [confirm])
+
+    errands.on(buttons["open"].click, "Opening the run",
+               lambda name: dict(zip([opened, said], _open(service, name), strict=True)), [chosen])
+    errands.on(buttons["report"].click, "Writing the report",
+               lambda name: dict(zip([made, said], _report(service, name or ""), strict=True)), [chosen])
+    errands.on(make.click, "Making the zip",
+               lambda name, *told: dict(zip([made, said], _explanation(service, name or "", *told), strict=True)),
+               [chosen, *choices])
+    errands.on(really.click, "Deleting the run",
+               lambda name: dict(zip([said, chosen, listed, opened], _delete(service, name or ""), strict=True)), [chosen])
 
 
 def _confirmation() -> tuple[Any, Any, Any]:
@@ -80,20 +89,16 @@ def _explanation_choices() -> tuple[Any, list[Any], Any]:
 
 def _refreshed(service: Service, chosen: str | None) -> list[Any]:
     """The runs there are now; where none was chosen, the newest is what the buttons are about."""
-    names = _names(service)
+    names = service.run_names()
     chosen = chosen or next(iter(names), None)
     return [gr.update(choices=names, value=chosen), runs_html(service, chosen or "")]
-
-
-def _names(service: Service) -> list[str]:
-    return [row["name"] for row in service.runs()]
 
 
 def _fulfil(service: Service, chosen: str, wish: str) -> list[Any]:
     """What a click inside the list asks for: pick:RUN, up:JOB, down:JOB, out:JOB."""
     verb, _, value = wish.partition(":")
     said: Any = ""
-    if verb == "pick" and value in _names(service):
+    if verb == "pick" and value in service.run_names():
         chosen = value
     elif verb in PLACES:
         service.move(value, PLACES[verb])
@@ -101,7 +106,7 @@ def _fulfil(service: Service, chosen: str, wish: str) -> list[Any]:
         job = service.jobs.find(value)
         if job is not None and job.state == "queued" and service.stop(value, "this tab"):
             said = html.note(f"{job.name} is out of the queue.", "good")
-    return [gr.update(choices=_names(service), value=chosen or None), runs_html(service, chosen), said, status_html(service)]
+    return [gr.update(choices=service.run_names(), value=chosen or None), runs_html(service, chosen), said, status_html(service)]
 
 
 def _act(service: Service, start: Callable[[], Any]) -> list[str]:
@@ -157,9 +162,9 @@ def _delete(service: Service, name: str) -> list[Any]:
         said = html.note(f"{name} is deleted.", "good")
     except DreamboothError as error:
         said = html.note(str(error), "fault")
-    names = _names(service)
+    names = service.run_names()
     left = names[0] if names else ""
-    return [said, gr.update(visible=False), gr.update(choices=names, value=left or None), runs_html(service, left), ""]
+    return [said, gr.update(choices=names, value=left or None), runs_html(service, left), ""]
 
 
 def _clone(service: Service, form: TrainPanel, name: str) -> list[Any]:

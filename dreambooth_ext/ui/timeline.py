@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TypeVar
 
 from ..config import TrainConfig
 from ..errors import DreamboothError
 from ..run_folder import RunFolder
 from . import html
 
+T = TypeVar("T")
 COLUMNS = 20  # of a row; of more previews, evenly many are left out between the first and the newest
 ENLARGED_PX = 768
 
@@ -22,7 +24,7 @@ def timeline_html(run: RunFolder | None) -> str:
     prompts, body = prompts_of(run), ""
     for number in sorted(rows):
         paths = rows[number]
-        shown = _spread(paths)
+        shown = spread(paths)
         title = prompts[number] if number < len(prompts) else f"prompt {number + 1}"
         left_out = len(paths) - len(shown)
         count = f'<small>{len(paths)} previews, {left_out} of them not shown</small>' if left_out else ""
@@ -88,7 +90,7 @@ def _rows(run: RunFolder | None) -> dict[int, list[Path]]:
     return rows
 
 
-def _spread(paths: list[Path]) -> list[Path]:
+def spread(paths: list[T]) -> list[T]:
     """At most COLUMNS of them. Which ones are left out changes rarely as more come, so that thumbnails are made once."""
     stride = max(1, math.ceil((len(paths) - 1) / (COLUMNS - 1)))
     stride = 1 << (stride - 1).bit_length()

@@ -3,12 +3,15 @@
 import threading
 import time
 
+import gradio as gr
 import pytest
+from PIL import Image
 
-from dreambooth_ext.errors import Cancelled, Diverged
+from dreambooth_ext.errors import Cancelled, Diverged, StorageError
 from dreambooth_ext.jobs import Job
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.ui import choose_panel, html, runs_panel, tab, train_panel, watch_panel
+from dreambooth_ext.ui.errands import Errands
 
 NASTY = '<script>alert("1")</script>'
 
@@ -284,3 +287,44 @@ def test_refreshing_chooses_the_newest_run_where_none_was_chosen(service, values
     RunFolder.for_config(config).create(config)
     assert runs_panel._refreshed(service, None)[0]["value"] == choose_panel._choices(service, "")["value"] == "rex"
     assert runs_panel._refreshed(service, "former")[0]["value"] == choose_panel._choices(service, "former")["value"] == "former"
+
+
+def test_cards_of_many_runs_come_at_once_and_their_pictures_and_sizes_as_they_are_found(service, values):
+    for number in range(4):
+        config = service.settings({**values, "output_name": f"rex-{number}"})
+        run = RunFolder.for_config(config)
+        run.create(config)
+        run.previews_dir.mkdir()
+        Image.effect_noise((1024, 1024), 50 + number).save(run.previews_dir / "step-000000-0.png")
+    without = runs_panel.runs_html(service, patience_s=0.0)
+    assert without.count("dreambooth-card-text") == without.count("dreambooth-pending") == 4 and "data:image" not in without
+    asked = 0
+    while "dreambooth-pending" in (found := runs_panel.runs_html(service, patience_s=1e-9)):  # time for one thing at a time
+        asked += 1
+        assert asked < 20
+    assert found.count("data:image") == 4 and asked >= 4
+
+
+def test_what_takes_long_is_asked_for_until_it_is_there(service):
+    go_on = threading.Event()
+
+    def made(text):
+        assert go_on.wait(20)
+        if text == "wrong":
+            raise StorageError("It is to be made", "the disk is full", "Make room.")
+        return {said: text}
+
+    with gr.Blocks():
+        said, button = gr.HTML(), gr.Button()
+        errands = Errands("doing", "poll", said, [])
+        errands.on(button.click, "Making it", made, [])
+    for text, told in (("done", "done"), ("wrong", "the disk is full")):
+        go_on.clear()
+        answer = errands._answer([0, text, text])
+        assert "Making it" in answer[errands._doing] and "dreambooth-pending" in answer[errands._doing] and said not in answer
+        go_on.set()
+        for _ in range(200):
+            if said in (answer := errands._answer([0, text, text])):
+                break
+        assert told in answer[said] and answer[errands._doing] == "" and answer[errands._wish] is None
+    assert errands._answer(None) == {errands._doing: ""}

@@ -48,8 +48,8 @@ DOES = {
     "delete_yes": ("delete", "POST /runs/{name}/delete"),
     "runs_poll": ("runs", "GET /runs"),
     "runs_act": ("queue", "POST /queue/move"),  # the order of a queue; taking out of it is POST /stop
-    **dict.fromkeys(("choose_refresh", "choose_back", "back_no", "runs_refresh", "explain", "delete", "delete_no", "made",
-                     "opened", "picture_close", "review_pick", "review_again"), (PAGE, PAGE)),
+    **dict.fromkeys(("choose_refresh", "choose_back", "back_no", "runs_refresh", "runs_errand", "explain", "delete", "delete_no",
+                     "made", "opened", "picture_close", "review_pick", "review_again"), (PAGE, PAGE)),
 }
 
 
