@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from dreambooth_ext.models.family import SD1, SDXL
 from dreambooth_ext.models.specimen import Size, specimen
+from dreambooth_ext.training import sharding
 
+pytestmark = pytest.mark.skipif(not sharding.runs_on("cpu"), reason=f"FSDP of torch {torch.__version__} runs on GPUs alone")
 FSDP = {"ACCELERATE_USE_FSDP": "true"}
 SMALLEST_SDXL = Size((32, 32, 64), (0, 1, 1), 1, (32, 64), (2, 2), (32, 32, 32, 32), 8)
 # Between them: both families, both optimizers, EMA or none, and what is gathered more than once in a step.

@@ -173,6 +173,8 @@ def _faults_of_speed_up(config: TrainConfig, plan: Plan) -> list[str]:
 
 def _faults_of_sharding(config: TrainConfig, plan: Plan) -> list[str]:
     rules = [
+        (not sharding.runs_on(plan.device),
+         f"accelerate launch: FSDP of torch {torch.__version__} runs on GPUs alone; launch without --use_fsdp"),
         (plan.optimizer not in sharding.ELEMENTWISE and not plan.fused_backward,
          f"--{'optimizer' if plan.name == 'none' else 'memory-profile'}: FSDP gives each process pieces of the weights, and "
          f"{plan.optimizer.replace('_', ' ')} has to see them whole; choose --memory-profile fast, or none with --optimizer "

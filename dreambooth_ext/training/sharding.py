@@ -67,6 +67,17 @@ def faults_of_launch(processes: int) -> list[str]:
     return found
 
 
+def runs_on(device: str) -> bool:
+    """Whether this torch's FSDP runs there: that of the WebUI's torch 2.1 asks a CPU for a stream that it does not have."""
+    if device != "cpu":
+        return True
+    try:
+        torch.cpu.Stream(priority=0)
+    except TypeError:
+        return False
+    return True
+
+
 def _outline(module: nn.Module) -> nn.Module:
     """The module without weights, on the meta device."""
     return copy.deepcopy(module, {id(parameter): nn.Parameter(parameter.to("meta"), requires_grad=False)

@@ -145,7 +145,7 @@ class Sentences:
         folder, side = self.folder(values), self.resolution(values)
         kind = "style" if values.get("kind") == "style" else "subject"
         return self.lookups.ask("pictures", (advice.folder_key(folder), kind, side), lambda progress: audit(
-            folder, kind=kind, resolution=side, progress=progress))
+            folder, kind=kind, resolution=side, progress=progress), patient=False)
 
     def folder(self, values: Mapping[str, Any]) -> Path:
         """The folder of pictures. Raises UnsafePath."""

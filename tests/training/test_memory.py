@@ -144,9 +144,19 @@ def test_launches_that_cannot_work_are_refused(monkeypatch, config, variable, se
     assert any(told in fault for fault in set(faults(wished)) - alone)
 
 
+def test_a_torch_whose_fsdp_needs_a_gpu_is_told(monkeypatch, config):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = f"FSDP of torch {torch.__version__} runs on GPUs alone"
+    for stream, wanted in ((object, True), (lambda priority: None, False)):
+        monkeypatch.setattr(torch.cpu, "Stream", stream)
+        assert any(told in fault for fault in faults(config)) == wanted
+
+
 def test_a_launch_that_splits_networks_is_taken_with_what_works_there(monkeypatch, config):
     """As both of Accelerate's generations set its variables."""
     wished = dataclasses.replace(config, memory_profile="fast")
+    monkeypatch.setattr(memory.sharding, "runs_on", lambda device: True)  # as on a GPU, whatever torch this is
     for variables in ({"FSDP_SHARDING_STRATEGY": "1", "FSDP_USE_ORIG_PARAMS": "false"},
                       {"FSDP_SHARDING_STRATEGY": "FULL_SHARD", "FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "true",
                        "FSDP_ACTIVATION_CHECKPOINTING": "false"}):
