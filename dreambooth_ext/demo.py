@@ -27,6 +27,7 @@ PICTURES = 8
 PROMPTS = 40
 CLASS_PROMPTS = 40
 SEED_OF_EVALUATION = 1000
+SEEDS_OF_A_ROUND = 1000
 SHEET_COLUMNS = 8
 GUIDANCE_SCALE = 3.0  # so small a base burns out at the usual 7
 # What suits so small a base, found by trying; a full-size model takes the defaults of config.py.
@@ -105,9 +106,15 @@ def demo_config(out: Path, seed: int = 0) -> TrainConfig:
                        runs_dir=str(out / "runs"), seed=seed, concepts=(concept,), **settings)
 
 
-def score_of(host: StandaloneHost, model: Path, progress: Progress) -> Score:
-    """What the program that judges the demo says of a model file."""
-    return _score(*_renders(host, model, f"rendering: {model.stem}", progress))
+def score_of(host: StandaloneHost, model: Path, progress: Progress, rounds: int = 1) -> Score:
+    """What the program that judges the demo says of a model file: by the demo's pictures, and by `rounds` - 1 times as many
+    of other seeds."""
+    with_token, of_class = [], []
+    for number in range(rounds):
+        shown, plain = _renders(host, model, f"rendering: {model.stem}", progress, SEED_OF_EVALUATION + number * SEEDS_OF_A_ROUND)
+        with_token += shown
+        of_class += plain
+    return _score(with_token, of_class)
 
 
 def draw_pictures(folder: Path) -> None:
@@ -118,7 +125,7 @@ def draw_pictures(folder: Path) -> None:
 Renders = tuple[list[tuple[str, "Image"]], list["Image"]]
 
 
-def _renders(host: StandaloneHost, model: Path, phase: str, progress: Progress) -> Renders:
+def _renders(host: StandaloneHost, model: Path, phase: str, progress: Progress, first_seed: int = SEED_OF_EVALUATION) -> Renders:
     """([(background asked for, picture)] of prompts with the token, [picture] of prompts of the class)."""
     asked = [(prompt, background, True) for prompt, background in subject.unseen_prompts(TOKEN, PROMPTS)]
     backgrounds = [background for _, background, _ in asked[:CLASS_PROMPTS]]
@@ -127,7 +134,7 @@ def _renders(host: StandaloneHost, model: Path, phase: str, progress: Progress) 
         asked.append((prompt, background, False))
     seeds_of: dict[str, list[int]] = {}
     for number, (prompt, _, _) in enumerate(asked):
-        seeds_of.setdefault(prompt, []).append(SEED_OF_EVALUATION + number)
+        seeds_of.setdefault(prompt, []).append(first_seed + number)
     progress.start(phase, len(asked))
     pictures: dict[int, Image] = {}
     for prompt, seeds in seeds_of.items():
@@ -136,7 +143,7 @@ def _renders(host: StandaloneHost, model: Path, phase: str, progress: Progress) 
         pictures.update(zip(seeds, host.txt2img(model, request, Progress()), strict=True))
         progress.report(len(pictures), len(asked))
         progress.check()
-    ordered = [pictures[SEED_OF_EVALUATION + number] for number in range(len(asked))]
+    ordered = [pictures[first_seed + number] for number in range(len(asked))]
     shown = [(background, picture) for (_, background, token), picture in zip(asked, ordered, strict=True) if token]
     return shown, ordered[len(shown):]
 
