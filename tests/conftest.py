@@ -16,7 +16,7 @@ from campaign import inputs, moments, undisturbed  # noqa: F401  fixtures
 from scoreboard import score  # noqa: F401
 
 # A busy machine is slow, and that is no fault.
-hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
