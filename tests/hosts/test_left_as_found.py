@@ -43,8 +43,7 @@ def state_of(webui):
         "attention": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled(),
                       torch.backends.cuda.math_sdp_enabled()),
         "torch.load": torch.load, "Linear": (torch.nn.Linear.__init__, torch.nn.Linear.forward, torch.nn.Conv2d.forward),
-        "Module.to": torch.nn.Module.to, "threads": sorted(thread.name for thread in threading.enumerate()),
-        "environment": dict(os.environ), "folder": os.getcwd(), "path": list(sys.path), "umask": os.umask(os.umask(0o022)),
+        "Module.to": torch.nn.Module.to, "environment": dict(os.environ), "folder": os.getcwd(), "path": list(sys.path), "umask": os.umask(os.umask(0o022)),
         "signals": (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)), "warnings": list(warnings.filters),
     }
 
@@ -106,7 +105,7 @@ def left_as_found(host, webui, config, kind, phase):
     warm_up(config)
     progress = Progress()
     happened = happening(webui, kind, phase, progress)
-    before = state_of(webui)
+    before, threads = state_of(webui), set(threading.enumerate())
     ended = None
     try:
         recipe.train(config, host, progress)
@@ -120,6 +119,7 @@ def left_as_found(host, webui, config, kind, phase):
         for name in ("settings", "model", "checkpoints"):
             different.pop(name)
     assert not different
+    assert not set(threading.enumerate()) - threads  # one of another test's may have ended meanwhile
     require_free(webui, config)
     if ended is not None:
         told = "interrupted" if ended in (Cancelled, KeyboardInterrupt) else "failed"
@@ -153,13 +153,14 @@ def test_a_checkpoint_list_that_changes_meanwhile(host, webui, config, phase, sc
             webui.sd_models.list_models()
 
     progress.listen(listen)
-    before = state_of(webui)
+    before, threads = state_of(webui), set(threading.enumerate())
     with score.trial():
         finished = recipe.train(config, host, progress)
         after = state_of(webui)
         assert done and webui.sd_models.model_data.sd_model.sd_model_checkpoint == str(finished.published[0])
         different = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
         assert different.keys() <= {"settings", "model", "checkpoints"}, different
+        assert not set(threading.enumerate()) - threads
         names = {Path(name).name for name in after["checkpoints"]}
         assert {"coming.safetensors", finished.published[0].name} <= names and going.name not in names
         require_free(webui, config)
