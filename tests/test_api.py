@@ -46,7 +46,7 @@ def test_a_run_through_http(service, body, monkeypatch):
     while http.get(f"{api.PREFIX}/status").json()["running"] is None:
         pass
     assert http.post(f"{api.PREFIX}/stop", json={}).json() == {"stopping": True}
-    assert service.jobs.find(started.json()["id"]).done.wait(5)
+    assert service.jobs.find(started.json()["id"]).done.wait(120)
     last = http.get(f"{api.PREFIX}/status").json()["last"]
     assert (last["state"], last["stopped_by"]) == ("cancelled", "the API")
     assert http.post(f"{api.PREFIX}/stop", json={}).json() == {"stopping": False}

@@ -93,13 +93,13 @@ def test_another_process_can_ask_a_run_that_goes_on(config, rex, capsys):
 
     thread = threading.Thread(target=guarded)
     thread.start()
-    assert begun.wait(10)
+    assert begun.wait(120)
     for wish in ("preview", "snapshot"):
         assert run(["ask", "rex", wish]) == DONE
     while len(taken) < 2:
         threading.Event().wait(0.01)
     assert run(["ask", "rex", "discard"]) == DONE
-    thread.join(20)
+    thread.join(120)
     assert taken == ["preview", "snapshot"] and not rex.path.exists()
 
 

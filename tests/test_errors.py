@@ -257,7 +257,7 @@ def test_whatever_is_started_runs_or_is_refused_in_our_words(services, values, n
     for service in services:
         job = outcome(lambda service=service: service.start({"output_name": name, **values, **rest}))
         if job is not None:
-            assert job.done.wait(60)
+            assert job.done.wait(120)
             assert "Traceback" not in "\n".join(job.log), job.log
 
 

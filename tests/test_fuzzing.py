@@ -26,7 +26,7 @@ from dreambooth_ext.report import report_html
 from dreambooth_ext.run_folder import RunFolder, RunState
 from dreambooth_ext.training import checkpoint
 
-SECONDS_AT_MOST = 20  # a hang, not a pace
+SECONDS_AT_MOST = 120  # a hang, not a pace
 CONCEPT = Concept(instance_dir="pictures", token="rxz", class_noun="dog", num_class_images=2)
 CONFIG = TrainConfig(base="base.ckpt", output_name="rex", steps=4, resolution=64, concepts=(CONCEPT,))
 

@@ -10,12 +10,12 @@ from dreambooth_ext.lookups import ANSWERS_KEPT, Lookups
 
 
 def waited(answer):
-    assert answer.event.wait(10)
+    assert answer.event.wait(120)
     return answer
 
 
 def test_a_quick_answer_is_there_at_once_and_is_found_once():
-    lookups, times = Lookups(patience_s=5), []
+    lookups, times = Lookups(patience_s=120), []
     for _ in range(3):
         answer = lookups.ask("sum", (1, 2), lambda progress: times.append(1) or 3)
         assert answer.ready and answer.value == 3 and answer.error is None
@@ -28,11 +28,11 @@ def test_a_slow_one_tells_how_far_it_is_and_nobody_waits():
 
     def find(progress):
         progress.report(3, 10)
-        go_on.wait(10)
+        go_on.wait(120)
         return "found"
 
     answer = lookups.ask("pictures", "folder", find)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while answer.total != 10 and time.monotonic() < end:
         time.sleep(0.01)
     assert not answer.ready and (answer.done, answer.total) == (3, 10)
@@ -52,7 +52,7 @@ def test_what_nobody_asks_for_any_more_is_given_up():
             time.sleep(0.005)
 
     lookups.ask("pictures", "first", endless)
-    assert begun.wait(10)
+    assert begun.wait(120)
     answers = [lookups.ask("pictures", number, lambda progress, number=number: number) for number in range(5)]
     assert waited(answers[-1]).value == 4 and cancelled.is_set()
     again = lookups.ask("pictures", "first", lambda progress: "asked again")
@@ -61,7 +61,7 @@ def test_what_nobody_asks_for_any_more_is_given_up():
 
 @pytest.mark.parametrize("error", [PictureError("a", "b"), ImportError("torch"), ZeroDivisionError("c"), MemoryError()])
 def test_whatever_goes_wrong_is_an_answer_and_the_next_one_comes(error):
-    lookups = Lookups(patience_s=5)
+    lookups = Lookups(patience_s=120)
 
     def find(progress):
         raise error
@@ -72,7 +72,7 @@ def test_whatever_goes_wrong_is_an_answer_and_the_next_one_comes(error):
 
 
 def test_no_more_answers_are_kept_than_are_useful():
-    lookups = Lookups(patience_s=5)
+    lookups = Lookups(patience_s=120)
     for number in range(3 * ANSWERS_KEPT):
         lookups.ask(f"topic {number}", 0, lambda progress: 1)
     assert len(lookups._answers) == ANSWERS_KEPT

@@ -45,7 +45,7 @@ def test_a_line_cut_off_by_a_crash_is_dropped_and_a_resumed_step_counts_once(run
 def _hold(path, held, release):
     with RunFolder(path).lock():
         held.set()
-        release.wait(20)
+        release.wait(120)
 
 
 def _hold_and_die(path, held):
@@ -59,15 +59,15 @@ def test_one_process_at_a_time_and_the_lock_dies_with_its_process(run):
     held, release = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(run.path, held, release))
     other.start()
-    assert held.wait(20)
+    assert held.wait(120)
     with pytest.raises(RunBusy), run.lock():
         pass
     release.set()
-    other.join(20)
+    other.join(120)
     held.clear()
     killed = context.Process(target=_hold_and_die, args=(run.path, held))
     killed.start()
-    killed.join(20)
+    killed.join(120)
     with run.lock():
         pass
 

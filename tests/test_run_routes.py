@@ -84,7 +84,7 @@ def test_its_settings_start_a_new_run(http, service, run, monkeypatch):
 
     monkeypatch.setattr(recipe, "train", lambda config, host, progress: config)
     job = post(http, "/start", get(http, "/runs/rex/settings").json()).json()
-    assert service.jobs.find(job["id"]).done.wait(10) and service.jobs.find(job["id"]).result.output_name == "rex-2"
+    assert service.jobs.find(job["id"]).done.wait(120) and service.jobs.find(job["id"]).result.output_name == "rex-2"
 
 
 def test_pictures_come_from_previews_and_comparison_alone(http, run, tmp_path):
@@ -140,8 +140,8 @@ def test_the_order_of_the_queue_changes(http, service):
     import threading
 
     begun, over = threading.Event(), threading.Event()
-    service.jobs.start(Job("first", lambda progress: (begun.set(), over.wait(20))))
-    assert begun.wait(10)
+    service.jobs.start(Job("first", lambda progress: (begun.set(), over.wait(120))))
+    assert begun.wait(120)
     waiting = [service.jobs.start(Job(name, lambda progress: None)) for name in ("a", "b", "c")]
 
     def order():
@@ -153,7 +153,7 @@ def test_the_order_of_the_queue_changes(http, service):
     assert post(http, "/queue/move", {"job": "none", "places": 1}).json() == {"moved": False}
     assert post(http, "/stop", {"job": waiting[1].id}).json() == {"stopping": True} and order() == ["a", "c"]
     over.set()
-    assert all(job.done.wait(10) for job in waiting)
+    assert all(job.done.wait(120) for job in waiting)
 
 
 def test_presets_are_kept_read_and_removed(http, values):
@@ -186,8 +186,8 @@ def test_the_wish_reaches_the_running_job(http, service):
 
     begun, over = threading.Event(), threading.Event()
     assert post(http, "/request", {"wish": "preview"}).json() == {"taken": False}
-    job = service.jobs.start(Job("rex", lambda progress: (begun.set(), over.wait(20))))
-    assert begun.wait(10) and post(http, "/request", {"wish": "preview"}).json() == {"taken": True}
+    job = service.jobs.start(Job("rex", lambda progress: (begun.set(), over.wait(120))))
+    assert begun.wait(120) and post(http, "/request", {"wish": "preview"}).json() == {"taken": True}
     assert job.progress.take_request("preview")
     over.set()
-    assert job.done.wait(10)
+    assert job.done.wait(120)

@@ -16,7 +16,7 @@ def test_a_hang_is_told_with_its_place_and_goes_on():
             told.set()
 
     def stands_still():
-        assert told.wait(30)
+        assert told.wait(120)
 
     progress.listen(listen)
     with watched(progress, silence_s=0.05):
@@ -29,7 +29,7 @@ def test_a_hang_is_told_with_its_place_and_goes_on():
 def test_work_that_tells_of_itself_is_left_alone():
     progress, lines = Progress(), []
     progress.listen(lambda report: lines.append(report.text) if report.phase == "log" else None)
-    with watched(progress, silence_s=20):
+    with watched(progress, silence_s=120):
         for step in range(20):
             progress.report(step, 20)
             time.sleep(0.01)

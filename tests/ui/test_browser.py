@@ -43,7 +43,7 @@ def webui(tmp_path_factory):
         yield f"http://127.0.0.1:{port}", data
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
         log.close()
 
 

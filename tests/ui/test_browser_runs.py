@@ -294,7 +294,7 @@ def test_the_order_of_the_queue_is_changed_by_its_buttons(page):
         assert jobs[0].state == "cancelled" and [job.name for job in JOBS.all() if job.state == "queued"] == ["third", "fourth"]
     finally:
         over.set()
-    assert all(job.done.wait(20) for job in jobs)
+    assert all(job.done.wait(120) for job in jobs)
 
 
 def test_presets_are_kept_applied_and_removed_and_other_trainers_settings_taken(page, served, tmp_path):

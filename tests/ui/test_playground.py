@@ -55,7 +55,7 @@ def served(tmp_path_factory):
             yield f"http://127.0.0.1:{port}", root
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(120)
 
 
 @pytest.fixture(scope="module")
