@@ -46,6 +46,7 @@ def build(service: Service, *, css: str = "", script: str = "", warning: str = "
 def _opened(form: train_panel.TrainPanel, raw: tuple[Any, ...]) -> list[Any]:
     """The form as it should stand: the running run's settings, else as it is, on what the host has loaded now."""
     values = form.values(raw)
+    asked_with = values["base"]
     titles, loaded = train_panel.checkpoint_titles(form.service)
     if loaded:  # the form is as it was built; another checkpoint may have been loaded since
         values["base"] = loaded
@@ -53,7 +54,8 @@ def _opened(form: train_panel.TrainPanel, raw: tuple[Any, ...]) -> list[Any]:
     config = config_of(watch_panel.run_of(form.service, job)) if job is not None else None
     if config is not None:
         values = train_panel.values_of_run(form.service, config)
-    base = gr.update(choices=titles, value=values["base"] or None)
+    # What is as the page has it is not sent: by now somebody may have chosen another one.
+    base = gr.update(choices=titles, **({} if values["base"] == asked_with else {"value": values["base"] or None}))
     options = fields.all_options()
     shown = [base if name == "base" else fields.shown(options[name], values[name]) if config else gr.update()
              for name in form.widgets]

@@ -167,6 +167,17 @@ def test_settings_of_a_run_are_taken_over(service, values):
     assert filled["output_name"] == "rex-2" and filled["base"] == "base.ckpt"
 
 
+def test_the_answer_to_an_opened_page_leaves_what_was_typed_meanwhile(service):
+    """It may be slow, and comes after the first field was filled; another checkpoint that was loaded since is taken over."""
+    form = form_of(service)
+    places, raw = list(form.widgets), [widget.value for widget in form.widgets.values()]
+    answer = dict(zip(places, tab._opened(form, tuple(raw)), strict=False))
+    assert form.widgets["base"].value == "base.ckpt" and answer["base"]["choices"]
+    assert not any("value" in update for update in answer.values())
+    raw[places.index("base")] = "former.ckpt"
+    assert dict(zip(places, tab._opened(form, tuple(raw)), strict=False))["base"]["value"] == "base.ckpt"
+
+
 def test_missing_libraries_are_named_at_the_top(service, monkeypatch):
     from dreambooth_ext import needs
 
