@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from dataclasses import replace
@@ -28,6 +29,14 @@ def install(seconds_a_step: float) -> None:
         return _corridor(run, host, progress, quick_s, run.state().step)
 
     recipe.train, recipe.resume = train, resume
+
+
+def _hold(step: int, progress) -> None:
+    """While the double's folder has a file "hold", a run stands still at the step that it names."""
+    path = Path(os.environ["WEBUI_DOUBLE_DATA"]) / "hold"
+    while path.exists() and step >= int(path.read_text() or 0):
+        progress.check()
+        time.sleep(0.02)
 
 
 def _corridor(run, host, progress, seconds_a_step, first):
@@ -59,6 +68,7 @@ def _steps(run, progress, seconds_a_step, first, steps):
     for step in range(first + 1, steps + 1):
         progress.check()
         time.sleep(seconds_a_step)
+        _hold(step, progress)
         loss = 0.2 + random.random() / step
         run.append_metrics({"step": step, "loss": loss})
         run.write_state(replace(run.state(), step=step))
