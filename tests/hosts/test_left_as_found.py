@@ -43,7 +43,8 @@ def state_of(webui):
         "attention": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled(),
                       torch.backends.cuda.math_sdp_enabled()),
         "torch.load": torch.load, "Linear": (torch.nn.Linear.__init__, torch.nn.Linear.forward, torch.nn.Conv2d.forward),
-        "Module.to": torch.nn.Module.to, "environment": dict(os.environ), "folder": os.getcwd(), "path": list(sys.path), "umask": os.umask(os.umask(0o022)),
+        "Module.to": torch.nn.Module.to,
+        "environment": dict(os.environ), "folder": os.getcwd(), "path": list(sys.path), "umask": os.umask(os.umask(0o022)),
         "signals": (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)), "warnings": list(warnings.filters),
     }
 
