@@ -9,7 +9,7 @@ from pathlib import Path
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REPOSITORY = Path(__file__).resolve().parents[1]
 ARTEFACTS = REPOSITORY / "artefacts"  # screenshots, to be looked at
-LIMIT_MS = 120_000  # for what comes in a moment: a busy machine is slow, and that is no fault
+LIMIT_MS = 240_000  # for what comes in a moment: a busy machine is slow, and that is no fault
 
 QUESTIONS = "**/run/predict**"  # gradio's, for handlers without a queue
 

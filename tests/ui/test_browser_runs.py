@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from browsing import CHROMIUM, screenshot, to_tab, unfold
+from browsing import CHROMIUM, LIMIT_MS, answered, choose, launched, open_page, ready, screenshot, to_tab, unfold, wait_for
 from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -24,7 +24,6 @@ from dreambooth_ext.run_folder import RunFolder, RunState  # noqa: E402
 from dreambooth_ext.ui import app  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
-WAIT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def served(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        running = launched(playwright)
         yield running
         running.close()
 
@@ -71,31 +70,10 @@ def browser():
 @pytest.fixture
 def page(served, browser):
     """The tab in a fresh browser, whose scripts made no mistake."""
-    opened = browser.new_page(viewport={"width": 1500, "height": 1100})
-    mistakes = []
-    opened.on("pageerror", lambda error: mistakes.append(str(error)))
-    opened.route(lambda url: not url.startswith(served[0].rstrip("/")), lambda route: route.abort())  # fonts and the like
-    opened.goto(served[0])
-    opened.wait_for_function("window.dreamboothPage && window.dreamboothPage.polls !== undefined")
-    opened.wait_for_timeout(1000)
+    opened = ready(open_page(browser, served[0]))
     yield opened
-    assert mistakes == []
+    assert opened.mistakes == []
     opened.close()
-
-
-def choose(page, name, value):
-    """Pick from a dropdown whose choices may still be on their way."""
-    box = page.locator(f"#{name} input").first
-    option = page.locator("ul.options li:visible, [role=option]:visible").filter(has_text=value)
-    for _ in range(20):
-        box.click()
-        page.wait_for_timeout(300)
-        if option.count():
-            break
-        page.keyboard.press("Escape")
-        box.blur()
-    option.first.click()
-    page.wait_for_timeout(400)
 
 
 def fill(page, name, value):
@@ -106,15 +84,11 @@ def fill(page, name, value):
 
 
 def expect(page, name, text):
-    sync_api.expect(page.locator(f"#dreambooth_{name}").first).to_contain_text(text, timeout=WAIT_MS)
-
-
-def ended(page, name, state="finished"):
-    page.wait_for_selector(f'.dreambooth-status[data-name="{name}"][data-state="{state}"]', state="attached", timeout=WAIT_MS)
+    sync_api.expect(page.locator(f"#dreambooth_{name}").first).to_contain_text(text)
 
 
 def waited_for(page, condition):
-    for _ in range(WAIT_MS // 200):
+    for _ in range(LIMIT_MS // 200):
         if condition():
             return
         page.wait_for_timeout(200)
@@ -128,9 +102,10 @@ def card(page, name):
 def on_card(page, name):
     to_tab(page, "Runs")
     page.click("#dreambooth_runs_refresh")
+    answered(page)
     card(page, name).click()
-    sync_api.expect(card(page, name)).to_have_attribute("aria-pressed", "true", timeout=WAIT_MS)
-    sync_api.expect(page.locator("#dreambooth_run input").first).to_have_value(name, timeout=WAIT_MS)
+    sync_api.expect(card(page, name)).to_have_attribute("aria-pressed", "true")
+    sync_api.expect(page.locator("#dreambooth_run input").first).to_have_value(name)
 
 
 def test_bad_values_of_a_comparison_are_told(page):
@@ -159,17 +134,17 @@ def test_snapshots_are_compared_the_best_is_marked_and_a_click_publishes_one(pag
     unfold(page, "compare_more", "More about the comparison")
     fill(page, "compare_render_steps", 2)
     page.click("#dreambooth_compare")
-    page.wait_for_selector("#dreambooth_choose_grid .dreambooth-badge", timeout=WAIT_MS)
+    page.wait_for_selector("#dreambooth_choose_grid .dreambooth-badge")
     grid = page.locator("#dreambooth_choose_grid")
     assert grid.locator("thead th").count() == 3 and grid.locator("tbody th").all_inner_texts()[1].startswith("a dog")
     assert grid.locator("tbody tr").first.locator("td").count() == 3 and grid.locator("img").count() == 2 * 3 * 2
     assert grid.locator("svg circle").count() == 2 * 3 and grid.locator("thead small", has_text="near").count() == 2
     assert grid.locator("tbody tr").first.locator("td").first.locator(".dreambooth-cell").count() == 0  # the base is no snapshot
-    sync_api.expect(page.locator("#dreambooth_choose_said p")).to_have_count(0, timeout=WAIT_MS)  # it is over
+    sync_api.expect(page.locator("#dreambooth_choose_said p")).to_have_count(0)  # it is over
     screenshot(page, "choose_compared")
     page.locator('.dreambooth-shot[data-snapshot="step-000002"]').first.click()
     expect(page, "choose_said", "Publishing step-000002 of rex")
-    ended(page, "rex")
+    wait_for(page, "finished", "rex")
     published = served[1] / "models" / "rex-step2.safetensors"
     assert published.is_file() and json.loads((served[1] / "models" / "selected.json").read_text())["name"] == published.name
 
@@ -179,17 +154,18 @@ def test_training_goes_on_from_a_snapshot_after_a_confirmation(page, served):
     published = served[1] / "models" / "back-step2.safetensors"
     to_tab(page, "Choose")
     choose(page, "dreambooth_choose_run", "back")
-    sync_api.expect(page.locator("#dreambooth_choose_grid [data-snapshot]")).to_have_count(2, timeout=WAIT_MS)
+    sync_api.expect(page.locator("#dreambooth_choose_grid [data-snapshot]")).to_have_count(2)
     choose(page, "dreambooth_choose_snapshot", "step-000002")
     page.click("#dreambooth_choose_publish")
     expect(page, "choose_said", "Publishing step-000002 of back")
-    ended(page, "back")
+    wait_for(page, "finished", "back")
     content = published.read_bytes()
     page.click("#dreambooth_choose_refresh")
-    page.wait_for_timeout(500)
+    answered(page)
     sync_api.expect(page.locator("#dreambooth_choose_snapshot input").first).to_have_value("step-000002")
     page.click("#dreambooth_choose_back")
     page.click("#dreambooth_back_no")
+    answered(page)
     page.click("#dreambooth_choose_back")
     fill(page, "back_steps", 2)
     page.click("#dreambooth_back_yes")
@@ -200,7 +176,7 @@ def test_training_goes_on_from_a_snapshot_after_a_confirmation(page, served):
     page.click("#dreambooth_back_yes")
     expect(page, "choose_said", "back goes on from step-000002")
     waited_for(page, lambda: JOBS.running is None and run.state().step == 3)
-    ended(page, "back")
+    wait_for(page, "finished", "back")
     assert [entry["step"] for entry in run.metrics()] == [1, 2, 3] and run.state().state == "finished"
     assert not (run.checkpoints_dir / "step-000004").exists() and published.read_bytes() == content
 
@@ -211,7 +187,7 @@ def test_a_run_is_opened_cloned_explained_resumed_and_deleted(page, served):
     screenshot(page, "runs")
     page.click("#dreambooth_run_open")
     frame = page.frame_locator("iframe.dreambooth-opened")
-    sync_api.expect(frame.locator("body")).to_contain_text("the loss became nan", timeout=WAIT_MS)
+    sync_api.expect(frame.locator("body")).to_contain_text("the loss became nan")
     page.click("#dreambooth_explain")
     page.locator("#dreambooth_explain_prompts input").check()
     page.click("#dreambooth_explain_make")
@@ -222,11 +198,12 @@ def test_a_run_is_opened_cloned_explained_resumed_and_deleted(page, served):
     sync_api.expect(page.locator("#dreambooth_output_name textarea, #dreambooth_output_name input").first).to_have_value("lost-2")
     on_card(page, "half")
     page.click("#dreambooth_resume")
-    ended(page, "half")
-    sync_api.expect(card(page, "half")).to_contain_text("finished", timeout=WAIT_MS)
+    wait_for(page, "finished", "half")
+    sync_api.expect(card(page, "half")).to_contain_text("finished")
     assert (served[1] / "runs" / "half" / "report.html").is_file()
     page.click("#dreambooth_delete")
     page.click("#dreambooth_delete_no")
+    answered(page)
     assert (served[1] / "runs" / "half").is_dir()
     page.click("#dreambooth_delete")
     page.click("#dreambooth_delete_yes")
@@ -258,7 +235,7 @@ def test_the_end_is_told_by_the_title_and_by_a_sound_if_wanted(page, sound, erro
     def work(progress):
         progress.start("training", 4)
         progress.report(1, 4)
-        assert over.wait(120)
+        assert over.wait(600)
         if error:
             raise error
 
@@ -267,10 +244,11 @@ def test_the_end_is_told_by_the_title_and_by_a_sound_if_wanted(page, sound, erro
     page.locator("#dreambooth_sound input").set_checked(sound)
     try:
         JOBS.start(Job("told", work))
-        page.wait_for_function("document.title.startsWith('[25%] ')", timeout=WAIT_MS)
+        page.evaluate("window.dreamboothPage.asked = 0")  # an idle page asks every eight seconds, now at once
+        page.wait_for_function("document.title.startsWith('[25%] ')")
     finally:
         over.set()
-    page.wait_for_function("title => document.title === title", arg=title, timeout=WAIT_MS)
+    page.wait_for_function("title => document.title === title", arg=title)
     assert page.evaluate("window.dreamboothPage.rung || 0") == int(sound)
     page.evaluate("window.dispatchEvent(new Event('focus'))")
     assert page.title() == before
@@ -279,18 +257,18 @@ def test_the_end_is_told_by_the_title_and_by_a_sound_if_wanted(page, sound, erro
 def test_the_order_of_the_queue_is_changed_by_its_buttons(page):
     over = threading.Event()
     try:
-        JOBS.start(Job("first", lambda progress: over.wait(120)))
+        JOBS.start(Job("first", lambda progress: over.wait(600)))
         jobs = [JOBS.start(Job(name, lambda progress: None)) for name in ("second", "third", "fourth")]
         to_tab(page, "Runs")
         page.click("#dreambooth_runs_refresh")
         waiting = page.locator(".dreambooth-queue li")
-        sync_api.expect(waiting).to_have_count(4, timeout=WAIT_MS)
+        sync_api.expect(waiting).to_have_count(4)
         page.get_by_label("third one place sooner").click()
-        sync_api.expect(waiting.nth(1)).to_contain_text("third", timeout=WAIT_MS)
+        sync_api.expect(waiting.nth(1)).to_contain_text("third")
         screenshot(page, "queue")
         page.get_by_label("take second out of the queue").click()
         expect(page, "runs_said", "second is out of the queue.")
-        sync_api.expect(waiting).to_have_count(3, timeout=WAIT_MS)
+        sync_api.expect(waiting).to_have_count(3)
         assert jobs[0].state == "cancelled" and [job.name for job in JOBS.all() if job.state == "queued"] == ["third", "fourth"]
     finally:
         over.set()

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from browsing import CHROMIUM, REPOSITORY, field, fill, open_page, ready, screenshot, text, unfold, wait_for
+from browsing import CHROMIUM, REPOSITORY, answered, field, fill, launched, open_page, ready, screenshot, text, unfold, wait_for
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio")
@@ -25,11 +25,22 @@ from dreambooth_ext.playground.base import playground_base_path  # noqa: E402
 from dreambooth_ext.progress import Progress  # noqa: E402
 from dreambooth_ext.run_folder import RunFolder  # noqa: E402
 
+# The run "uploaded" stands still at a step until somebody has watched it, however long the page takes.
 SERVE = """
 import sys
+import time
 from pathlib import Path
 from dreambooth_ext.hosts.standalone import StandaloneHost
+from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.ui import app
+write = RunFolder.append_metrics
+
+def append_metrics(run, entry):
+    write(run, entry)
+    while run.path.name == "uploaded" and entry["step"] == 25 and not (Path(sys.argv[1]) / "watched").exists():
+        time.sleep(0.05)
+
+RunFolder.append_metrics = append_metrics
 app.launch(StandaloneHost(Path(sys.argv[1]) / "models", Path(sys.argv[1]) / "runs"), port=int(sys.argv[2]), open_browser=False)
 """
 
@@ -48,7 +59,7 @@ def served(tmp_path_factory):
         process = subprocess.Popen([sys.executable, "-c", SERVE, str(root), str(port)], cwd=root, stdout=log, stderr=log, env={
             **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY)})
         try:
-            end = time.monotonic() + 120
+            end = time.monotonic() + 300
             while "page is at" not in (root / "log.txt").read_text():
                 assert process.poll() is None and time.monotonic() < end, (root / "log.txt").read_text()
                 time.sleep(0.2)
@@ -61,7 +72,7 @@ def served(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        running = launched(playwright)
         yield running
         running.close()
 
@@ -74,15 +85,14 @@ def page(served, browser):
     opened.close()
 
 
-def note(page, step, told, limit_s=60):
-    sync_api.expect(page.locator(f"#dreambooth_note_{step}").first).to_contain_text(told, timeout=limit_s * 1000)
+def note(page, step, told):
+    sync_api.expect(page.locator(f"#dreambooth_note_{step}").first).to_contain_text(told)
 
 
 def upload(page, files):
     """The pictures, one of them written by hand; returns the folder in which they are now."""
     page.locator("#dreambooth_upload input[type=file]").set_input_files([str(file) for file in files])
-    page.wait_for_function("document.querySelector('#dreambooth_instance_dir textarea, #dreambooth_instance_dir input').value",
-                           timeout=90_000)
+    page.wait_for_function("document.querySelector('#dreambooth_instance_dir textarea, #dreambooth_instance_dir input').value")
     return field(page, "dreambooth_instance_dir").input_value()
 
 
@@ -104,7 +114,7 @@ PASTE = """async () => {
 @pytest.mark.any_gradio
 def test_from_an_upload_to_the_published_model(page, browser, served):
     address, root = served
-    sync_api.expect(field(page, "dreambooth_base")).to_have_value("playground.safetensors", timeout=30_000)
+    sync_api.expect(field(page, "dreambooth_base")).to_have_value("playground.safetensors")
     note(page, "model", "64 px")
     given = sorted((root / "given").iterdir())
     folder = upload(page, given)
@@ -118,20 +128,21 @@ def test_from_an_upload_to_the_published_model(page, browser, served):
     note(page, "train", "80 steps: 16 for each of 5 pictures")
     unfold(page, "advanced", "Advanced")
     fill(page, num_class_images=4, preview_every=20, preview_steps=4, snapshot_every=40)
-    sync_api.expect(page.locator("#dreambooth_note_memory").first).to_contain_text("are free", timeout=120_000)
-    sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("Ready.", timeout=30_000)
+    sync_api.expect(page.locator("#dreambooth_note_memory").first).to_contain_text("are free")
+    sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("Ready.")
     screenshot(page, "form")
     page.click("#dreambooth_train")
     wait_for(page, "running")
-    page.wait_for_selector("#dreambooth_curve svg", timeout=120_000)
+    page.wait_for_selector("#dreambooth_curve svg")
     watched_again_after_a_reload(page, browser, address)
-    wait_for(page, "finished", limit_s=240)
+    (root / "watched").touch()
+    wait_for(page, "finished", "uploaded")
     sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("uploaded.ckpt is in the models folder")
     run = RunFolder(root / "runs" / "uploaded")
     assert (root / "models" / "uploaded.ckpt").stat().st_size > 1 << 20
     assert [entry["step"] for entry in run.metrics() if "validation_loss" in entry] == list(range(10, 81, 10))
     assert len(list((run.dataset_dir / "concept-0").glob("*.png"))) == 5  # the one that was left out is not among them
-    sync_api.expect(page.locator("#dreambooth_previews img")).to_have_count(10, timeout=30_000)
+    sync_api.expect(page.locator("#dreambooth_previews img")).to_have_count(10)
     page.locator("#dreambooth_previews img").last.click()
     page.wait_for_selector(".dreambooth-enlarged img")
     screenshot(page, "finished")
@@ -142,13 +153,16 @@ def review(page, folder, given):
     before = {path.name: path.read_bytes() for path in given}
     unfold(page, "review_fold", "Review the pictures")
     cards = page.locator("#dreambooth_review_grid figure")
-    sync_api.expect(cards).to_have_count(6, timeout=60_000)
+    sync_api.expect(cards).to_have_count(6)
+    answered(page)
     page.click('.dreambooth-toggle[data-name="image.png"]')
-    sync_api.expect(page.locator(".dreambooth-dropped")).to_have_count(1, timeout=30_000)
+    sync_api.expect(page.locator(".dreambooth-dropped")).to_have_count(1)
     note(page, "pictures", "6 pictures: ")
     page.click('.dreambooth-shown[data-name="subject_02.png"]')
     whole = page.locator(".dreambooth-whole")
-    sync_api.expect(whole).to_be_visible(timeout=30_000)
+    sync_api.expect(whole).to_be_visible()
+    answered(page)
+    page.wait_for_function("[...document.querySelectorAll('#dreambooth_picture_detail img')].every((it) => it.naturalWidth)")
     whole.scroll_into_view_if_needed()
     frame = whole.bounding_box()
     page.mouse.move(frame["x"] + 0.25 * frame["width"], frame["y"] + 0.25 * frame["height"])
@@ -156,12 +170,12 @@ def review(page, folder, given):
     page.mouse.move(frame["x"] + 0.75 * frame["width"], frame["y"] + 0.75 * frame["height"], steps=4)
     page.mouse.up()
     sync_api.expect(field(page, "dreambooth_picture_box")).to_have_value(
-        re.compile(r"2[345], 2[345], 7[123], 7[123]"), timeout=30_000)
-    sync_api.expect(page.locator("#dreambooth_picture_choice input[value=fix]")).to_be_checked(timeout=30_000)
+        re.compile(r"2[345], 2[345], 7[123], 7[123]"))
+    sync_api.expect(page.locator("#dreambooth_picture_choice input[value=fix]")).to_be_checked()
     field(page, "dreambooth_caption").fill("a photo of the toy, standing")
-    sync_api.expect(page.locator("#dreambooth_caption_told").first).to_contain_text("of CLIP's 77 tokens", timeout=30_000)
+    sync_api.expect(page.locator("#dreambooth_caption_told").first).to_contain_text("of CLIP's 77 tokens")
     page.click("#dreambooth_caption_save")
-    sync_api.expect(page.locator("#dreambooth_caption_told").first).to_contain_text("Saved in subject_02.txt", timeout=30_000)
+    sync_api.expect(page.locator("#dreambooth_caption_told").first).to_contain_text("Saved in subject_02.txt")
     screenshot(page, "review")
     page.click("#dreambooth_picture_close")
     after = {name: (Path(folder) / name).read_bytes() for name in before}
@@ -171,12 +185,12 @@ def review(page, folder, given):
 def watched_again_after_a_reload(page, browser, address):
     page.reload()
     ready(page)
-    sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("uploaded: step", timeout=30_000)
-    sync_api.expect(field(page, "dreambooth_output_name")).to_have_value("uploaded", timeout=30_000)
+    sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("uploaded: step")
+    sync_api.expect(field(page, "dreambooth_output_name")).to_have_value("uploaded")
     sync_api.expect(page.locator("#dreambooth_locked").first).to_be_visible()
     page.locator("#dreambooth_sound input").check()
     second = ready(open_page(browser, address, width=900, dark=True))
-    sync_api.expect(second.locator("#dreambooth_curve svg")).to_be_visible(timeout=30_000)
+    sync_api.expect(second.locator("#dreambooth_curve svg")).to_be_visible()
     screenshot(second, "running_dark_narrow")
     assert second.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert second.mistakes == []
@@ -189,13 +203,13 @@ def test_a_run_is_stopped_and_kept_or_discarded(page, served):
     unfold(page, "advanced", "Advanced")
     fill(page, num_class_images=2, preview_steps=1)
     for name, button in (("kept", "stop"), ("thrown-away", "discard")):
-        sync_api.expect(page.locator("#dreambooth_locked").first).to_be_hidden(timeout=30_000)
+        sync_api.expect(page.locator("#dreambooth_locked").first).to_be_hidden()
         fill(page, instance_dir=given, token="rxz", class_noun="square", output_name=name, steps=4000)
         page.click("#dreambooth_train")
-        page.wait_for_selector(f'.dreambooth-status[data-name="{name}"][data-state="running"]', state="attached", timeout=60_000)
-        sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("step ", timeout=240_000)
+        wait_for(page, "running", name)
+        sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("step ")
         page.click(f"#dreambooth_{button}")
-        page.wait_for_selector(f'.dreambooth-status[data-name="{name}"][data-state="cancelled"]', state="attached", timeout=120_000)
+        wait_for(page, "cancelled", name)
     assert (served[1] / "runs" / "kept" / "checkpoints").is_dir() and not (served[1] / "runs" / "thrown-away").exists()
     assert RunFolder(served[1] / "runs" / "kept").state().state == "interrupted"
 
@@ -218,15 +232,15 @@ def test_the_token_is_drawn_and_bad_class_images_are_struck_out(page, served):
     unfold(page, "class_fold", "See what the base draws")
     page.click("#dreambooth_token_check")
     drawn = page.locator("#dreambooth_token_pictures")
-    sync_api.expect(drawn.locator("img")).to_have_count(12, timeout=120_000)
+    sync_api.expect(drawn.locator("img")).to_have_count(12)
     sync_api.expect(drawn.locator("h4")).to_have_text(["rxz", "rxz square", "square"])
     sync_api.expect(page.locator("#dreambooth_locked").first).to_be_hidden()  # nothing of the form is in its way
     page.click("#dreambooth_class_look")
     strikes = page.locator(".dreambooth-strike")
-    sync_api.expect(strikes).to_have_count(4, timeout=60_000)
+    sync_api.expect(strikes).to_have_count(4)
     screenshot(page, "class")
     strikes.first.click()
-    sync_api.expect(strikes).to_have_count(3, timeout=60_000)
+    sync_api.expect(strikes).to_have_count(3)
     note(page, "class", "3 found that this checkpoint made; 1 to render")
     assert len(list((served[1] / "runs" / "class-images").glob("*/struck-out/*.png"))) == 1
 
@@ -243,7 +257,7 @@ def test_a_path_that_is_typed_for_the_base_is_looked_at(page):
 def test_it_fits(browser, served, width, dark):
     page = ready(open_page(browser, served[0], width=width, dark=dark))
     fill(page, instance_dir=served[1] / "given", steps="many", output_name="a/b")
-    sync_api.expect(page.locator(".dreambooth-under-field")).to_have_count(2, timeout=30_000)
+    sync_api.expect(page.locator(".dreambooth-under-field")).to_have_count(2)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     screenshot(page, f"{width}_{'dark' if dark else 'light'}")
     assert "many" in text(page, "dreambooth_steps")
