@@ -90,7 +90,9 @@ def test_one_run_is_killed_in_phase_after_phase(tmp_path, inputs, undisturbed, m
     score.start("killed: each phase", "")
     for seed, phase in enumerate(PHASES):
         with score.trial():
-            assert killed_once(tmp_path, inputs, plan_for(seed, phase, early, kill=True), published)
+            # At that very moment: a little later, a busy machine may be in another phase already.
+            plan = {**plan_for(seed, phase, early, kill=True), "kill": 0.0}
+            assert killed_once(tmp_path, inputs, plan, published)
         score.how = f"{seed + 1} kills of one run, seeds 0 to {seed}"
     finish(call(tmp_path, "resume", "broken"))
     require_end(tmp_path, undisturbed[0], "killed in each phase")
