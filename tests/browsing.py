@@ -86,6 +86,11 @@ def wait_for(page, state, name=None):
     page.wait_for_selector(f'.dreambooth-status[data-state="{state}"]{named}', state="attached", timeout=2 * LIMIT_MS)
 
 
+def press(page, name):
+    """By the keyboard: while answers come, what stands above a button grows, and a mouse may miss what moves under it."""
+    page.locator(f"button#{name}, #{name} button").first.press("Enter")
+
+
 def choose(page, name, value):
     """Pick from a dropdown whose choices may still be on their way."""
     from playwright.sync_api import TimeoutError as NotYet

@@ -2,21 +2,43 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+from holding import STEP, UNTIL, hold
 from safetensors.torch import load_file
 from zygote import start
 
-LIMIT_S = 300
+LIMIT_S = 600
+HOLDING = Path(__file__).with_name("holding.py")
+
+
+def held_after(step, until):
+    """Variables with which a run stands still after that step until the file is there."""
+    return {STEP: str(step), UNTIL: str(until)}
+
+
+def free_port():
+    """Of those that the system gives to nobody by itself, so that no other process takes it before it is listened to."""
+    while True:
+        port = random.SystemRandom().randint(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def launch(folder, name, processes, *flags, wait=True, **variables):
     """`train` with the folder's settings; each process takes its share of two pictures a step."""
-    command = ["-m", "dreambooth_ext", "train", "--config", str(folder / "settings.json"), "--output-name", name,
+    program = [str(HOLDING)] if UNTIL in variables else ["-m", "dreambooth_ext"]
+    command = [*program, "train", "--config", str(folder / "settings.json"), "--output-name", name,
                "--train-batch-size", str(2 // processes), *flags]
     return started(processes, command, wait, **variables)
 
@@ -57,10 +79,7 @@ def weights(folder, name, part="unet"):
 
 def forked(folder, processes, command, **variables):
     """The command line in so many processes; who waits for them calls `ended`."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    team = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+    team = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo",
             "LOCAL_WORLD_SIZE": str(processes)} if processes > 1 else {}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if team else {} for rank in range(processes)]
     return [start(folder, "launching:as_told", json.dumps({**team, **rank, **variables}), *command) for rank in ranks]
@@ -71,6 +90,8 @@ def as_told(arguments):
     os.environ.update(json.loads(arguments[0]))
     from dreambooth_ext.cli import run
 
+    if UNTIL in os.environ:
+        hold(os.environ)
     return run(arguments[1:])
 
 

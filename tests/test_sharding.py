@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from campaign import SMALLEST
-from launching import LIMIT_S, ended, forked, metrics
+from launching import LIMIT_S, ended, forked, held_after, metrics
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -59,9 +59,9 @@ def filled(name, folder):
     return folder
 
 
-def train(folder, name, processes):
+def train(folder, name, processes, **variables):
     command = ["train", "--config", "settings.json", "--output-name", name, "--train-batch-size", str(2 // processes)]
-    return forked(folder, processes, command, **(FSDP if processes > 1 else {}))
+    return forked(folder, processes, command, **(FSDP if processes > 1 else {}), **variables)
 
 
 def require_close(ours, theirs):
@@ -118,7 +118,7 @@ def test_previews_of_split_networks_are_those_of_whole_ones(room):
 
 def test_a_killed_run_goes_on_exactly_and_with_another_number_of_processes(rooms):
     room = rooms("sd1")
-    processes = train(room, "killed", 2)
+    processes = train(room, "killed", 2, **held_after(4, room / "never"))
     run, end = room / "runs" / "killed", time.monotonic() + LIMIT_S
     while not (run / "checkpoints" / "step-000003").exists() and time.monotonic() < end:
         time.sleep(0.01)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from launching import LIMIT_S, ended, forked, launch, metrics, wait_for, weights
+from launching import LIMIT_S, ended, forked, held_after, launch, metrics, wait_for, weights
 
 from dreambooth_ext.team import Team
 
@@ -44,9 +44,11 @@ def test_two_processes_learn_what_one_learns(room):
 
 
 def test_stopped_with_two_processes_and_taken_up_by_one(room):
-    process = launch(room, "stopped", 2, wait=False)
+    heard = room / "stopped-heard"
+    process = launch(room, "stopped", 2, wait=False, **held_after(2, heard))
     wait_for(process, room / "runs" / "stopped" / "metrics.jsonl")
     os.killpg(process.pid, signal.SIGINT)
+    heard.touch()
     process.communicate(timeout=LIMIT_S)
     kept = sorted(path.name for path in (room / "runs" / "stopped" / "checkpoints").iterdir())
     assert kept and process.returncode != 0

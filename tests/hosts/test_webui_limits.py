@@ -90,7 +90,7 @@ def test_gradio_serves_nothing_of_the_runs(tmp_path, monkeypatch):
         found = []
         for prefix in ("file=", "gradio_api/file="):
             try:
-                with urllib.request.urlopen(f"{address}{prefix}{path}", timeout=20) as response:
+                with urllib.request.urlopen(f"{address}{prefix}{path}", timeout=120) as response:
                     found.append(response.read().decode("utf-8", "replace"))
             except urllib.error.HTTPError as error:
                 found.append(f"refused {error.code}")

@@ -33,7 +33,7 @@ def test_each_step_is_evaluated_once_in_descending_order():
 def test_a_perfect_denoiser_ends_at_the_picture_with_the_noise_of_timestep_1():
     """Of a single point x0, the exact eps is known; DDIM then stays on the line between x0 and the noise."""
     alphas = alphas_cumprod().float()
-    x0, noise = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
+    x0, noise = torch.randn(2, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
     def eps(x, t):
         a = alphas[t][:, None, None, None]

@@ -1,7 +1,6 @@
 """The tab in the double of the WebUI, driven by a real headless browser. Training is played there (see pretend.py)."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from browsing import (
     fill,
     launched,
     open_page,
+    press,
     ready,
     screenshot,
     text,
@@ -25,6 +25,7 @@ from browsing import (
     unfold,
     wait_for,
 )
+from launching import free_port
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
@@ -44,9 +45,7 @@ def webui(tmp_path_factory):
 
     for number in range(4):
         Image.new("RGB", (96, 96), (number * 60, 90, 120)).save(data / "pictures" / f"{number}.png")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = (data / "log.txt").open("w")
     process = subprocess.Popen(
         [sys.executable, str(DOUBLE), "--data", str(data), "--port", str(port), "--extension", str(REPOSITORY),
@@ -93,7 +92,7 @@ def settings(webui, name, steps=12):
 
 def start(page, webui, name, steps=12):
     fill(page, **settings(webui, name, steps))
-    page.click("#dreambooth_train")
+    press(page, "dreambooth_train")
     page.wait_for_selector(f'.dreambooth-status[data-name="{name}"]', state="attached")
 
 
@@ -188,7 +187,7 @@ def test_pictures_in_train_pressed_model_selected_prompt_filled_in(page, webui):
     sync_api.expect(page.locator("#dreambooth_note_pictures").first).to_contain_text("4 pictures: ")
     sync_api.expect(page.locator("#dreambooth_note_class").first).to_contain_text('Trains "rxz dog" against "dog"')
     with held(webui, 12):
-        page.click("#dreambooth_train")
+        press(page, "dreambooth_train")
         wait_for(page, "running")
         page.wait_for_selector("#dreambooth_curve svg")
         page.wait_for_selector("#dreambooth_previews img")
@@ -261,7 +260,7 @@ def test_two_runs_are_worked_off_in_order(page, webui):
         page.click("text=Set up the next run")
         page.wait_for_function("!document.querySelector('#dreambooth_left [inert]')")
         fill(page, output_name="second-of-two", steps=5)
-        page.click("#dreambooth_train")
+        press(page, "dreambooth_train")
         sync_api.expect(page.locator("#dreambooth_said").first).to_contain_text("waits until first-of-two is done")
         sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("Waiting: second-of-two")
     wait_for(page, "finished", "second-of-two")

@@ -3,14 +3,28 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from browsing import CHROMIUM, REPOSITORY, answered, field, fill, launched, open_page, ready, screenshot, text, unfold, wait_for
+from browsing import (
+    CHROMIUM,
+    REPOSITORY,
+    answered,
+    field,
+    fill,
+    launched,
+    open_page,
+    press,
+    ready,
+    screenshot,
+    text,
+    unfold,
+    wait_for,
+)
+from launching import free_port
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio")
@@ -52,9 +66,7 @@ def served(tmp_path_factory):
     shutil.copytree(playground_base_path().parent, root / "models")
     (root / "runs").mkdir()
     subject.draw_pictures(root / "given", 5, side=96)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (root / "log.txt").open("w") as log:
         process = subprocess.Popen([sys.executable, "-c", SERVE, str(root), str(port)], cwd=root, stdout=log, stderr=log, env={
             **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY)})
@@ -131,7 +143,7 @@ def test_from_an_upload_to_the_published_model(page, browser, served):
     sync_api.expect(page.locator("#dreambooth_note_memory").first).to_contain_text("are free")
     sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("Ready.")
     screenshot(page, "form")
-    page.click("#dreambooth_train")
+    press(page, "dreambooth_train")
     wait_for(page, "running")
     page.wait_for_selector("#dreambooth_curve svg")
     watched_again_after_a_reload(page, browser, address)
@@ -205,7 +217,7 @@ def test_a_run_is_stopped_and_kept_or_discarded(page, served):
     for name, button in (("kept", "stop"), ("thrown-away", "discard")):
         sync_api.expect(page.locator("#dreambooth_locked").first).to_be_hidden()
         fill(page, instance_dir=given, token="rxz", class_noun="square", output_name=name, steps=4000)
-        page.click("#dreambooth_train")
+        press(page, "dreambooth_train")
         wait_for(page, "running", name)
         sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("step ")
         page.click(f"#dreambooth_{button}")

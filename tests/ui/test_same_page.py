@@ -28,7 +28,7 @@ def port(tmp_path_factory):
 
 
 def answer(port, path, method="GET", body=None, **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.request(method, path, body=body, headers={"Host": f"127.0.0.1:{port}", **named})
     response = connection.getresponse()
