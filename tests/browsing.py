@@ -103,6 +103,9 @@ def choose(page, name, value):
             break
         page.keyboard.press("Escape")
         box.blur()
+    else:
+        told = page.locator("ul.options, [role=option], .toast-body, .toast-wrap").all_inner_texts()
+        raise AssertionError(f"{value} is not among the choices of {name}, {box.input_value()} is chosen: {told}")
     option.first.click()
     answered(page)
 
