@@ -4,7 +4,7 @@
 (function() {
     if (window.dreamboothPage) return;
     const CONFIRM_AFTER_MS = [800, 3000];
-    const FAST_MS = 1000, SLOW_MS = 8000;
+    const FAST_MS = 1000, SLOW_MS = 8000, UPLOAD_AT_MOST_MS = 600000;
     const page = window.dreamboothPage = {last: null, job: null, asked: 0, polls: 0};
 
     const root = () => (typeof gradioApp === 'function' ? gradioApp() : document);
@@ -40,6 +40,7 @@
         if (!data) return;
         const tab = byId('dreambooth_tabs');
         const visible = !document.hidden && tab && tab.offsetParent !== null;
+        if (isUploading(now) && !isBusy(data.state)) return;
         const every = isBusy(data.state) ? (visible ? FAST_MS : 3 * FAST_MS) : (visible ? SLOW_MS : 4 * SLOW_MS);
         if (now - page.asked >= every - 50) {
             page.asked = now;
@@ -55,6 +56,14 @@
         follow();
         placeFaults();
         scrollStrips();
+    }
+
+    // gradio 3 forgets an upload when an answer to anything else comes meanwhile: what can wait is asked afterwards.
+    function isUploading(now) {
+        const place = byId('dreambooth_upload');
+        if (!place || place.querySelector('input[type=file]')) page.uploading = 0;
+        else page.uploading = page.uploading || now;
+        return page.uploading && now - page.uploading < UPLOAD_AT_MOST_MS;
     }
 
     function notice(data) {

@@ -160,6 +160,21 @@ def test_from_an_upload_to_the_published_model(page, browser, served):
     screenshot(page, "finished")
 
 
+def test_pictures_that_are_long_on_their_way_come_and_are_counted(page, served):
+    """The form is judged again and again meanwhile, and they come into a folder that it knows already."""
+    upload(page, sorted((served[1] / "given").iterdir())[:2])
+    note(page, "pictures", "2 pictures: ")
+    late = []
+    page.route("**/upload**", lambda route: late.append(route))
+    page.evaluate(PASTE)
+    page.wait_for_timeout(4500)
+    page.unroute("**/upload**")
+    assert late
+    for route in late:
+        route.continue_()
+    note(page, "pictures", "3 pictures: ")
+
+
 def review(page, folder, given):
     """Leave the pasted picture out, cut another one, caption a third: all is remembered, and the pictures stay as they are."""
     before = {path.name: path.read_bytes() for path in given}
