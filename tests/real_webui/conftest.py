@@ -82,7 +82,11 @@ class Http:
         raise AssertionError(f"{phase} was never reached: {self.status()}")
 
     def wait_for_restart(self, limit_s=60):
-        """Until the server has gone down, and is up again."""
+        """Until the server has gone down, and is up again.
+
+        It is asked as seldom then as its own page asks it: a request between the start of its server and of its API ends it
+        ("Cannot add middleware after an application has started").
+        """
         was_down, end = False, time.monotonic() + limit_s
         while time.monotonic() < end:
             try:
@@ -91,7 +95,7 @@ class Http:
                     return
             except OSError:
                 was_down = True
-            time.sleep(0.05)
+            time.sleep(0.5 if was_down else 0.05)
         raise AssertionError("it did not come up again" if was_down else "it never went down")
 
     def txt2img(self, prompt, **more):
