@@ -41,7 +41,10 @@
         const tab = byId('dreambooth_tabs');
         const visible = !document.hidden && tab && tab.offsetParent !== null;
         if (isUploading(now) && !isBusy(data.state)) return;
-        const every = isBusy(data.state) ? (visible ? FAST_MS : 3 * FAST_MS) : (visible ? SLOW_MS : 4 * SLOW_MS);
+        // What was clicked may be about to start something, and an older answer may say otherwise.
+        const clicked = now - (page.clicked || 0);
+        const usual = isBusy(data.state) || clicked < 2 * SLOW_MS ? FAST_MS : SLOW_MS;
+        const every = visible ? (clicked < 2 * FAST_MS ? FAST_MS / 4 : usual) : (usual === FAST_MS ? 3 : 4) * usual;
         if (now - page.asked >= every - 50) {
             page.asked = now;
             page.polls += 1;
@@ -284,7 +287,9 @@
     }
 
     document.addEventListener('click', (event) => {
-        if (event.target && event.target.closest) act(event.target);
+        if (!event.target || !event.target.closest) return;
+        if (event.isTrusted && event.target.closest('#dreambooth_tabs')) page.clicked = Date.now();
+        act(event.target);
     });
     document.addEventListener('keydown', (event) => {
         const image = event.target && event.target.closest ? event.target.closest('img[data-file]') : null;

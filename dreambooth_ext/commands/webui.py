@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from ..hosts.standalone import StandaloneHost
@@ -16,10 +18,14 @@ def load_libraries() -> None:
 
     A full garbage collection holds everything up, too, a third of a second with all this; what is there now it then passes by.
     """
+    from .. import picture_room  # noqa: F401
+    from ..dataset import audit  # noqa: F401
     from ..models.networks import load_class
 
     for part in ("unet", "vae", "text_encoder"):
         load_class(part)
+    with suppress(ImportError):
+        import_module("matplotlib.pyplot")  # gradio imports it when it gives its first answer
     gc.collect()
     gc.freeze()
 

@@ -84,9 +84,14 @@ class Watcher:
     def __init__(self) -> None:
         self._tail, self._lock, self._lookups = MetricsTail(), threading.Lock(), Lookups()
 
-    def curve(self, run: RunFolder | None) -> str:
+    def curve(self, run: RunFolder | None, mark: Any) -> str | None:
+        """None until it is drawn: of a long run that takes a while the first time."""
         if run is None:
             return curve([])
+        answer = self._lookups.ask("curve", (str(run.path), repr(mark)), lambda progress: self._drawn(run), lane="curve")
+        return answer.value if answer.ready else None
+
+    def _drawn(self, run: RunFolder) -> str:
         with self._lock:
             metrics = self._tail.read(run.metrics_path)
         points, fixed = ([(entry["step"], entry[name]) for entry in metrics if name in entry]
@@ -107,7 +112,7 @@ def refresh(service: Service, seen: dict[str, Any], watcher: Watcher | None = No
     marks = {"curve": _mark(run.metrics_path) if run else None,
              "previews": [_mark(path) for path in previews(run)],
              "log": [job.id, len(job.log), job.log[-1] if job.log else ""] if job else None}
-    parts = {"curve": lambda: watcher.curve(run), "previews": lambda: watcher.timeline(run, marks["previews"]),
+    parts = {"curve": lambda: watcher.curve(run, marks["curve"]), "previews": lambda: watcher.timeline(run, marks["previews"]),
              "log": lambda: _log(job)}
     changed: list[Any] = []
     for name, make in parts.items():
