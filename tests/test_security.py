@@ -519,7 +519,9 @@ def test_picture_sets_with_links_to_nowhere_break_no_sentence(service, tmp_path)
     from dreambooth_ext.ui.sentences import Sentences
 
     (tmp_path / "pictures" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    said = Sentences(service).pictures({"instance_dir": str(tmp_path / "pictures")})
+    sentences, values = Sentences(service), {"instance_dir": str(tmp_path / "pictures")}
+    assert sentences.audit(values).event.wait(120)
+    said = sentences.pictures(values)
     assert "0 good" in said or "cannot" in said or "damaged" in said, said
 
 
