@@ -40,7 +40,7 @@
         if (!data) return;
         const tab = byId('dreambooth_tabs');
         const visible = !document.hidden && tab && tab.offsetParent !== null;
-        if (isUploading(now) && !isBusy(data.state)) return;
+        if (isUploading(now) && !isBusy(data.state)) return;  // what can wait is asked afterwards
         // What was clicked may be about to start something, and an older answer may say otherwise.
         const clicked = now - (page.clicked || 0);
         const usual = isBusy(data.state) || clicked < 2 * SLOW_MS ? FAST_MS : SLOW_MS;
@@ -59,14 +59,6 @@
         follow();
         placeFaults();
         scrollStrips();
-    }
-
-    // gradio 3 forgets an upload when an answer to anything else comes meanwhile: what can wait is asked afterwards.
-    function isUploading(now) {
-        const place = byId('dreambooth_upload');
-        if (!place || place.querySelector('input[type=file]')) page.uploading = 0;
-        else page.uploading = page.uploading || now;
-        return page.uploading && now - page.uploading < UPLOAD_AT_MOST_MS;
     }
 
     function notice(data) {
@@ -325,19 +317,55 @@
         document.addEventListener('pointerup', done, {once: true});
     });
 
-    // ---- pictures from the clipboard
+    // ---- pictures that are given: chosen, dropped or pasted
 
-    document.addEventListener('paste', (event) => {
+    // gradio 3, which alone lists files while they are on their way, forgets an upload when an answer to anything else comes
+    // meanwhile. Fields are judged afterwards therefore, and what is forgotten all the same is sent again.
+    function isUploading(now) {
+        const place = byId('dreambooth_upload');
+        if (!place || !place.querySelector('.file-preview')) {
+            if (page.unjudged) click('dreambooth_tell');
+            page.unjudged = false;
+            return false;
+        }
+        if (page.given && page.arrived > page.sent && now - page.arrived > FAST_MS && !place.querySelector('.file-preview a')) {
+            place.querySelector('button').click();  // empties the list
+            setTimeout(() => send(page.given), 100);
+        }
+        return now - page.sent < UPLOAD_AT_MOST_MS;
+    }
+
+    function send(files) {
         const field = root().querySelector('#dreambooth_upload input[type=file]');
-        const step = byId('dreambooth_step_pictures');
-        if (!field || !step || step.offsetParent === null || step.closest('[inert]')) return;
-        const pictures = Array.from((event.clipboardData || {}).files || []).filter((file) => file.type.startsWith('image/'));
-        if (!pictures.length) return;
-        event.preventDefault();
+        if (!field) return false;
         const given = new DataTransfer();
-        pictures.forEach((file) => given.items.add(file));
+        files.forEach((file) => given.items.add(file));
         field.files = given.files;
         field.dispatchEvent(new Event('change', {bubbles: true}));
+        return true;
+    }
+
+    ['change', 'drop'].forEach((kind) => document.addEventListener(kind, (event) => {
+        if (!event.target.closest || !event.target.closest('#dreambooth_upload')) return;
+        const files = Array.from((event.dataTransfer || event.target).files || []);
+        if (files.length) Object.assign(page, {given: files, sent: Date.now()});
+    }, true));
+
+    new PerformanceObserver((seen) => {
+        if (seen.getEntries().some((entry) => /\/upload(\?|$)/.test(entry.name))) page.arrived = Date.now();
+    }).observe({type: 'resource'});
+
+    document.addEventListener('blur', (event) => {
+        if (!event.target.closest || !event.target.closest('#dreambooth_tabs') || !isUploading(Date.now())) return;
+        event.stopPropagation();
+        page.unjudged = true;
+    }, true);
+
+    document.addEventListener('paste', (event) => {
+        const step = byId('dreambooth_step_pictures');
+        if (!step || step.offsetParent === null || step.closest('[inert]')) return;
+        const pictures = Array.from((event.clipboardData || {}).files || []).filter((file) => file.type.startsWith('image/'));
+        if (pictures.length && send(pictures)) event.preventDefault();
     });
 
     // ---- search among the advanced options

@@ -76,6 +76,8 @@ def build(service: Service, sentences: Sentences) -> TrainPanel:
             placeholder="a folder on this computer")
         panel.buttons["upload"] = gr.File(label="or drop pictures here, or paste one (Ctrl+V)", file_count="multiple",
                                            elem_id="dreambooth_upload", interactive=True)
+        # Not among the step's faults: the next check of the form would take it away again.
+        panel.notes["upload"] = gr.HTML(value="", elem_id="dreambooth_upload_said", elem_classes=["dreambooth-said"])
     panel.review = ReviewPanel(service, sentences)
     with _step(panel, 3, "class"):
         with gr.Row():
@@ -111,7 +113,7 @@ def wire(panel: TrainPanel, watch: watch_panel.WatchPanel) -> None:
     base, folder = panel.widgets["base"], panel.widgets["instance_dir"]
     on(panel.buttons["loaded"].click, lambda: _use_loaded(panel.service), [], [base])
     on(panel.buttons["upload"].upload, lambda files, into: _take_uploads(panel.service, files, into),
-       [panel.buttons["upload"], folder], [folder, panel.faults["pictures"], panel.buttons["upload"]])
+       [panel.buttons["upload"], folder], [folder, panel.notes["upload"], panel.buttons["upload"]])
     panel.review.wire(panel.widgets)
     panel.drawn.wire(panel.widgets)
 

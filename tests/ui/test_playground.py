@@ -160,19 +160,58 @@ def test_from_an_upload_to_the_published_model(page, browser, served):
     screenshot(page, "finished")
 
 
-def test_pictures_that_are_long_on_their_way_come_and_are_counted(page, served):
-    """The form is judged again and again meanwhile, and they come into a folder that it knows already."""
-    upload(page, sorted((served[1] / "given").iterdir())[:2])
-    note(page, "pictures", "2 pictures: ")
+def on_its_way(page, files):
+    """An upload that lasts until it is let go; returns what lets it."""
     late = []
     page.route("**/upload**", lambda route: late.append(route))
-    page.evaluate(PASTE)
+    page.locator("#dreambooth_upload input[type=file]").set_input_files([str(file) for file in files])
+    page.wait_for_timeout(500)
+
+    def let_go():
+        page.unroute("**/upload**")
+        assert late
+        for route in late:
+            route.continue_()
+
+    return let_go
+
+
+def test_pictures_that_are_long_on_their_way_come_and_are_counted(page, served):
+    """The form is judged again and again meanwhile, and they come into a folder that it knows already."""
+    given = sorted((served[1] / "given").iterdir())
+    upload(page, given[:2])
+    note(page, "pictures", "2 pictures: ")
+    let_go = on_its_way(page, given[2:3])
     page.wait_for_timeout(4500)
-    page.unroute("**/upload**")
-    assert late
-    for route in late:
-        route.continue_()
+    let_go()
     note(page, "pictures", "3 pictures: ")
+
+
+@pytest.mark.any_gradio
+def test_fields_may_be_filled_while_pictures_are_on_their_way(page, served):
+    """gradio 3 forgets an upload at any answer: to a box that was ticked, even if text fields are judged afterwards."""
+    let_go = on_its_way(page, sorted((served[1] / "given").iterdir())[:2])
+    fill(page, token="rxz", class_noun="square")
+    page.locator("#dreambooth_with_prior_preservation input").first.click()
+    page.wait_for_timeout(2000)
+    let_go()
+    note(page, "pictures", "2 pictures: ")
+    note(page, "class", 'Trains "rxz square"')
+
+
+@pytest.mark.any_gradio
+def test_why_an_upload_was_refused_stands_until_the_next_one(page, served):
+    (served[1] / "letter.pdf").write_text("no picture")
+    chosen = page.locator("#dreambooth_upload input[type=file]")
+    chosen.set_input_files(str(served[1] / "letter.pdf"))
+    told = page.locator("#dreambooth_upload_said").first
+    sync_api.expect(told).to_contain_text("letter.pdf")
+    fill(page, token="rxz")
+    note(page, "class", "The token is a new word")
+    sync_api.expect(told).to_contain_text("letter.pdf")
+    screenshot(page, "refused")
+    upload(page, sorted((served[1] / "given").iterdir())[:1])
+    sync_api.expect(told).not_to_contain_text("letter.pdf")
 
 
 def review(page, folder, given):
