@@ -23,7 +23,8 @@ def device_free() -> tuple[int, int] | None:
 
     if devices.device is None or torch.device(devices.device).type != "cuda":
         return None
-    return torch.cuda.mem_get_info(devices.device)
+    number = torch.device(devices.device).index  # torch 2.1 takes no "cuda" without one here
+    return torch.cuda.mem_get_info(torch.cuda.current_device() if number is None else number)
 
 
 def process_bytes() -> int:

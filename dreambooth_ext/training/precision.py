@@ -66,10 +66,10 @@ def _small(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def accelerator_for(config: TrainConfig, autocast: str, **arguments: Any) -> Iterator[Any]:
+def accelerator_for(config: TrainConfig, autocast: str, *, tries_kernels: bool = False, **arguments: Any) -> Iterator[Any]:
     """An Accelerator for this job. Its process-wide state and torch's global flags are restored afterwards.
 
-    Where memory is not saved, cuDNN may try out its kernels, and networks are compiled if that is asked for.
+    `tries_kernels`: where memory is not saved, cuDNN may try which are fastest. Networks are compiled if that is asked for.
     """
     from accelerate import Accelerator
 
@@ -87,9 +87,9 @@ def accelerator_for(config: TrainConfig, autocast: str, **arguments: Any) -> Ite
         except ValueError as error:
             raise ConfigError([f"--mixed-precision: {error}"]) from error
         if accelerator.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.set_float32_matmul_precision("high")  # TF32; with the older switch newer torch would contradict itself
             torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cudnn.benchmark = config.memory_profile == "fast"
+            torch.backends.cudnn.benchmark = tries_kernels
         yield accelerator
     finally:
         if config.speed_up == "compile":
@@ -115,8 +115,8 @@ def _read_flags() -> tuple[Any, ...]:
 
 
 def _write_flags(flags: tuple[Any, ...]) -> None:
-    torch.set_float32_matmul_precision(flags[4])
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = flags[:3]
+    torch.set_float32_matmul_precision(flags[4])  # after its older name, which knows no "medium"
     torch.set_grad_enabled(flags[3])
     if flags[5] is not None:
         torch.cuda.set_device(flags[5])

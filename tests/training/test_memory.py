@@ -107,7 +107,14 @@ def test_a_card_without_bf16_is_told_which_profiles_run(config, monkeypatch):
     assert plan_for(dataclasses.replace(config, memory_profile="fast")).autocast == "fp16"
 
 
-def test_a_job_leaves_torchs_flags_as_it_found_them(config):
+@pytest.fixture(params=["highest", "medium"])
+def precision_of_products(request):
+    torch.set_float32_matmul_precision(request.param)
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_a_job_leaves_torchs_flags_as_it_found_them(config, precision_of_products):
     flags = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"), (torch.backends.cudnn, "benchmark")]
     before = [getattr(owner, name) for owner, name in flags], torch.get_float32_matmul_precision(), torch.is_grad_enabled()
     with pytest.raises(ZeroDivisionError), memory.precision.accelerator_for(config, "no"):
