@@ -113,18 +113,30 @@ def _render_batch(
         return to_images(decode_latents(model.vae, latents))
 
 
-def sample_latents(
-    model: StableDiffusion, request: Txt2Img, seeds: Sequence[int], progress: Progress = SILENT, clip_skip: int = 1
-) -> torch.Tensor:
-    """What `render` decodes: scaled latents (B, 4, h, w), float32. The VAE is not needed (but for inpainting models)."""
-    with inference(*model.modules):
+def encode_request(model: StableDiffusion, request: Txt2Img, clip_skip: int = 1) -> tuple[Conditioning, Conditioning]:
+    """Prompt and negative prompt, a row each: all that the text encoders are needed for."""
+    with inference(*model.text_encoders):
         size = (request.height, request.width)
-        prompt = encode_prompts(model, [request.prompt], clip_skip, size).repeat(len(seeds))
-        negative = encode_prompts(model, [request.negative_prompt], clip_skip, size).repeat(len(seeds))
+        prompt = encode_prompts(model, [request.prompt], clip_skip, size)
+        negative = encode_prompts(model, [request.negative_prompt], clip_skip, size)
         if model.family.has_time_ids and not request.negative_prompt:
             negative = negative.zeros_like()
-        return ddim_sample(model, initial_noise(seeds, *size), prompt, negative, steps=request.steps,
-                           guidance_scale=request.guidance_scale, progress=progress)
+        return prompt, negative
+
+
+def sample_latents(
+    model: StableDiffusion, request: Txt2Img, seeds: Sequence[int], progress: Progress = SILENT, clip_skip: int = 1,
+    encoded: tuple[Conditioning, Conditioning] | None = None,
+) -> torch.Tensor:
+    """What `render` decodes: scaled latents (B, 4, h, w), float32. The VAE is not needed (but for inpainting models).
+
+    `encoded` is what `encode_request` gave, if it was asked before.
+    """
+    prompt, negative = encoded or encode_request(model, request, clip_skip)
+    with inference(model.unet, model.vae):
+        return ddim_sample(model, initial_noise(seeds, request.height, request.width), prompt.repeat(len(seeds)),
+                           negative.repeat(len(seeds)), steps=request.steps, guidance_scale=request.guidance_scale,
+                           progress=progress)
 
 
 def nothing_masked(model: StableDiffusion, x: torch.Tensor) -> torch.Tensor | None:

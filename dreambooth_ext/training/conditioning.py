@@ -68,12 +68,15 @@ class Prompts:
         model = replace(self._model, text_encoders=encoders)
         return encode_tokens(model, texts.token_ids, self._clip_skip, size)
 
-    def freeze(self, prompts: Sequence[str], sizes: Sequence[Size]) -> None:
-        """Encode all prompts for all sizes now; the text encoders leave the device."""
+    def freeze(self, prompts: Sequence[str], sizes: Sequence[Size], unet_yields: bool = False) -> None:
+        """Encode all prompts for all sizes now; text encoders that came for it leave the device again.
+
+        `unet_yields`: the UNet makes room for them meanwhile. SDXL's, which are frozen in fp32, need 3 GiB.
+        """
         self._trained.clear()
         self._tokens.clear()
         encoders = torch.nn.ModuleList(self._model.text_encoders)
-        with torch.no_grad(), on_device(encoders, self._device):
+        with torch.no_grad(), on_device(encoders, self._device, self._model.unet if unet_yields else None):
             for prompt in sorted(set(prompts)):
                 for size in sorted(set(sizes)):
                     encoded = encode_prompts(self._model, [prompt], self._clip_skip, size).to("cpu")

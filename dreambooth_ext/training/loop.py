@@ -55,7 +55,7 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
     plan = _plan(config, model, checkpoint.made_of(kept[-1][1]) if kept else None, run)
     progress.log(plan.sentence)
     with (torch.inference_mode(False), torch.enable_grad(), masks_without_waiting(),
-          accelerator_for(config, plan.autocast) as accelerator):
+          accelerator_for(config, plan.autocast, tries_kernels=plan.name == "fast") as accelerator):
         session: Session | None = None
         try:
             # Zero terminal SNR changes what the model is, for previews and whoever loads it, as well as its training.
@@ -119,7 +119,7 @@ class _Loop:
         self._prompts = sorted({"", *(image.prompt for image in images)})
         self._sizes = sorted({(image.height, image.width) for image in images})
         if not session.prompts.are_trained:
-            session.prompts.freeze(self._prompts, self._sizes)
+            session.prompts.freeze(self._prompts, self._sizes, session.plan.unet_yields)
         self._losses: list[float] = []
         self._validated: dict[str, Any] = {}  # as it was measured last
         self._pending: deque[_Pending] = deque()
@@ -250,7 +250,7 @@ class _Loop:
             return
         self._tell(0)
         with self._session.published_weights():
-            images = render_previews(self._session.model, self._config, vae_alone=plan.vae_alone)
+            images = render_previews(self._session.model, self._config, unet_yields=plan.unet_yields)
         if self._writes:
             self._patiently(lambda: write_previews(images, self._run.previews_dir, step))
             self._progress.report(step, self._steps, "preview", image=images[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class Plan:
     gradient_checkpointing: bool = False
     channels_last: bool = False
     averages_in_ram: bool = False  # the EMA's shadows
-    vae_alone: bool = False  # the UNet leaves the device while previews are decoded
+    unet_yields: bool = False  # it leaves the device while frozen text encoders or the VAE are there
     device: str = "cpu"
     use: str = ""
     eight_bit: str = OWN
@@ -56,7 +56,7 @@ class Plan:
 
 
 _BF16 = {"weights": "bf16", "fused_backward": True, "gradient_checkpointing": True, "averages_in_ram": True,
-         "vae_alone": True}
+         "unet_yields": True}
 # Leanest last: `auto` takes the first that fits. "amp" becomes what the device has.
 PROFILES = {row.name: row for row in (
     Plan("fast", "adamw", autocast="amp", channels_last=True, use="24 GB and more: nothing is saved, nothing is slow."),
@@ -203,21 +203,20 @@ def processes() -> int:
 
 
 @contextmanager
-def on_device(module: Any, device: torch.device | str) -> Iterator[None]:
-    """The module is on `device` inside the block, and afterwards where it was."""
+def on_device(module: Any, device: torch.device | str, instead_of: Any = None) -> Iterator[None]:
+    """The module is on `device` inside the block, and afterwards where it was.
+
+    If it has to be moved, the module `instead_of` leaves the device for RAM meanwhile.
+    """
     before, there = next(module.parameters()).device, torch.device(device)
     # To "move" split networks to where they are brings the gradients of the step before back to life.
     if before == there or before.type == there.type == "cpu":
         yield
-    else:
-        with _moved(module, device, before):
-            yield
-
-
-@contextmanager
-def away_from(module: Any, device: torch.device | str) -> Iterator[None]:
-    """The module leaves `device` for RAM inside the block."""
-    with _moved(module, "cpu", device):
+        return
+    with ExitStack() as stack:
+        if instead_of is not None:
+            stack.enter_context(_moved(instead_of, "cpu", there))
+        stack.enter_context(_moved(module, device, before))
         yield
 
 
@@ -266,7 +265,8 @@ def device_memory_gib(device: torch.device) -> float | None:
 def free_bytes(device: str) -> int:
     """Memory that could be had now on the device, or in RAM."""
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        number = torch.device(device).index  # the WebUI's torch 2.1 takes no "cuda" without one here
+        return int(torch.cuda.mem_get_info(torch.cuda.current_device() if number is None else number)[0])
     import psutil  # comes with accelerate
 
     return int(psutil.virtual_memory().available)

@@ -64,13 +64,11 @@ class Objective:
 
     def inputs(self, batch: Batch) -> Inputs:
         """Everything that the device needs, on its way to it: nothing waits for it to arrive."""
-        prior = batch.prior
-        if prior is None:
-            groups = [batch.instance]
-        else:
-            same = prior.size == batch.instance.size
-            groups = [batch.instance.followed_by(prior)] if same else [batch.instance, prior]
-        return Inputs(tuple(self._part(group) for group in groups), len(batch.instance), prior is not None)
+        # Joined on the device: in RAM they would be joined in memory that a GPU does not read by itself, and is waited for.
+        groups = [self._on_device(pictures) for pictures in (batch.instance, batch.prior) if pictures is not None]
+        if len(groups) == 2 and groups[0].size == groups[1].size:
+            groups = [groups[0].followed_by(groups[1])]
+        return Inputs(tuple(self._part(group) for group in groups), len(batch.instance), batch.prior is not None)
 
     def losses(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         """As `__call__`; touches nothing but the device, so that it can be recorded and played again."""
@@ -85,16 +83,18 @@ class Objective:
         for module in modules:
             module.eval()
         try:
-            prediction, target = self._predicted(self._part(pictures))
+            prediction, target = self._predicted(self._part(self._on_device(pictures)))
             return float(torch.mean((prediction.float() - target) ** 2))
         finally:
             for module in modules:
                 module.train()
 
-    def _part(self, pictures: Pictures) -> Part:
+    def _on_device(self, pictures: Pictures) -> Pictures:
         device = self._session.device
-        texts = self._session.prompts.texts(pictures.prompts, pictures.size)
-        return Part(_each(pictures, lambda tensor: tensor.to(device, non_blocking=True)), texts)
+        return _each(pictures, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _part(self, pictures: Pictures) -> Part:
+        return Part(pictures, self._session.prompts.texts(pictures.prompts, pictures.size))
 
     def _errors(self, part: Part) -> torch.Tensor:
         prediction, target = self._predicted(part)

@@ -76,7 +76,7 @@ def _adamw_8bit(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.
 
 
 def _offloaded(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
-    return OffloadedAdamW(groups, **_adam_arguments(config), pinned=plan.device == "cuda")
+    return OffloadedAdamW(groups, **_adam_arguments(config))
 
 
 def _lion(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:

@@ -45,6 +45,7 @@ class RecordedPass(Pass):
         self._log = progress_log
         self._parameters = session.trained_parameters()
         self._seen: Counter[tuple[object, ...]] = Counter()
+        self._beside = Beside(session.device)
         self._recording: _Recording | None = None
         self._played_shape: tuple[object, ...] = ()
 
@@ -57,7 +58,7 @@ class RecordedPass(Pass):
         if self._recording is not None:
             return self._run(inputs, share)
         if self._seen[shape] <= WARM_UPS:
-            return beside(self._session.device, lambda: self._run(inputs, share))
+            return self._beside(lambda: self._run(inputs, share))
         self._recording, self._played_shape = self._recorded(inputs, share), shape
         self._log(f"forward and backward pass recorded as a CUDA graph, for batches of {inputs.count} pictures")
         return self._recording.play(inputs)
@@ -108,16 +109,24 @@ class _Recording:
         return self._losses
 
 
-def beside(device: torch.device, work: Callable[[], Losses]) -> Losses:
-    """On a stream of its own, as CUDA wants what is recorded later; whoever comes after waits for it."""
-    if device.type != "cuda":
-        return work()
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        losses = work()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    return losses
+class Beside:
+    """Work on a stream of its own, as CUDA wants what is recorded later; whoever comes after waits for it.
+
+    Always the same stream: each has its own store of freed memory, and a pass may need most of the card.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, work: Callable[[], Losses]) -> Losses:
+        if self._stream is None:
+            return work()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            losses = work()
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        return losses
 
 
 def pass_for(session: Session, objective: Objective, log: Callable[[str], None]) -> Pass:

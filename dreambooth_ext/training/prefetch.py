@@ -26,8 +26,8 @@ class Prefetched:
     def __init__(self, batches: Batches, steps: int, micro_batches: int, device: torch.device) -> None:
         self._batches, self._steps, self._micro_batches = batches, steps, micro_batches
         self._pinned = device.type == "cuda"
-        # A thread begins on the first GPU, and would take memory there.
-        begin = partial(torch.cuda.set_device, device) if self._pinned and device.index is not None else None
+        # A thread begins on the first GPU, and would take memory there. Accelerate's "cuda" means the one that was set.
+        begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if self._pinned else None
         self._thread = ThreadPoolExecutor(1, "dreambooth batches", initializer=begin)
         self._ahead: tuple[Place, Future[Batch]] | None = None
 

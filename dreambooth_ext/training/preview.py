@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -12,10 +11,10 @@ from PIL import Image
 from ..config import TrainConfig
 from ..files import write_atomically
 from ..host import Txt2Img
-from ..models.sampling import sample_latents, to_images
+from ..models.sampling import encode_request, sample_latents, to_images
 from ..models.stable_diffusion import StableDiffusion, inference
 from ..models.vae import decode_latents
-from .memory import away_from, on_device
+from .memory import on_device
 
 
 def preview_prompts(config: TrainConfig) -> tuple[str, ...]:
@@ -24,24 +23,22 @@ def preview_prompts(config: TrainConfig) -> tuple[str, ...]:
     return config.preview_prompts or tuple(dict.fromkeys(own))
 
 
-def render_previews(model: StableDiffusion, config: TrainConfig, *, vae_alone: bool = False) -> list[Image.Image]:
+def render_previews(model: StableDiffusion, config: TrainConfig, *, unet_yields: bool = False) -> list[Image.Image]:
     """One picture a prompt.
 
-    The UNet stands on its device; text encoders and VAE visit it, one after the other. With `vae_alone` the UNet
-    leaves it meanwhile, so that decoding never sets the run's peak of memory.
+    The UNet stands on its device; text encoders and VAE visit it, one after the other. With `unet_yields` it leaves
+    meanwhile, so that a preview never sets the run's peak of memory.
     """
     device, side = model.device, config.resolution or model.resolution
-    latents = []
-    with on_device(torch.nn.ModuleList(model.text_encoders), device):
-        for prompt in preview_prompts(config):
-            request = Txt2Img(prompt, (config.preview_seed,), steps=config.preview_steps,
-                              guidance_scale=config.preview_guidance_scale, width=side, height=side)
-            latents.append(sample_latents(model, request, request.seeds, clip_skip=config.clip_skip))
-    with ExitStack() as stack:
-        if vae_alone:
-            stack.enter_context(away_from(model.unet, device))
-        stack.enter_context(on_device(model.vae, device))
-        stack.enter_context(inference(model.vae))
+    instead_of = model.unet if unet_yields else None
+    requests = [Txt2Img(prompt, (config.preview_seed,), steps=config.preview_steps,
+                        guidance_scale=config.preview_guidance_scale, width=side, height=side)
+                for prompt in preview_prompts(config)]
+    with on_device(torch.nn.ModuleList(model.text_encoders), device, instead_of):
+        encoded = [encode_request(model, request, config.clip_skip) for request in requests]
+    latents = [sample_latents(model, request, request.seeds, encoded=texts)
+               for request, texts in zip(requests, encoded, strict=True)]
+    with on_device(model.vae, device, instead_of), inference(model.vae):
         return [image for latent in latents for image in to_images(decode_latents(model.vae, latent))]
 
 

@@ -47,7 +47,8 @@ class ChunkedOptimizer(torch.optim.Optimizer):
             parameter = parameters[int(number)]
             self.state[parameter] = {name: self._placed(value, parameter) for name, value in values.items()}
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update({name: value for name, value in saved.items() if name != "params"})
+            # Prodigy keeps numbers of its own there, which belong where its parameters are.
+            group.update({name: self._placed(value, parameters[0]) for name, value in saved.items() if name != "params"})
 
     def _placed(self, value: Any, parameter: torch.nn.Parameter) -> Any:
         return value.to(parameter.device, copy=True) if isinstance(value, torch.Tensor) else value

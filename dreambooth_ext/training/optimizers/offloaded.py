@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -11,22 +12,25 @@ import torch
 from .adamw import adam_step
 from .chunked import ChunkedOptimizer, flat, flat_gradient, pieces
 
+LEAVING_BYTES = 128 * 2**20  # gradients that wait on the device for their way down; a fast backward pass would pile them up
+
 
 class OffloadedAdamW(ChunkedOptimizer):
     """12 bytes a parameter in RAM, none on the device.
 
     Gradients travel down, are worked on by a thread and come back as bf16 weights while the device goes on with the
-    backward pass; `finish` waits for the last of them. On a CPU it all happens in place, in order.
+    backward pass; `finish` waits for the last of them. On a CPU it all happens in place, in order. What travels does so
+    through memory that a GPU reads by itself; the state stays in ordinary RAM, which the system may use for others.
     """
 
     def __init__(self, groups: Iterable[Any], lr: float, betas: tuple[float, float], eps: float,
-                 weight_decay: float, seed: int = 0, pinned: bool = False) -> None:
-        """To be made while the weights are still fp32 in RAM; they may then be cast and moved. `pinned`: to a GPU."""
+                 weight_decay: float, seed: int = 0) -> None:
+        """To be made while the weights are still fp32 in RAM; they may then be cast and moved."""
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, seed)
-        self._pinned = pinned
         self._thread: ThreadPoolExecutor | None = None
         self._streams: tuple[Any, Any] | None = None
         self._under_way: list[Future[None]] = []
+        self._leaving: deque[tuple[Any, int]] = deque()  # (event of its arrival, bytes) of gradients on their way down
         for parameter in self._parameters():
             self.state[parameter] = self._master_state(parameter)
 
@@ -47,11 +51,19 @@ class OffloadedAdamW(ChunkedOptimizer):
             arrived.record(down)
         assert self._thread is not None
         self._under_way.append(self._thread.submit(self._update_from_afar, parameter, host, arrived, state, dict(group)))
+        self._leaving.append((arrived, host.numel() * host.element_size()))
+        self._hold_up()
+
+    def _hold_up(self) -> None:
+        """The pass goes on when few enough gradients are still on the device."""
+        while len(self._leaving) > 1 and sum(size for _, size in self._leaving) > LEAVING_BYTES:
+            self._leaving.popleft()[0].synchronize()
 
     def finish(self) -> None:
         for update in self._under_way:
             update.result()
         self._under_way.clear()
+        self._leaving.clear()
         if self._streams is not None:
             torch.cuda.current_stream(self._streams[1].device).wait_stream(self._streams[1])
 
@@ -74,16 +86,13 @@ class OffloadedAdamW(ChunkedOptimizer):
             flat(parameter).copy_(weights, non_blocking=True)
 
     def _placed(self, value: Any, parameter: torch.nn.Parameter) -> Any:
-        return self._in_ram(value.clone()) if isinstance(value, torch.Tensor) else value
-
-    def _in_ram(self, values: torch.Tensor) -> torch.Tensor:
-        return values.pin_memory() if self._pinned else values
+        return value.clone() if isinstance(value, torch.Tensor) else value
 
     def _master_state(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
         # No copy of weights that are fp32 in RAM already: casting the module leaves it theirs.
         values = {"master": flat(parameter).to("cpu", torch.float32)}
         values |= {name: torch.zeros_like(values["master"]) for name in ("first", "second")}
-        return {"step": 0, **{name: self._in_ram(tensor) for name, tensor in values.items()}}
+        return {"step": 0, **values}
 
 
 def _update(weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:

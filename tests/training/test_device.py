@@ -1,0 +1,151 @@
+"""What a GPU asks of a run, shown where there is none: torch's meta device stands for it."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dreambooth_ext.models.text_encoder import Conditioning
+from dreambooth_ext.training import conditioning, memory, preview
+from dreambooth_ext.training.conditioning import Prompts, Texts
+from dreambooth_ext.training.data import Batch, Pictures
+from dreambooth_ext.training.objective import Objective
+from dreambooth_ext.training.optimizers.offloaded import LEAVING_BYTES, OffloadedAdamW
+from dreambooth_ext.training.optimizers.prodigy import Prodigy
+
+META = torch.device("meta")
+
+
+def test_free_memory_is_asked_for_by_number(monkeypatch):
+    """torch 2.1 raises ValueError for "cuda"."""
+    def of_torch_2_1(device=None):
+        if not isinstance(device, int):
+            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+        return 1000 + device, 9999
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", of_torch_2_1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert memory.free_bytes("cuda") == 1003
+    assert memory.free_bytes("cuda:1") == 1001
+
+
+class Network(torch.nn.Module):
+    """Goes where it is told, with one number."""
+
+    def __init__(self, device="cpu"):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(1, device=device))
+        self.config = SimpleNamespace(num_hidden_layers=12)
+
+    def _apply(self, change, *more):
+        self.weight = torch.nn.Parameter(change(torch.zeros(1)))
+        return self
+
+    @property
+    def place(self):
+        return self.weight.device.type
+
+
+@pytest.fixture
+def networks():
+    """A UNet that is trained on the device, a text encoder and a VAE in RAM."""
+    unet, texts, vae = Network("meta"), Network(), Network()
+    return SimpleNamespace(unet=unet, text_encoders=(texts,), vae=vae, device=META, resolution=64)
+
+
+@pytest.mark.parametrize("yields", [True, False])
+def test_frozen_text_encoders_stand_on_the_device_instead_of_the_unet(yields, networks, monkeypatch):
+    seen = []
+
+    def encode(model, prompts, clip_skip, size):
+        seen.append((model.unet.place, model.text_encoders[0].place))
+        return Conditioning(torch.zeros(1, 77, 4))
+
+    monkeypatch.setattr(conditioning, "encode_prompts", encode)
+    Prompts(networks, {}, 1, META).freeze(["rxz dog", ""], [(64, 64)], yields)
+    assert seen == [("cpu" if yields else "meta", "meta")] * 2
+    assert (networks.unet.place, networks.text_encoders[0].place) == ("meta", "cpu")
+
+
+def test_nothing_is_beside_the_unet_while_a_preview_is_made(networks, config, monkeypatch):
+    def all_places(name, result):
+        def call(*arguments, **named):
+            seen.append((name, networks.unet.place, networks.text_encoders[0].place, networks.vae.place))
+            return result
+        return call
+
+    seen = []
+    for name, result in (("encode_request", None), ("sample_latents", 1), ("decode_latents", 2), ("to_images", ["picture"])):
+        monkeypatch.setattr(preview, name, all_places(name, result))
+    config = dataclasses.replace(config, preview_prompts=("rxz dog",))
+    assert preview.render_previews(networks, config, unet_yields=True) == ["picture"]
+    assert seen == [("encode_request", "cpu", "meta", "cpu"), ("sample_latents", "meta", "cpu", "cpu"),
+                    ("decode_latents", "cpu", "cpu", "meta"), ("to_images", "cpu", "cpu", "meta")]
+    assert networks.unet.place == "meta"
+
+
+def test_a_text_encoder_that_is_there_already_moves_nobody(networks, monkeypatch):
+    networks.text_encoders = (Network("meta"),)
+    seen = []
+
+    def encode(model, *more):
+        seen.append(model.unet.place)
+        return Conditioning(torch.zeros(1, 77, 4))
+
+    monkeypatch.setattr(conditioning, "encode_prompts", encode)
+    Prompts(networks, {}, 1, META).freeze(["rxz dog"], [(64, 64)], True)
+    assert seen == ["meta"] and networks.text_encoders[0].place == "meta"
+
+
+def pictures(prompt):
+    return Pictures(torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([5]), (prompt,))
+
+
+def test_what_travels_to_the_device_is_what_was_pinned_for_it(monkeypatch):
+    """Pictures joined in RAM would lie in ordinary memory, and each step would wait for the device to have read it."""
+    own, left = torch.Tensor.to, []
+
+    def to(tensor, *arguments, **named):
+        moved = own(tensor, *arguments, **named)
+        if moved.is_meta and not tensor.is_meta:
+            left.append((tensor.data_ptr(), named.get("non_blocking")))
+        return moved
+
+    model = SimpleNamespace(alphas_cumprod=lambda: torch.ones(1000), prediction_type="epsilon")
+    prompts = SimpleNamespace(texts=lambda prompts, size: Texts((torch.empty(len(prompts), 77, device="meta"),)))
+    objective = Objective(SimpleNamespace(device=META, model=model, prompts=prompts))
+    batch = Batch(pictures("rxz dog"), pictures("dog"), 1)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    inputs = objective.inputs(batch)
+    pinned = {tensor.data_ptr() for each in (batch.instance, batch.prior) for tensor in (each.latents, each.noise, each.timesteps)}
+    assert {pointer for pointer, _ in left} == pinned and all(non_blocking for _, non_blocking in left)
+    (part,) = inputs.parts
+    assert part.pictures.latents.shape == (2, 4, 8, 8) and part.pictures.prompts == ("rxz dog", "dog")
+    assert all(tensor.is_meta for tensor in inputs.tensors())
+
+
+def test_prodigys_estimate_is_loaded_to_where_its_weights_are():
+    """A snapshot is read into RAM."""
+    kept = Prodigy([{"params": [torch.nn.Parameter(torch.ones(3))], "lr": 1.0}], 1.0, (0.9, 0.99), 1e-8, 0.0).state_dict()
+    there = Prodigy([{"params": [torch.nn.Parameter(torch.ones(3, device="meta"))], "lr": 1.0}], 1.0, (0.9, 0.99), 1e-8, 0.0)
+    there.load_state_dict(kept)
+    assert there.param_groups[0]["distance"].is_meta and there.param_groups[0]["numerator"].is_meta
+
+
+def test_few_gradients_wait_on_the_device_for_their_way_to_ram():
+    class Event:
+        waited = False
+
+        def synchronize(self):
+            self.waited = True
+
+    optimizer = OffloadedAdamW([{"params": [torch.nn.Parameter(torch.ones(3))], "lr": 1.0}], 1.0, (0.9, 0.99), 1e-8, 0.0)
+    events = [Event() for _ in range(8)]
+    for event in events:
+        optimizer._leaving.append((event, LEAVING_BYTES // 4))
+        optimizer._hold_up()
+        assert sum(LEAVING_BYTES // 4 for each in events[: events.index(event) + 1] if not each.waited) <= LEAVING_BYTES
+    assert [event.waited for event in events] == [True] * 4 + [False] * 4
+    optimizer.finish()
+    assert not optimizer._leaving
