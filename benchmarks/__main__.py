@@ -1,53 +1,95 @@
 """The engine's figures in one command, those that are promised first: python -m benchmarks [--minutes 9]
 
 On a GPU of 24 GB and more it takes some minutes; each table is printed as it comes, and what does not fit into --minutes is
-named. On a CPU only the leanest profile is measured at 64 px, and the packaged base's steps.
+named. On a CPU only the leanest profile is measured at 64 px, and the packaged base's steps. What trains needs torch,
+diffusers, transformers, accelerate, safetensors, psutil and Pillow, no network, and up to 30 GB of room for temporary files.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
+from dreambooth_ext.errors import DreamboothError
+from dreambooth_ext.models.family import SD1, SDXL, Family
+from dreambooth_ext.models.specimen import FULL, specimen
+
 Part = tuple[str, tuple[str, ...]]
+SD1_BASE, SDXL_BASE = "{sd1}", "{sdxl}"  # stand for files of full size with random weights, written once for all
 ON_A_GPU: tuple[Part, ...] = (
-    ("bench_memory", ("--profiles", "ultra", "low", "offload", "--steps", "3")),
-    ("bench_step", ("--batch", "1", "--steps", "40", "--speed-ups", "none", "graphs")),
-    ("bench_memory", ("--family", "sdxl", "--unet-only", "--profiles", "ultra", "--steps", "2")),
-    ("bench_step", ("--batch", "8", "16", "--steps", "20", "--speed-ups", "graphs", "none")),
-    ("bench_memory", ("--profiles", "balanced", "fast", "--steps", "3")),
-    ("bench_step", ("--batch", "1", "8", "--steps", "30", "--speed-ups", "compile")),
+    ("bench_memory", ("--base", SD1_BASE, "--profiles", "ultra", "low", "offload", "--steps", "8")),
+    ("bench_step", ("--base", SD1_BASE, "--batch", "1", "--steps", "40", "--speed-ups", "graphs", "none")),
+    ("bench_memory", ("--base", SDXL_BASE, "--family", "sdxl", "--unet-only", "--profiles", "ultra", "--steps", "5")),
+    ("bench_step", ("--base", SD1_BASE, "--batch", "16", "8", "--steps", "20", "--speed-ups", "graphs", "none")),
+    ("bench_step", ("--base", SD1_BASE, "--batch", "16", "--steps", "20", "--speed-ups", "compile", "--no-plain")),
+    ("bench_memory", ("--base", SD1_BASE, "--profiles", "balanced", "fast", "--steps", "8")),
+    ("bench_step", ("--base", SD1_BASE, "--batch", "1", "--steps", "40", "--speed-ups", "compile", "--no-plain")),
     ("bench_optimizer", ()),
 )
 ON_A_CPU: tuple[Part, ...] = (
-    ("bench_memory", ("--profiles", "ultra", "--resolution", "64", "--steps", "2")),
+    ("bench_memory", ("--profiles", "ultra", "--resolution", "64", "--steps", "4")),
     ("bench_step", ("--batch", "1", "4", "--steps", "30")),
     ("bench_optimizer", ("--millions", "10")),
 )
+TIDY_UP_S = 20  # a part that was told to stop has so long to remove its files
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.0)
     end = time.monotonic() + 60 * parser.parse_args().minutes
-    for name, flags in ON_A_GPU if torch.cuda.is_available() else ON_A_CPU:
-        call = [sys.executable, "-m", f"benchmarks.{name}", *flags]
-        print(f"\n$ python -m {' '.join(call[2:])}", flush=True)
-        left = end - time.monotonic()
-        if left < 1:
-            print("no time was left")
-            continue
+    on_gpu = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as name, ThreadPoolExecutor(1) as writer:
+        bases = {place: writer.submit(_written, family, Path(name)) for place, family in
+                 ((SD1_BASE, SD1), (SDXL_BASE, SDXL)) if on_gpu}  # the second while the first parts run
+        for part, flags in ON_A_GPU if on_gpu else ON_A_CPU:
+            _run(part, flags, bases, Path(name), end)
+
+
+def _written(family: Family, folder: Path) -> Path:
+    return specimen(family, size=FULL[family.key]).write(folder / f"{family.key}.safetensors", torch.float16)
+
+
+def _run(part: str, flags: tuple[str, ...], bases: dict[str, Future[Path]], folder: Path, end: float) -> None:
+    """One command, in a process group of its own, with its temporary files in `folder`, until `end` at the latest."""
+    print(f"\n$ python -m benchmarks.{part} {' '.join(flags)}", flush=True)
+    if end - time.monotonic() < 1:
+        print("no time was left", flush=True)
+        return
+    started = time.monotonic()
+    try:
+        words = [str(bases[flag].result()) if flag in bases else flag for flag in flags]
+    except (DreamboothError, OSError) as error:
+        print(f"failed: no base could be written ({error})", flush=True)
+        return
+    call = [sys.executable, "-m", f"benchmarks.{part}", *words]
+    process = subprocess.Popen(call, start_new_session=True, env={**os.environ, "TMPDIR": str(folder)})
+    try:
+        code = process.wait(max(1.0, end - time.monotonic()))
+        print(f"failed with code {code}" if code else f"({time.monotonic() - started:.0f} s)", flush=True)
+    except subprocess.TimeoutExpired:
+        print("cut off: no time was left", flush=True)
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """It and what it has started: neither the GPU nor its files may stay taken."""
+    for wish in (signal.SIGINT, signal.SIGKILL):
         try:
-            code = subprocess.run(call, check=False, timeout=left).returncode
-        except subprocess.TimeoutExpired:
-            print("cut off: no time was left", flush=True)
+            os.killpg(process.pid, wish)
+            process.wait(TIDY_UP_S)
+        except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
             continue
-        if code:
-            print(f"failed with code {code}", flush=True)
 
 
 if __name__ == "__main__":

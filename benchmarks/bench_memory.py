@@ -1,22 +1,27 @@
 """What each memory profile needs: bytes of weights, gradients and optimizer state by the estimate, and the measured peak.
 
     python -m benchmarks.bench_memory [--family sd1] [--profiles low ultra] [--resolution 512] [--steps 4] [--unet-only]
-                                      [--folder DIR]
+                                      [--base FILE] [--folder DIR]
 
-A base of full size with random weights is written to DIR (2.1 GB for SD 1.5) and removed afterwards. Each profile trains UNet
-and text encoder (or the UNet alone) with prior preservation, batch 1 + 1, in a process of its own, with one snapshot and one
-preview, at the family's own size. On a GPU the allocator's peak counts, on a CPU the peak of the process's anonymous memory
-above what it had after its imports.
+A base of full size with random weights is written to DIR (2.1 GB for SD 1.5) and removed afterwards, or FILE is taken. Each
+profile trains UNet and text encoder (or the UNet alone) with prior preservation, batch 1 + 1, in a process of its own, with one
+snapshot and one preview, at the family's own size. On a GPU the allocator's peak counts, on a CPU the peak of the process's
+anonymous memory above what it had after its imports. "in" is the phase that reached the peak. A profile that fails is told with
+the end of what it printed; the others are measured all the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +60,9 @@ def pictures(folder: Path, resolution: int) -> TrainingSet:
     return TrainingSet((images[0],), (images[1],))
 
 
-def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int, unet_only: bool) -> dict[str, float]:
-    """Bytes at the peak and seconds a step, in this process, which must have trained nothing before."""
+def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int, unet_only: bool) -> dict[str, Any]:
+    """Bytes at the peak, the phase in which it was reached and steps a second, in this process, which must have trained
+    nothing before."""
     import accelerate  # noqa: F401  part of the baseline, like all other imports
     import diffusers.models  # noqa: F401
     import transformers.models.clip.modeling_clip  # noqa: F401
@@ -65,27 +71,42 @@ def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int,
     config = settings(base, folder, profile, resolution, steps, unet_only)
     run = RunFolder.for_config(config)
     run.create(config)
-    paces: list[float] = []
+    times: list[float] = []
+    peaks: list[tuple[int, str]] = []
+    memory = None if torch.cuda.is_available() else AnonymousMemory()
+
+    def most() -> int:
+        return torch.cuda.max_memory_allocated() if memory is None else memory.added
 
     def hear(report: Report) -> None:
-        if "steps_per_s" in report.figures:
-            paces.append(report.figures["steps_per_s"])
+        if "loss" in report.figures:
+            times.append(time.perf_counter())
+        if report.phase != "log":
+            phase = "snapshot, preview" if report.image is not None else report.phase
+            peaks.append((most(), phase))
 
-    on_gpu = torch.cuda.is_available()
-    with AnonymousMemory() as memory:
+    with memory or nullcontext():
         train(config, load_checkpoint(base, dtypes=loaded_dtypes(config)), pictures(folder, resolution), run, Progress(hear))
-    peak = torch.cuda.max_memory_allocated() if on_gpu else memory.added
-    return {"peak": peak, "steps_per_s": paces[-1] if paces else 0.0}
+    peak = most()
+    return {"peak": peak, "phase": next((phase for bytes_, phase in peaks if bytes_ >= peak), "result"),
+            "steps_per_s": pace(times)}
 
 
-def in_a_process(base: Path, folder: Path, profile: str, resolution: int, steps: int, unet_only: bool) -> dict[str, float]:
+def pace(times: list[float]) -> float | None:
+    """Steps a second from the first step's end on; the last two are told only after the validation loss that follows them."""
+    return (len(times) - 3) / (times[-3] - times[0]) if len(times) > 3 else None
+
+
+def in_a_process(base: Path, folder: Path, profile: str, resolution: int, steps: int, unet_only: bool) -> dict[str, Any]:
     """What `measure` finds, or {"fault": sentence}."""
     place = folder / profile
     place.mkdir()
     call = [sys.executable, "-m", "benchmarks.bench_memory", "--child", str(base), str(place), profile, str(resolution), str(steps)]
     call += ["--unet-only"] if unet_only else []
     done = subprocess.run(call, capture_output=True, text=True, check=False)
+    shutil.rmtree(place)  # up to 19 GB
     if done.returncode:
+        print("\n".join(done.stderr.splitlines()[-20:]), file=sys.stderr, flush=True)
         return {"fault": (done.stderr.strip().splitlines() or ["no output"])[-1]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -97,6 +118,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=None)
     parser.add_argument("--unet-only", action="store_true", help="leave the text encoders as they are")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--base", type=Path, default=None)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--child", nargs=5, default=None, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
@@ -108,19 +130,24 @@ def main() -> None:
     side = parsed.resolution or family.resolution
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     with tempfile.TemporaryDirectory(dir=parsed.folder) as name:
-        base = specimen(family, size=FULL[family.key]).write(Path(name) / "base.safetensors", torch.float16)
+        base = parsed.base or specimen(family, size=FULL[family.key]).write(Path(name) / "base.safetensors", torch.float16)
         trained = "UNet alone" if parsed.unet_only else "UNet and text encoders"
         print(f"{family.name}, {trained}, {side} px, batch 1 + 1, {parsed.steps} steps, on {where}. All in GiB.")
-        head = ("profile", "weights", "gradients", "optimizer", "activations", "sum", "measured", "steps/s")
+        head = ("profile", "weights", "gradients", "optimizer", "activations", "sum", "measured", "steps/s", "in")
         print("".join(f"{word:>13}" for word in head), flush=True)
-        for profile in parsed.profiles:
-            config = settings(base, Path(name), profile, side, parsed.steps, parsed.unet_only)
-            row = next(row for row in estimate(config) if row.profile == profile)
+        config = settings(base, Path(name), parsed.profiles[0], side, parsed.steps, parsed.unet_only)
+        for profile, row in zip(parsed.profiles, estimate(config, profiles=parsed.profiles), strict=True):
             found = in_a_process(base, Path(name), profile, side, parsed.steps, parsed.unet_only)
             parts = (row.weights, row.gradients, row.optimizer_state, row.activations)
             counted = "".join(f"{value / GIB:13.2f}" for value in (*parts, sum(parts)))
-            seen = found["fault"] if "fault" in found else f"{found['peak'] / GIB:13.2f}{found['steps_per_s']:13.3f}"
-            print(f"{profile:>13}{counted}{seen}", flush=True)
+            print(f"{profile:>13}{counted}{told(found)}", flush=True)
+
+
+def told(found: dict[str, Any]) -> str:
+    if "fault" in found:
+        return f"  failed: {found['fault']}"
+    rate = "-" if found["steps_per_s"] is None else f"{found['steps_per_s']:.3f}"
+    return f"{found['peak'] / GIB:13.2f}{rate:>13}  {found['phase']}"
 
 
 if __name__ == "__main__":

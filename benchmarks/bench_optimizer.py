@@ -17,6 +17,7 @@ import torch
 from dreambooth_ext.config import TrainConfig
 from dreambooth_ext.training.memory import Plan
 from dreambooth_ext.training.optimizer import OPTIMIZERS
+from dreambooth_ext.training.optimizers.chunked import ChunkedOptimizer
 
 Maker = Callable[[list[dict]], torch.optim.Optimizer]
 
@@ -44,16 +45,18 @@ def measure(make: Maker, dtype: torch.dtype, millions: float, repeats: int, devi
     """(seconds of the best update, bytes of state a parameter)"""
     side = int((millions * 5e5) ** 0.5)
     shapes = [(side, side), (max(1, side // 3), max(1, side // 3), 3, 3)]
-    draws = torch.Generator().manual_seed(0)
-    weights = [torch.nn.Parameter(torch.randn(shape, generator=draws).to(device, dtype)) for shape in shapes]
+    draws = torch.Generator(device).manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape, generator=draws, device=device).to(dtype)) for shape in shapes]
     optimizer = make([{"params": weights, "name": "unet", "lr": 1e-6}])
     best = float("inf")
     for _ in range(repeats + 1):  # the first makes the state
         for weight in weights:
-            weight.grad = torch.randn(weight.shape, generator=draws).to(device, dtype) * 1e-3
+            weight.grad = torch.randn(weight.shape, generator=draws, device=device).to(dtype) * 1e-3
         synchronize(device)
         started = time.perf_counter()
         optimizer.step()
+        if isinstance(optimizer, ChunkedOptimizer):
+            optimizer.finish()  # the offloaded one goes on in a thread
         synchronize(device)
         best = min(best, time.perf_counter() - started)
     count = sum(weight.numel() for weight in weights)

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import torch
 
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.dataset.manifest import TrainingSet
+from dreambooth_ext.errors import DreamboothError
 from dreambooth_ext.models.conversion import convert
 from dreambooth_ext.models.family import SD1
 from dreambooth_ext.models.load import StableDiffusion, load_checkpoint
@@ -41,24 +43,32 @@ from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.training.data import pixels_of
 from dreambooth_ext.training.estimate import weightless
 from dreambooth_ext.training.loop import train
+from dreambooth_ext.training.memory import release
 
 from .bench_memory import pictures
 
 PROMPTS = ("rxz dog", "dog")
 WARM_UP = 5
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "4090": 165.0, "3090": 71.0}  # dense bf16, by the makers' sheets
+# Dense bf16, by the makers' sheets; the first name that the card's holds.
+PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200 NVL": 835.0, "H200": 989.0, "A100": 312.0, "4090": 165.0,
+               "3090": 71.0}
+
+
+class Enough(Exception):
+    """Ends a run whose steps were timed: no model is written, which would take longer than its steps."""
 
 
 def ours(
     base: Path, folder: Path, dataset: TrainingSet, batch: int, steps: int, profile: str, speed_up: str
 ) -> tuple[float, float]:
-    """Steps a second of the engine from the `WARM_UP`th step on, its caches made before; and what beginning took, in seconds."""
+    """Steps a second of the engine over `steps` steps after `WARM_UP` of them, its caches made before; and what beginning took,
+    in seconds."""
     config = TrainConfig(
         base=str(base), concepts=(Concept(instance_dir=str(folder), token="rxz", class_noun="dog"),),
         output_name=f"ours-{batch}-{speed_up}",
-        runs_dir=str(folder / "runs"), models_dir=str(folder / "models"), resolution=dataset.instance[0].width, steps=steps,
-        train_batch_size=batch, memory_profile=profile, speed_up=speed_up, preview_steps=0, snapshot_every=10 * steps,
-        validation_every=10 * steps)
+        runs_dir=str(folder / "runs"), models_dir=str(folder / "models"), resolution=dataset.instance[0].width,
+        steps=10 * (WARM_UP + steps), train_batch_size=batch, memory_profile=profile, speed_up=speed_up, preview_steps=0,
+        snapshot_every=10 * (WARM_UP + steps), validation_every=10 * (WARM_UP + steps))
     run = RunFolder.for_config(config)
     run.create(config)
     times: list[float] = []
@@ -66,11 +76,15 @@ def ours(
     def hear(report: Report) -> None:
         if "loss" in report.figures or (report.phase == "training" and not times):
             times.append(now())
+        if len(times) > WARM_UP + steps:
+            raise Enough
 
     many = TrainingSet(dataset.instance * batch, dataset.prior * batch)
-    train(config, load_checkpoint(base), many, run, Progress(hear))
-    # The last step carries the validation loss and what follows the loop; it does not count.
-    a_step = (times[-2] - times[WARM_UP]) / (len(times) - 2 - WARM_UP)
+    try:
+        train(config, load_checkpoint(base), many, run, Progress(hear))
+    except Enough as enough:
+        traceback.clear_frames(enough.__traceback__)  # they hold what is on the device
+    a_step = (times[WARM_UP + steps] - times[WARM_UP]) / steps
     return 1 / a_step, times[WARM_UP] - times[0] - WARM_UP * a_step
 
 
@@ -178,6 +192,18 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return now() - started
 
 
+def tried(work: Callable[[], Any]) -> Any:
+    """What `work` gives, or why it gave nothing: the other rows can still be had. What it took is given back."""
+    try:
+        return work()
+    except (DreamboothError, RuntimeError) as error:
+        traceback.print_exc()
+        traceback.clear_frames(error.__traceback__)
+        return f"failed: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    finally:
+        release()
+
+
 def tflop_of_an_image(model: StableDiffusion, side: int) -> float:
     """Forward and backward pass of the UNet over one picture of `side` px, in 1e12 operations; counted on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -197,6 +223,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--profile", default="fast" if torch.cuda.is_available() else "none")
     parser.add_argument("--speed-ups", nargs="+", choices=["none", "graphs", "compile"], default=["none"])
+    parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave the plain loop out")
     parser.add_argument("--peer-script", type=Path, default=None)
     parser.add_argument("--peak-tflops", type=float, default=None, help="of the card in bf16, for the MFU (known for some cards)")
     parsed = parser.parse_args()
@@ -217,11 +244,17 @@ def main() -> None:
               f"{'MFU':>8}", flush=True)
         for batch in parsed.batch:
             work = 2 * batch * an_image
-            others = f"{plain(base, dataset, batch, parsed.steps):10.2f}"
+            pace = tried(lambda batch=batch: plain(base, dataset, batch, parsed.steps)) if parsed.plain else "-"
+            others = f"{pace:>10}" if isinstance(pace, str) else f"{pace:10.2f}"
             others += f"{peer(parsed.peer_script, base, folder, dataset, batch, parsed.steps + WARM_UP):10.2f}" \
                 if parsed.peer_script else f"{'-':>10}"
             for speed_up in parsed.speed_ups:
-                rate, begins = ours(base, folder, dataset, batch, parsed.steps + WARM_UP + 2, parsed.profile, speed_up)
+                found = tried(lambda batch=batch, speed_up=speed_up: ours(base, folder, dataset, batch, parsed.steps,
+                                                                          parsed.profile, speed_up))
+                if isinstance(found, str):
+                    print(f"{batch:>6}{speed_up:>10}  {found}", flush=True)
+                    continue
+                rate, begins = found
                 tflops = work * rate
                 share = f"{tflops / peak:8.1%}" if peak else f"{'-':>8}"
                 paces = f"{begins:11.1f}{rate:10.2f}{others}"
