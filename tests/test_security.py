@@ -358,7 +358,8 @@ def test_what_is_offered_for_download_is_alone_in_its_folder(service, run):
 def test_weights_of_snapshots_are_plain_tensors(tmp_path):
     """What we write ourselves passes the strict reader: nobody is taught to read it in another way."""
     state = {"step": 3, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}
-    folder = checkpoint.write(tmp_path, 3, lambda folder: None, {"unet": {"a": torch.ones(2)}}, state, keep=2)
+    kept = checkpoint.Kept({"unet": {"a": torch.ones(2)}}, state, lambda folder: None, model_bytes=0, in_folder=False)
+    folder = checkpoint.write(tmp_path, 3, kept, keep=2)
     weights, read = checkpoint.read(folder)
     assert read["step"] == 3 and torch.equal(weights["unet"]["a"], torch.ones(2))
 

@@ -52,6 +52,13 @@ def save_part(module: Any, folder: Path, part: str) -> None:
     write_part(module, folder, part, [output_of(folder_name(part, ours), value) for ours, value in tensors_of(module).items()])
 
 
+def saved_part(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    """A network's tensors by our names, exactly as `save_part` wrote them. Raises KeyError, OSError, SafetensorError."""
+    from safetensors.torch import load_file
+
+    return {canonical(name): tensor for name, tensor in load_file(folder / WEIGHT_FILES[part]).items()}
+
+
 def write_part(module: Any, folder: Path, part: str, outputs: Sequence[Output], wrote: Wrote = lambda count: None) -> None:
     """The configuration of a network, whose module may be weightless, and these tensors as its weights."""
     (folder / part).mkdir(parents=True, exist_ok=True)

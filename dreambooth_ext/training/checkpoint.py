@@ -1,8 +1,11 @@
 """Snapshots of a run: everything that the next step depends on, and what would be published at that point.
 
     step-000100/                    a folder of diffusers' format (the average, if one is kept); for a LoRA lora.safetensors
-    step-000100/trained/unet.safetensors, ...    the trained weights
+    step-000100/trained/unet.safetensors, ...    the trained weights, where they are not those of the folder
     step-000100/state.pt            optimizer, scaler, EMA; tensors and numbers only
+
+A snapshot's files are its own, those of networks that never change, too: as hard links to an older snapshot's they would cost
+nothing, but whoever writes over one of them (as `safetensors.torch.save_file` does, in place) would change all snapshots.
 """
 
 from __future__ import annotations
@@ -19,9 +22,26 @@ import torch
 from ..errors import ResumeError
 from ..files import remove_folder, replace_folder, require_space
 from ..models.checkpoint_writer import output_of, write_safetensors
+from ..models.diffusers_folder import saved_part
 
 NAME = re.compile(r"step-(\d{6,})")
+IN_FOLDER = "in_folder"  # in the state: the parts whose trained weights are those of the folder
 Weights = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a snapshot is written from; of split networks it is empty but in the first process.
+
+    `save_model` writes what would be published into the folder that it is given, `model_bytes` large. `in_folder`: the
+    trained `weights` are among it, as they are, and stand there alone.
+    """
+
+    weights: Weights
+    state: Mapping[str, Any]
+    save_model: Callable[[Path], None]
+    model_bytes: int
+    in_folder: bool
 
 
 def folder_of(checkpoints_dir: Path, step: int) -> Path:
@@ -36,21 +56,19 @@ def snapshots(checkpoints_dir: Path) -> list[tuple[int, Path]]:
     return sorted((step, path) for step, path in found if (path / "state.pt").is_file())
 
 
-def write(checkpoints_dir: Path, step: int, save_model: Callable[[Path], None], trained: Weights,
-          state: Mapping[str, Any], keep: int) -> Path:
-    """Write a snapshot whole or not at all; older ones beyond `keep` (0: all are kept) go once it is safe.
-
-    `save_model` writes what would be published into the folder that it is given.
-    """
-    require_space(checkpoints_dir, 2 * _size(trained) + _size(state), "A snapshot")
+def write(checkpoints_dir: Path, step: int, kept: Kept, keep: int) -> Path:
+    """Write a snapshot whole or not at all; older ones beyond `keep` (0: all are kept) go once it is safe."""
+    apart: Weights = {} if kept.in_folder else kept.weights
+    state = {**kept.state, IN_FOLDER: [part for part in kept.weights if part not in apart]}
+    require_space(checkpoints_dir, kept.model_bytes + bytes_of(apart) + bytes_of(state), "A snapshot")
 
     def fill(folder: Path) -> None:
-        save_model(folder)
-        (folder / "trained").mkdir()
-        for part, weights in trained.items():
+        kept.save_model(folder)
+        for part, weights in apart.items():
+            (folder / "trained").mkdir(exist_ok=True)
             with (folder / "trained" / f"{part}.safetensors").open("wb") as stream:
                 write_safetensors(stream, [output_of(name, tensor) for name, tensor in weights.items()], {"format": "pt"})
-        torch.save(dict(state), folder / "state.pt")
+        torch.save(state, folder / "state.pt")
 
     folder = folder_of(checkpoints_dir, step)
     replace_folder(folder, fill)
@@ -61,13 +79,17 @@ def write(checkpoints_dir: Path, step: int, save_model: Callable[[Path], None], 
 
 
 def read(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """A snapshot's trained weights and its state. Raises ResumeError if it is damaged."""
+    """A snapshot's trained weights and its state. Raises ResumeError if it is damaged.
+
+    Earlier versions wrote all weights to `trained`, and nothing about it into the state.
+    """
     from safetensors.torch import load_file
 
     try:
         _require_tensors_alone(folder / "state.pt")
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         weights = {path.stem: load_file(path) for path in sorted((folder / "trained").glob("*.safetensors"))}
-        return weights, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        return weights | {part: saved_part(folder, part) for part in state.get(IN_FOLDER, ())}, state
     except Exception as error:
         raise ResumeError(f"{folder.name} is to be continued", f"it cannot be read ({type(error).__name__}: {error})",
                           "Delete that snapshot to go on from the one before it.") from error
@@ -107,9 +129,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     return read(folder)[1]
 
 
-def _size(value: Any) -> int:
+def bytes_of(value: Any) -> int:
+    """What the tensors in it take on disk."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, Mapping):
-        return sum(_size(entry) for entry in value.values())
-    return sum(_size(entry) for entry in value) if isinstance(value, (list, tuple)) else 0
+        return sum(bytes_of(entry) for entry in value.values())
+    return sum(bytes_of(entry) for entry in value) if isinstance(value, (list, tuple)) else 0

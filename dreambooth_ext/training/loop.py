@@ -238,8 +238,7 @@ class _Loop:
         kept = session.kept(step)
         if self._writes:
             self._patiently(self._run.sync_metrics)
-            self._patiently(lambda: checkpoint.write(
-                self._run.checkpoints_dir, step, kept.save_model, kept.weights, kept.state, self._config.keep_snapshots))
+            self._patiently(lambda: checkpoint.write(self._run.checkpoints_dir, step, kept, self._config.keep_snapshots))
         self._snapshot_step = step
         session.accelerator.wait_for_everyone()
         self._clock = time.perf_counter()

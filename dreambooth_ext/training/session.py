@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..models.networks import tensors_of
 from ..ram import trim_heap
 from . import optimizer as optimizers
 from . import upcast
+from .checkpoint import Kept, Weights, bytes_of
 from .conditioning import Prompts, freeze_unread
 from .ema import Ema
 from .figures import Figures
@@ -27,15 +28,6 @@ from .schedule import lr_factor
 from .sharding import Sharding, clipped
 
 TEXT_ENCODER = "text_encoder"
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a snapshot is written from; of split networks it is empty but in the first process."""
-
-    weights: dict[str, dict[str, torch.Tensor]]
-    state: dict[str, Any]
-    save_model: Callable[[Path], None]
 
 
 class Session:
@@ -226,7 +218,7 @@ class Session:
     def kept(self, step: int) -> Kept:
         """What a snapshot is to hold. Split networks are joined for it: all processes call this."""
         if self.sharding is None:
-            return Kept(self.trained_weights(), self.state_dict(step), self.save_model)
+            return self._kept(self.trained_weights(), self.state_dict(step), self.save_model)
         return self._kept_of_split(self.sharding, step)
 
     def _kept_of_split(self, sharding: Sharding, step: int) -> Kept:
@@ -243,7 +235,13 @@ class Session:
             finally:
                 sharding.forget_whole()
 
-        return Kept(weights, state, save_model)
+        return self._kept(weights, state, save_model)
+
+    def _kept(self, weights: Weights, state: dict[str, Any], save_model: Callable[[Path], None]) -> Kept:
+        """What is published are the trained tensors themselves, unless it is their averages or a LoRA's file."""
+        frozen = () if self.lora is not None else (module for part, module in self.model.parts.items() if part not in self.modules)
+        model_bytes = bytes_of(weights) + sum(bytes_of(tensors_of(module)) for module in frozen)
+        return Kept(weights, state, save_model, model_bytes, in_folder=self.ema is None and self.lora is None)
 
     def trained_weights(self) -> dict[str, dict[str, torch.Tensor]]:
         """The trained tensors by file and name; names do not depend on the installed libraries."""

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth_ext.cli import BAD_INPUT, DONE, run
 from dreambooth_ext.models.checkpoint_file import open_checkpoint
-from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES
+from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES, save_part, saved_part
 from dreambooth_ext.models.family import SD1, SD2, SDXL
 from dreambooth_ext.models.load import inspect, load_checkpoint, load_diffusers
 from dreambooth_ext.models.networks import tensors_of
@@ -92,6 +92,16 @@ def test_the_names_in_a_folder_do_not_depend_on_the_installed_transformers(folde
         names = set(load_file(folder / WEIGHT_FILES[row.part]))
         assert all(name.startswith(("text_model.", "text_projection.")) for name in names)
         assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in names
+
+
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
+def test_a_network_that_was_saved_is_read_back_by_our_names_bit_for_bit(folders, family, tmp_path, dtype):
+    """Snapshots keep trained weights in this form alone. The number of names in the file is that of our names: none meet."""
+    model = load_checkpoint(folders(family.key)[0]).to(dtype=dtype)
+    for part, module in model.parts.items():
+        save_part(module, tmp_path, part)
+        require_same(tensors_of(module), saved_part(tmp_path, part))
+        assert len(load_file(tmp_path / WEIGHT_FILES[part])) == len(tensors_of(module))
 
 
 def test_precision_is_changed_on_request_for_weights_alone(specimens, tmp_path):
