@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from dreambooth_ext.models.family import SD1, SDXL
 from dreambooth_ext.models.specimen import Size, specimen
-from dreambooth_ext.training import sharding
+from dreambooth_ext.training import checkpoint, sharding
 
 pytestmark = pytest.mark.skipif(not sharding.runs_on("cpu"), reason=f"FSDP of torch {torch.__version__} runs on GPUs alone")
 FSDP = {"ACCELERATE_USE_FSDP": "true"}
@@ -97,6 +97,10 @@ def test_snapshots_of_split_networks_are_those_of_whole_ones(room):
     for name in names:
         if name.suffix == ".safetensors":
             require_close(load_file(ours / name), load_file(theirs / name))
+    weights, expected = (checkpoint.read(folder)[0] for folder in (ours, theirs))
+    assert weights.keys() == expected.keys() and "text_encoder" in weights
+    for part, each in expected.items():
+        require_close(weights[part], each)
     split, whole = (torch.load(folder / "state.pt", weights_only=True) for folder in (ours, theirs))
     assert split.keys() == whole.keys()
     assert split["optimizer"]["param_groups"] == whole["optimizer"]["param_groups"]
