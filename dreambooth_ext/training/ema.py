@@ -22,8 +22,12 @@ class Ema:
     def update(self) -> None:
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(self.shadows, [parameter.detach().to(shadow) for shadow, parameter in
-                                            zip(self.shadows, self._parameters, strict=True)], 1 - decay)
+        pairs = [(shadow, parameter.detach()) for shadow, parameter in zip(self.shadows, self._parameters, strict=True)]
+        if all((own.device, own.dtype) == (shadow.device, shadow.dtype) for shadow, own in pairs):
+            torch._foreach_lerp_(self.shadows, [own for _, own in pairs], 1 - decay)
+            return
+        for shadow, own in pairs:  # one after the other: their copies together would be as large as the networks
+            shadow.lerp_(own.to(shadow), 1 - decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

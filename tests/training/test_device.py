@@ -1,6 +1,7 @@
 """What a GPU asks of a run, shown where there is none: torch's meta device stands for it."""
 
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from dreambooth_ext.models.text_encoder import Conditioning
 from dreambooth_ext.training import conditioning, memory, preview
+from dreambooth_ext.training.activations import peak_bytes
 from dreambooth_ext.training.conditioning import Prompts, Texts
 from dreambooth_ext.training.data import Batch, Pictures
+from dreambooth_ext.training.ema import Ema
 from dreambooth_ext.training.objective import Objective
 from dreambooth_ext.training.optimizers.offloaded import LEAVING_BYTES, OffloadedAdamW
 from dreambooth_ext.training.optimizers.prodigy import Prodigy
@@ -133,6 +136,36 @@ def test_prodigys_estimate_is_loaded_to_where_its_weights_are():
     assert there.param_groups[0]["distance"].is_meta and there.param_groups[0]["numerator"].is_meta
 
 
+class Elsewhere(torch.nn.Parameter):
+    """Says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_weights_that_are_updated_from_afar_are_those_updated_in_place(monkeypatch):
+    """The way through pinned memory, streams and a thread, with the streams left out."""
+    stream = SimpleNamespace(device=torch.device("cpu"), wait_stream=lambda other: None)
+    event = SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
+    for name, stand_in in {"Stream": lambda device: stream, "current_stream": lambda device: stream, "Event": lambda: event,
+                           "stream": lambda each: nullcontext(), "device": lambda each: nullcontext()}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **named: empty(*shape, **named))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    ends = []
+    for kind in (torch.nn.Parameter, Elsewhere):
+        draws = torch.Generator().manual_seed(0)
+        weights = [kind(torch.randn(shape, generator=draws).bfloat16()) for shape in ((40, 30), (7,), (4, 3, 3, 3))]
+        optimizer = OffloadedAdamW([{"params": weights, "lr": 0.01}], 0.01, (0.9, 0.99), 1e-8, 0.02)
+        for _ in range(5):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=draws).bfloat16()
+            optimizer.step()
+            optimizer.finish()
+        ends.append([weight.detach().clone() for weight in weights])
+    assert all(torch.equal(here, there) for here, there in zip(*ends, strict=True))
+
+
 def test_few_gradients_wait_on_the_device_for_their_way_to_ram():
     class Event:
         waited = False
@@ -149,3 +182,8 @@ def test_few_gradients_wait_on_the_device_for_their_way_to_ram():
     assert [event.waited for event in events] == [True] * 4 + [False] * 4
     optimizer.finish()
     assert not optimizer._leaving
+
+
+def test_averages_of_narrower_weights_widen_one_at_a_time():
+    weights = [torch.nn.Parameter(torch.empty(1000, dtype=torch.bfloat16, device="meta")) for _ in range(8)]
+    assert peak_bytes(Ema(weights, 0.9).update) <= 4 * 1000
