@@ -84,6 +84,9 @@ def _run(part: str, flags: tuple[str, ...], bases: dict[str, Future[Path]], fold
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """It and what it has started: neither the GPU nor its files may stay taken."""
+    if os.name == "nt":  # has no such groups
+        process.kill()
+        return
     for wish in (signal.SIGINT, signal.SIGKILL):
         try:
             os.killpg(process.pid, wish)

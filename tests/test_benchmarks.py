@@ -1,0 +1,93 @@
+"""The command that measures everything in one go, whatever its parts do."""
+
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+import benchmarks.__main__ as command
+
+# A part that writes a temporary file and starts another process; then it fails, or never ends.
+PART = """
+import subprocess, sys, tempfile, time
+open(tempfile.mkstemp(prefix="left-by-a-part-")[1], "w").close()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+if sys.argv[1] == "fails":
+    sys.exit(7)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def parts(tmp_path, monkeypatch):
+    """The processes that the command starts find such a part in a package of its name."""
+    package = tmp_path / "package" / "benchmarks"
+    package.mkdir(parents=True)
+    (package / "part.py").write_text(PART, encoding="utf-8")
+    monkeypatch.chdir(package.parent)
+
+
+def told(capfd):
+    return [line for line in capfd.readouterr().out.splitlines() if line]
+
+
+def is_gone(process):
+    status = Path(f"/proc/{process}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def require_gone(process):
+    deadline = time.monotonic() + 60
+    while not is_gone(process):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_part_that_fails_is_told_and_what_it_started_is_ended(tmp_path, capfd):
+    command._run("part", ("fails",), {}, tmp_path, time.monotonic() + 600)
+    first, child, last = told(capfd)
+    assert (first, last) == ("$ python -m benchmarks.part fails", "failed with code 7")
+    assert len(list(tmp_path.glob("left-by-a-part-*"))) == 1  # where the command removes it
+    require_gone(int(child.split()[1]))
+
+
+def test_no_part_runs_beyond_the_time_that_was_given(tmp_path, capfd):
+    command._run("part", ("never ends",), {}, tmp_path, time.monotonic() + 1.5)
+    command._run("part", ("is not begun",), {}, tmp_path, time.monotonic())
+    lines = [line for line in told(capfd) if not line.startswith("child")]
+    assert lines == ["$ python -m benchmarks.part never ends", "cut off: no time was left",
+                     "$ python -m benchmarks.part is not begun", "no time was left"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+def test_a_part_that_is_stopped_takes_along_what_it_started(tmp_path):
+    call = [sys.executable, "-m", "benchmarks.part", "never ends"]
+    process = subprocess.Popen(call, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline().split()[1])
+    command._stop(process)
+    process.stdout.close()
+    assert process.returncode is not None
+    require_gone(child)
+
+
+def test_a_base_that_cannot_be_written_is_told(tmp_path, capfd):
+    base = Future()
+    base.set_exception(OSError("no space left"))
+    command._run("bench_memory", ("--base", command.SD1_BASE), {command.SD1_BASE: base}, tmp_path, time.monotonic() + 60)
+    assert told(capfd)[-1] == "failed: no base could be written (no space left)"
+
+
+def test_the_commands_know_the_flags_that_they_get_on_a_gpu():
+    """What they do not know would only be found where a GPU is lent."""
+    for name in dict(command.ON_A_GPU):
+        known = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--help"], capture_output=True, text=True, check=True,
+                               cwd=Path(command.__file__).parents[1])
+        asked = {flag for part, flags in command.ON_A_GPU if part == name for flag in flags if flag.startswith("--")}
+        assert {flag for flag in asked if flag in known.stdout} == asked, name
