@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.0)
     end = time.monotonic() + 60 * parser.parse_args().minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # by the way that removes files and ends processes
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as name, ThreadPoolExecutor(1) as writer:
         bases = {place: writer.submit(_written, family, Path(name)) for place, family in
@@ -68,7 +69,7 @@ def _run(part: str, flags: tuple[str, ...], bases: dict[str, Future[Path]], fold
     started = time.monotonic()
     try:
         words = [str(bases[flag].result()) if flag in bases else flag for flag in flags]
-    except (DreamboothError, OSError) as error:
+    except (DreamboothError, OSError, ImportError) as error:
         print(f"failed: no base could be written ({error})", flush=True)
         return
     call = [sys.executable, "-m", f"benchmarks.{part}", *words]
