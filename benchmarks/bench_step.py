@@ -199,7 +199,7 @@ def tried(work: Callable[[], Any]) -> Any:
     except (DreamboothError, RuntimeError) as error:
         traceback.print_exc()
         traceback.clear_frames(error.__traceback__)
-        return f"failed: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     finally:
         release()
 

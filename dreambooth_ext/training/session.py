@@ -137,8 +137,11 @@ class Session:
     def update(self) -> None:
         """One optimizer step."""
         if self._fused is None:
+            scaler = self.accelerator.scaler
+            before = 0.0 if scaler is None else scaler.get_scale()
             self.optimizer.step()
-            self._skipped += bool(getattr(self.optimizer, "step_was_skipped", False))
+            # Accelerate counts calls that were left out; a fused optimizer is called, and leaves the weights as they are.
+            self._skipped += scaler is not None and scaler.get_scale() < before
             self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
