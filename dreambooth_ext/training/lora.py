@@ -69,8 +69,8 @@ class Lora:
         found: dict[str, torch.Tensor] = {}
         for name, layer in self._layers.items():
             adapter = layer.lora
-            found[f"{name}.lora_down.weight"] = adapter.down.weight.detach().cpu().clone()
-            found[f"{name}.lora_up.weight"] = adapter.up.weight.detach().cpu().clone()
+            found[f"{name}.lora_down.weight"] = adapter.down.weight.detach().cpu().clone(memory_format=torch.contiguous_format)
+            found[f"{name}.lora_up.weight"] = adapter.up.weight.detach().cpu().clone(memory_format=torch.contiguous_format)
             found[f"{name}.alpha"] = torch.tensor(float(adapter.alpha))
         return found
 

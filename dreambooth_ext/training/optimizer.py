@@ -40,6 +40,19 @@ def build(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimi
     return OPTIMIZERS[plan.optimizer].build(groups, config, plan)
 
 
+@torch.no_grad()
+def lay_out(optimizer: Any) -> None:
+    """Let moments that were loaded lie in memory as their weights do.
+
+    torch's fused AdamW goes over both in the order of memory: it refuses other layouts on a GPU, and mistakes them on a CPU.
+    A state that several processes had in pieces, say, is joined without a layout.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def _adamw(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
     if plan.weights == "bf16":  # torch's own would lose updates by rounding to nearest
         return AdamW(groups, **_adam_arguments(config))

@@ -81,6 +81,9 @@ class Session:
         if not whole:
             self.lora = Lora(self.modules, config.lora_rank, config.lora_alpha, config.lora_conv_rank, config.seed)
             freeze_unread(self.model, config.clip_skip)
+            if plan.channels_last:  # adapters too: torch 2.1's fused AdamW refuses gradients of another layout
+                for module in self.modules.values():
+                    module.to(memory_format=torch.channels_last)
         if plan.sharded:
             self.sharding = Sharding(self.modules, self.device)
         return early or self._build_optimizer()
@@ -275,6 +278,7 @@ class Session:
         if self.sharding is not None:
             state = self._own_pieces(self.sharding, state)
         self.optimizer.load_state_dict(state["optimizer"])
+        optimizers.lay_out(self.optimizer)
         self._skipped = state["skipped"]
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from dreambooth_ext.models.text_encoder import Conditioning
-from dreambooth_ext.training import conditioning, memory, preview
+from dreambooth_ext.progress import Progress
+from dreambooth_ext.training import conditioning, memory, optimizer, passes, preview
 from dreambooth_ext.training.activations import peak_bytes
 from dreambooth_ext.training.conditioning import Prompts, Texts
 from dreambooth_ext.training.data import Batch, Pictures
 from dreambooth_ext.training.ema import Ema
+from dreambooth_ext.training.loop import train
 from dreambooth_ext.training.objective import Objective
 from dreambooth_ext.training.optimizers.offloaded import LEAVING_BYTES, OffloadedAdamW
 from dreambooth_ext.training.optimizers.prodigy import Prodigy
@@ -156,12 +158,12 @@ def test_weights_that_are_updated_from_afar_are_those_updated_in_place(monkeypat
     for kind in (torch.nn.Parameter, Elsewhere):
         draws = torch.Generator().manual_seed(0)
         weights = [kind(torch.randn(shape, generator=draws).bfloat16()) for shape in ((40, 30), (7,), (4, 3, 3, 3))]
-        optimizer = OffloadedAdamW([{"params": weights, "lr": 0.01}], 0.01, (0.9, 0.99), 1e-8, 0.02)
+        offloaded = OffloadedAdamW([{"params": weights, "lr": 0.01}], 0.01, (0.9, 0.99), 1e-8, 0.02)
         for _ in range(5):
             for weight in weights:
                 weight.grad = torch.randn(weight.shape, generator=draws).bfloat16()
-            optimizer.step()
-            optimizer.finish()
+            offloaded.step()
+            offloaded.finish()
         ends.append([weight.detach().clone() for weight in weights])
     assert all(torch.equal(here, there) for here, there in zip(*ends, strict=True))
 
@@ -173,17 +175,54 @@ def test_few_gradients_wait_on_the_device_for_their_way_to_ram():
         def synchronize(self):
             self.waited = True
 
-    optimizer = OffloadedAdamW([{"params": [torch.nn.Parameter(torch.ones(3))], "lr": 1.0}], 1.0, (0.9, 0.99), 1e-8, 0.0)
+    offloaded = OffloadedAdamW([{"params": [torch.nn.Parameter(torch.ones(3))], "lr": 1.0}], 1.0, (0.9, 0.99), 1e-8, 0.0)
     events = [Event() for _ in range(8)]
     for event in events:
-        optimizer._leaving.append((event, LEAVING_BYTES // 4))
-        optimizer._hold_up()
+        offloaded._leaving.append((event, LEAVING_BYTES // 4))
+        offloaded._hold_up()
         assert sum(LEAVING_BYTES // 4 for each in events[: events.index(event) + 1] if not each.waited) <= LEAVING_BYTES
     assert [event.waited for event in events] == [True] * 4 + [False] * 4
-    optimizer.finish()
-    assert not optimizer._leaving
+    offloaded.finish()
+    assert not offloaded._leaving
 
 
 def test_averages_of_narrower_weights_widen_one_at_a_time():
     weights = [torch.nn.Parameter(torch.empty(1000, dtype=torch.bfloat16, device="meta")) for _ in range(8)]
     assert peak_bytes(Ema(weights, 0.9).update) <= 4 * 1000
+
+
+def test_adapters_lie_as_the_networks_do(tiny_model, tiny_dataset, config, run, monkeypatch):
+    """On a GPU gradients take the layout of what they are gradients of, and torch 2.1's fused AdamW refuses any other."""
+    seen, make = [], passes.Pass.__init__
+
+    def look(self, session, objective):
+        seen.extend(weight for weight in session.trained_parameters() if weight.dim() == 4)
+        make(self, session, objective)
+
+    monkeypatch.setattr(passes.Pass, "__init__", look)
+    config = dataclasses.replace(config, steps=1, memory_profile="fast", lora_rank=2, lora_conv_rank=2)
+    train(config, tiny_model, tiny_dataset, run, Progress())
+    assert any(weight.shape[2:] == (1, 1) for weight in seen)
+    assert all(weight.stride() == torch.empty(weight.shape, memory_format=torch.channels_last).stride() for weight in seen)
+
+
+def test_moments_that_were_joined_without_a_layout_still_belong_to_their_weights():
+    """As the fused AdamW sees them, for which only the order of memory counts."""
+    def stepped(**arguments):
+        draws = torch.Generator().manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(8, 4, 3, 3, generator=draws).to(memory_format=torch.channels_last))
+        adamw = torch.optim.AdamW([weight], lr=0.1, **arguments)
+        for step in range(2):
+            weight.grad = torch.randn(8, 4, 3, 3, generator=draws).to(memory_format=torch.channels_last)
+            adamw.step()
+            if step == 0:
+                kept = adamw.state_dict()
+                for name in ("exp_avg", "exp_avg_sq"):
+                    kept["state"][0][name] = kept["state"][0][name].clone(memory_format=torch.contiguous_format)
+                adamw.load_state_dict(kept)
+                optimizer.lay_out(adamw)
+        assert all(adamw.state[weight][name].stride() == weight.stride() for name in ("exp_avg", "exp_avg_sq"))
+        return weight.detach()
+
+    fastest = {"fused": True} if optimizer._is_fused_on("cpu") else {"foreach": True}
+    assert torch.allclose(stepped(**fastest), stepped(foreach=False), atol=1e-5)
