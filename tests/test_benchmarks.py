@@ -85,7 +85,7 @@ def test_a_base_that_cannot_be_written_is_told(tmp_path, capfd):
 
 
 def test_the_commands_know_the_flags_that_they_get_on_a_gpu():
-    """What they do not know would only be found where a GPU is lent."""
+    """What they do not know would only be found on a GPU."""
     for name in dict(command.ON_A_GPU):
         known = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--help"], capture_output=True, text=True, check=True,
                                cwd=Path(command.__file__).parents[1])
