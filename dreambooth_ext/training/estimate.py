@@ -23,10 +23,14 @@ from .activations import peak_bytes
 from .lora import Lora
 from .memory import AUTO_ORDER, PROFILES, Plan, faults, free_bytes, plan_for, processes
 from .optimizer import OPTIMIZERS
+from .optimizers.chunked import CHUNK
+from .optimizers.fused import held_bytes
+from .optimizers.offloaded import LEAVING_BYTES
 
 GIB = 2**30
 CONTEXT_BYTES = {"cuda": int(0.5 * GIB)}  # what the driver takes for a process, whatever it does
-CHUNK_BYTES = 64 * 2**20  # an optimizer's temporaries
+TEMPORARY_BYTES = {"adamw_8bit": 48, "lion": 20}  # of an optimizer, for each number of a chunk, counted on the meta device
+OTHERS_TEMPORARY_BYTES = 16
 # Autocast keeps half-precision copies for matrix products, and fp32 ones for norms: measured against plain bf16.
 AUTOCAST_FACTOR = 1.6
 SHARE_OF_FREE = 0.95
@@ -139,11 +143,15 @@ def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers:
     learnt = [parameter for module in trained.values() for parameter in module.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() * (4 if config.lora_rank else width) for parameter in learnt]
     row = OPTIMIZERS[plan.optimizer]
+    chunk = min(CHUNK, max(each.numel() for each in learnt))
+    held = held_bytes(sum(sizes)) if config.max_grad_norm else 0
+    held += LEAVING_BYTES if plan.optimizer == "offloaded_adamw" and plan.device != "cpu" else 0
     pieces = processes() if plan.sharded else 1
     return Estimate(
         profile=plan.name, weights=(weights + (sum(sizes) if config.lora_rank else 0)) // pieces,
-        gradients=(max(sizes) if plan.fused_backward else sum(sizes)) // pieces,
-        optimizer_state=sum(row.state_bytes(tuple(parameter.shape)) for parameter in learnt) // pieces + CHUNK_BYTES,
+        gradients=(max(sizes) + held if plan.fused_backward else sum(sizes)) // pieces,
+        optimizer_state=sum(row.state_bytes(tuple(parameter.shape)) for parameter in learnt) // pieces
+                        + TEMPORARY_BYTES.get(plan.optimizer, OTHERS_TEMPORARY_BYTES) * chunk,
         averages=0 if plan.averages_in_ram or not config.ema_decay else 4 * sum(each.numel() for each in learnt) // pieces,
         activations=activations, caches=0, context=CONTEXT_BYTES.get(plan.device, 0), free=free,
         why_not="; ".join(fault.partition(": ")[2] for fault in faults(config)))

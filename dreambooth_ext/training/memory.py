@@ -48,7 +48,7 @@ class Plan:
         parts += [f"{self.autocast} autocast"] if self.autocast != "no" else []
         maker = f" of bitsandbytes {vendor.version_that_works(self.device)}" if self.eight_bit == BITSANDBYTES else ""
         parts += [self.optimizer.replace("_", " ") + maker]
-        parts += ["updated during the backward pass, gradients clipped tensor by tensor"] if self.fused_backward else []
+        parts += ["updated during the backward pass, gradients clipped by the norm foreseen"] if self.fused_backward else []
         parts += ["gradient checkpointing"] if self.gradient_checkpointing else []
         parts += [f"speed-up {self.speed_up}"] if self.speed_up != "none" else []
         parts += ["networks split over the processes (FSDP)"] if self.sharded else []

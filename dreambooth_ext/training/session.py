@@ -128,7 +128,7 @@ class Session:
     def gradient_norm(self) -> torch.Tensor:
         """Clip what was gathered by its global norm; returns the norm before that (0 if nothing is to be clipped)."""
         if self._fused is not None:
-            return self._fused.finish()  # done already, tensor by tensor
+            return self._fused.finish()  # done already, by the norm foreseen
         if not self.config.max_grad_norm:
             return torch.zeros((), device=self.device)
         if self.sharding is not None:
@@ -272,6 +272,7 @@ class Session:
         scaler = self.accelerator.scaler
         return {"step": step, "profile": self.plan.name, "eight_bit": self.plan.eight_bit, "skipped": self._skipped,
                 "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
+                "clipping": self._fused.state_dict() if self._fused is not None else None,
                 "scaler": scaler.state_dict() if scaler is not None else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -280,6 +281,8 @@ class Session:
         self.optimizer.load_state_dict(state["optimizer"])
         optimizers.lay_out(self.optimizer)
         self._skipped = state["skipped"]
+        if self._fused is not None and state.get("clipping"):  # earlier versions clipped otherwise
+            self._fused.load_state_dict(state["clipping"])
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from dreambooth_ext.training.optimizers.adafactor import Adafactor
 from dreambooth_ext.training.optimizers.adamw import AdamW
-from dreambooth_ext.training.optimizers.fused import FusedBackward
+from dreambooth_ext.training.optimizers.fused import FusedBackward, held_bytes
 from dreambooth_ext.training.optimizers.lion import Lion
 from dreambooth_ext.training.optimizers.offloaded import OffloadedAdamW
 from dreambooth_ext.training.optimizers.prodigy import D0, Prodigy
@@ -239,22 +241,60 @@ def test_the_fused_step_is_the_same_step_and_leaves_no_gradient():
     assert fused.weight.grad is not None
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_the_fused_step_limits_the_common_norm_by_equal_shares(scale):
-    draws = torch.Generator().manual_seed(0)
-    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((40, 30), (7,), (), (3, 4, 5, 6))]
-    gradients = [scale * torch.randn(weight.shape, generator=draws) for weight in weights]
+def fused_clipping(steps, limit):
+    """What FusedBackward gives the optimizer, and the norm that it tells, for each step's list of gradients."""
+    weights = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in steps[0]]
     seen = {}
 
     class Seeing(AdamW):
         def step_parameter(self, parameter, group):
             seen[parameter] = parameter.grad.clone()
 
-    fused = FusedBackward(Seeing([{"params": weights, "name": "unet", "lr": 0.1}], 0.1, BETAS, EPS, DECAY), 2.0)
-    sum((weight * gradient).sum() for weight, gradient in zip(weights, gradients, strict=True)).backward()
-    before = torch.stack([gradient.norm() for gradient in gradients])
-    assert torch.allclose(fused.finish(), before.norm())  # what is told is what there was
-    for gradient, norm, weight in zip(gradients, before, weights, strict=True):
-        expected = gradient * min(1.0, 2.0 / math.sqrt(len(weights)) / norm.item())
-        assert torch.allclose(seen[weight], expected, rtol=1e-4)
-    assert torch.stack([gradient.norm() for gradient in seen.values()]).norm() <= 2.0 + 1e-6
+    fused = FusedBackward(Seeing([{"params": weights, "name": "unet", "lr": 0.1}], 0.1, BETAS, EPS, DECAY), limit)
+    for gradients in steps:
+        sum((weight * gradient).sum() for weight, gradient in zip(weights, gradients, strict=True)).backward()
+        norm = fused.finish()
+        assert all(weight.grad is None for weight in weights)
+        yield [seen[weight] for weight in weights], norm
+
+
+def norm_of(gradients):
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_gradients_that_are_spread_as_before_are_clipped_by_their_global_norm(scale):
+    draws = torch.Generator().manual_seed(0)
+    spread = [scale * torch.randn(shape, generator=draws) for shape in ((40, 30), (7,), (), (3, 4, 5, 6))]
+    steps = [[factor * gradient for gradient in spread] for factor in (1.0, 0.01, 30.0, 2.0)]
+    for number, (before, (seen, norm)) in enumerate(zip(steps, fused_clipping(steps, 2.0), strict=True)):
+        assert torch.allclose(norm, norm_of(before))  # what is told is what there was
+        if number:  # of the first step nothing can be foreseen
+            for gradient, clipped in zip(before, seen, strict=True):
+                assert torch.allclose(clipped, gradient * min(1.0, 2.0 / norm.item()), rtol=1e-4)
+
+
+@given(st.lists(st.lists(st.floats(0, 1e6), min_size=5, max_size=5), min_size=1, max_size=6), st.floats(1e-3, 1e3))
+def test_the_fused_step_never_exceeds_the_limit_however_gradients_are_spread(norms, limit):
+    steps = [[torch.full((size,), norm / size**0.5) for size, norm in zip((1, 9, 100, 1, 50), row, strict=True)] for row in norms]
+    for before, (seen, _) in zip(steps, fused_clipping(steps, limit), strict=True):
+        assert norm_of(seen) <= limit * (1 + 1e-4)
+        assert all(bool((clipped >= 0).all() and (clipped <= gradient).all())
+                   for gradient, clipped in zip(before, seen, strict=True))
+
+
+def test_what_is_held_back_is_told_and_no_more():
+    """Of 100 gradients of 400 bytes 1200 may be held: three, and the fourth that is too many."""
+    weights = [torch.nn.Parameter(torch.zeros(100)) for _ in range(100)]
+    held = []
+
+    class Seeing(AdamW):
+        def step_parameter(self, parameter, group):
+            held.append(sum(each.grad is not None for each in weights))
+
+    fused = FusedBackward(Seeing([{"params": weights, "name": "unet", "lr": 0.1}], 0.1, BETAS, EPS, DECAY), 1.0)
+    sum(weight.sum() for weight in weights).backward()
+    fused.finish()
+    assert len(held) == 100
+    assert max(held) * 400 == held_bytes(40_000) + 400
+

@@ -1,14 +1,14 @@
 """The optimizer's step as a part of the backward pass: a gradient lives only until its parameter is updated.
 
-After "LOMO" (Lv et al. 2023) and torch's own tutorial on the hook. Only one gradient exists at a time, so there is
-no global norm to clip by. Each tensor may have an equal share of it instead: with n tensors, each one's own norm is
-limited to max_grad_norm / sqrt(n). Their common norm never exceeds max_grad_norm either, and stays about as even from step
-to step as a clipped one, which AdamW's memory of the large first gradients needs.
+After "LOMO" (Lv et al. 2023) and torch's own tutorial on the hook. The global norm to clip by is known only when the last
+gradient has come, and most are gone by then. It is foreseen instead: the gradients that have come in this step, by the part
+that the same ones had of the squared norm in the steps before. A few are held back, so that none is judged by itself alone.
+What is foreseen too low is made up for by those that come later: max_grad_norm is never exceeded.
 """
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 
@@ -16,45 +16,96 @@ from ...ram import trim_heap
 from .chunked import ChunkedOptimizer, flat, pieces
 
 TRIM_BYTES = 64 * 2**20
+HELD_BYTES = 64 * 2**20
+HELD_SHARE = 0.03  # of all gradients. Without it the playground's were clipped twice as far from what the true norm leaves
+MEMORY_STEPS = 20  # over so many steps shares are averaged
+TINY = 1e-30
+
+
+def held_bytes(gradient_bytes: int) -> int:
+    """How much of so many gradients is held back, the one that is too many not counted."""
+    return min(HELD_BYTES, int(HELD_SHARE * gradient_bytes))
 
 
 class FusedBackward:
-    """Hooks that update each parameter of `optimizer` as soon as its gradient is whole.
+    """Hooks that update the parameters of `optimizer` soon after their gradients are whole.
 
-    `max_grad_norm` limits the norm of all gradients together, by equal shares for each tensor; 0 does not. Gradients must
-    not be accumulated.
+    `max_grad_norm` limits the norm of all gradients together; 0 does not. Gradients must not be accumulated.
     """
 
     def __init__(self, optimizer: ChunkedOptimizer, max_grad_norm: float) -> None:
-        self._optimizer = optimizer
+        self._optimizer, self._limit = optimizer, max_grad_norm**2  # norms are squared throughout
         self._groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-        self._share = max_grad_norm / math.sqrt(len(self._groups))
-        self._hooks = [parameter.register_post_accumulate_grad_hook(self._update) for parameter in self._groups]
-        self._squares: list[torch.Tensor] = []
-        self._freed = 0  # bytes of gradients in RAM since the heap was trimmed
+        self._numbers = {parameter: number for number, parameter in enumerate(self._groups)}
+        self._squares = torch.zeros(len(self._groups), device=next(iter(self._groups)).device)
+        self._shares = torch.full_like(self._squares, 1 / len(self._groups))  # of the squared global norm, expected
+        self._steps = 0
+        self._gone, self._left = torch.zeros_like(self._squares[0]), torch.full_like(self._squares[0], self._limit)
+        self._held: list[torch.nn.Parameter] = []
+        self._held_bytes = 0
+        all_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self._groups)
+        self._held_at_most = held_bytes(all_bytes) if max_grad_norm else 0
+        self._freed_bytes = 0  # of gradients in RAM since the heap was trimmed
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in self._groups]
 
+    @torch.no_grad()
     def finish(self) -> torch.Tensor:
-        """Wait for the updates of this backward pass; returns the norm of all its gradients together, unclipped."""
+        """Finish the updates of this backward pass; returns the norm of all its gradients together, unclipped."""
+        if self._held:
+            self._update()
         self._optimizer.finish()
-        squares, self._squares = self._squares, []
-        return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+        square = self._squares.sum()
+        self._steps += 1
+        self._shares.lerp_(self._squares / (square + TINY), 1 / min(self._steps, MEMORY_STEPS))
+        self._squares.zero_()
+        self._gone.zero_()
+        self._left.fill_(self._limit)
+        return square.sqrt()
 
     def remove(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"shares": self._shares, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._shares.copy_(state["shares"])
+        self._steps = state["steps"]
+
     @torch.no_grad()
-    def _update(self, parameter: torch.Tensor) -> None:
+    def _take(self, parameter: torch.Tensor) -> None:
         assert isinstance(parameter, torch.nn.Parameter) and parameter.grad is not None
         gradient = flat(parameter.grad)
-        square = torch.stack([gradient[piece].float().square().sum() for piece in pieces(gradient.numel())]).sum()
-        self._squares.append(square)
-        if self._share:
-            gradient.mul_((self._share / (square.sqrt() + 1e-6)).clamp(max=1.0))
-        self._optimizer.step_parameter(parameter, self._groups[parameter])
-        parameter.grad = None
-        if parameter.device.type == "cpu":
-            self._freed += gradient.numel() * gradient.element_size()
-            if self._freed >= TRIM_BYTES:  # or freed pieces of many sizes add up to the size of another gradient and more
-                self._freed = 0
-                trim_heap()
+        squares = [gradient[piece].float().square().sum() for piece in pieces(gradient.numel())]
+        self._squares[self._numbers[parameter]] = torch.stack(squares).sum()
+        self._held.append(parameter)
+        self._held_bytes += gradient.numel() * gradient.element_size()
+        if self._held_bytes > self._held_at_most:
+            self._update()
+
+    def _update(self) -> None:
+        """Clip and use up the gradients that are held."""
+        scale = self._scale() if self._limit else None
+        for parameter in self._held:
+            if scale is not None and parameter.grad is not None:
+                flat(parameter.grad).mul_(scale)
+            self._optimizer.step_parameter(parameter, self._groups[parameter])
+            parameter.grad = None
+        self._held.clear()
+        self._freed_bytes += self._held_bytes if self._squares.device.type == "cpu" else 0
+        self._held_bytes = 0
+        if self._freed_bytes >= TRIM_BYTES:  # or freed pieces of many sizes add up to the size of another gradient and more
+            self._freed_bytes = 0
+            trim_heap()
+
+    def _scale(self) -> torch.Tensor:
+        """What the held gradients are multiplied by; the host does not wait for it."""
+        seen = self._squares.sum()
+        expected = torch.where(self._squares > 0, self._shares, 0.0).sum()
+        foreseen = seen / expected.clamp(TINY, 1.0)
+        to_come = foreseen - self._gone  # these and later ones
+        square = torch.minimum(self._limit / (foreseen + TINY), (self._left + TINY) / (to_come + TINY)).clamp(max=1.0)
+        self._left.sub_(square * (seen - self._gone)).clamp_(min=0.0)
+        self._gone.copy_(seen)
+        return square.sqrt()
