@@ -112,8 +112,8 @@ def wire(panel: TrainPanel, watch: watch_panel.WatchPanel) -> None:
        [*(panel.faults[step] for step in STEPS), panel.said, watch.status])
     base, folder = panel.widgets["base"], panel.widgets["instance_dir"]
     on(panel.buttons["loaded"].click, lambda: _use_loaded(panel.service), [], [base])
-    on(panel.buttons["upload"].upload, lambda files, into: _take_uploads(panel.service, files, into),
-       [panel.buttons["upload"], folder], [folder, panel.notes["upload"], panel.buttons["upload"]])
+    on(panel.buttons["upload"].upload, lambda files, *raw: _take_uploads(panel, files, panel.values(raw)),
+       [panel.buttons["upload"], *inputs], [folder, panel.notes["upload"], panel.buttons["upload"], *panel.told])
     panel.review.wire(panel.widgets)
     panel.drawn.wire(panel.widgets)
 
@@ -223,12 +223,17 @@ def _use_loaded(service: Service) -> Any:
     return gr.update(choices=titles, **({"value": loaded} if loaded else {}))
 
 
-def _take_uploads(service: Service, files: Any, into: str) -> tuple[Any, str, Any]:
-    """The folder that they are in now, what is wrong with them, and an empty field for the next ones."""
+def _take_uploads(panel: TrainPanel, files: Any, values: Mapping[str, Any]) -> list[Any]:
+    """The folder that they are in now, why they were refused, an empty field for the next ones; then what `told_of` says.
+
+    It is said here, for more pictures in the same folder change no field.
+    """
+    emptied = gr.update(value=None)
     try:
-        return str(service.keep_uploads(uploads(files), into)), "", gr.update(value=None)
+        into = str(panel.service.keep_uploads(uploads(files), values["instance_dir"]))
     except DreamboothError as error:
-        return gr.update(), html.faults([str(error)]), gr.update(value=None)
+        return [gr.update(), html.faults([str(error)]), emptied, *told_of(panel, values)]
+    return [into, "", emptied, *told_of(panel, {**values, "instance_dir": into})]
 
 
 class _step:
