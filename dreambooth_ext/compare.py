@@ -14,7 +14,7 @@ from .comparison import BASE, Column, Comparison, Wishes, folder_of, prompts_for
 from .config import TrainConfig
 from .errors import ConfigError, OutOfMemory, ResumeError
 from .files import is_link, make_folder, write_atomically
-from .host import Host, Txt2Img
+from .host import Host, Txt2Img, on_device_of
 from .likeness import measure
 from .patience import patiently
 from .progress import Progress
@@ -75,7 +75,7 @@ def compare(run: RunFolder, host: Host, progress: Progress, wishes: Wishes) -> C
                         done += 1
                         progress.report(done, total)
         with host.free_gpu():
-            measured = _measured(run, config, asked, progress)
+            measured = _measured(run, on_device_of(host, config), asked, progress)
         patiently(lambda: measured.write(run), progress, config.storage_wait_min)
     if measured.why:
         progress.log(measured.why)
@@ -179,12 +179,13 @@ def _features(config: TrainConfig, side: int, images: list[Image], progress: Pro
 
     from .models.features import features
     from .models.load import load_checkpoint
+    from .training.precision import device_of
 
-    on_gpu = torch.cuda.is_available() and config.device in ("auto", "cuda")
-    dtype = torch.float16 if on_gpu else torch.float32
+    device = device_of(config) if torch.cuda.is_available() else "cpu"  # a run may have come from elsewhere
+    dtype = torch.float32 if device == "cpu" else torch.float16
     model = load_checkpoint(Path(config.base).expanduser(), dtypes={"unet": dtype, "text_encoder": dtype, "text_encoder_2": dtype})
     try:
-        return features(model.to("cuda" if on_gpu else "cpu"), images, side, Progress(cancelled=lambda: progress.cancelled))
+        return features(model.to(device), images, side, Progress(cancelled=lambda: progress.cancelled))
     except torch.cuda.OutOfMemoryError as error:
         raise OutOfMemory("pictures are to be measured", f"the GPU ran out of memory ({error})",
                           "Close what else uses the GPU; the pictures are kept, so compare again.") from error

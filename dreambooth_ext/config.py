@@ -111,7 +111,7 @@ class TrainConfig:
     lora_conv_rank: int = option(0, "LoRA rank of convolutions", "0 leaves 3x3 convolutions out.", minimum=0, maximum=1024, group="train")
     seed: int = option(0, "Seed", "The same seed gives the same run.", minimum=0, maximum=2**32 - 1, group="train")
     draw_order: str = option("native", "Draw order", "diffusers: the random draws of its train_dreambooth.py; cannot be resumed.", choices=("native", "diffusers"), group="train")
-    device: str = option("auto", "Device", "auto: the first GPU, else the CPU.", group="train")
+    device: str = option("auto", "Device", "auto: what the WebUI computes on (--device-id, --use-cpu); without a WebUI the first GPU, else the CPU. cpu, cuda or cuda:1: this one, whatever the WebUI uses.", group="train")
 
     snapshot_every: int = option(0, "Snapshot every", "Steps between snapshots; 0: one in the middle and one at the end.", unit="steps", minimum=0, group="watch")
     keep_snapshots: int = option(5, "Keep snapshots", "Older ones are deleted once a newer one is safe; 0 keeps all.", minimum=0, maximum=1000, group="watch")

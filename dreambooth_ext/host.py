@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from .config import TrainConfig
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class Host(Protocol):
     lora_dir: Path
     runs_dir: Path
 
+    def device(self) -> str:
+        """What it computes on: "cpu", "cuda", "cuda:1", ...; "auto" leaves it to whoever asks."""
+
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints that the host knows; at most one is `loaded`."""
 
@@ -84,3 +88,8 @@ class Host(Protocol):
 
     def caption(self, images: list[Image], name: str) -> list[str]:
         """One caption for each picture, in order."""
+
+
+def on_device_of(host: Host, config: TrainConfig) -> TrainConfig:
+    """The settings, with the host's own device for "auto". It is not kept with a run, which may go on in another host."""
+    return replace(config, device=host.device()) if config.device == "auto" else config

@@ -16,7 +16,7 @@ from .config import TrainConfig
 from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
 from .errors import ConfigError, DreamboothError, HostError, ResumeError, StorageError
 from .files import require_space, sweep, write_json
-from .host import Host
+from .host import Host, on_device_of
 from .ledger import ledger
 from .patience import patiently
 from .progress import Progress
@@ -53,13 +53,13 @@ def train(config: TrainConfig, host: Host, progress: Progress) -> Finished:
 
 
 def _lead(config: TrainConfig, team: Team, host: Host, progress: Progress) -> Finished:
-    checked = check(config)
+    checked = check(on_device_of(host, config))
     run = RunFolder.for_config(checked.config)
     run.require_free()
     with run.lock():
         run.require_free()  # nobody made one meanwhile
         checked = replace(checked, config=_with_own_choices(checked.config, run))
-        run.create(checked.config, inputs_of(checked.config))
+        run.create(replace(checked.config, device=config.device), inputs_of(checked.config))
         for warning in checked.warnings:
             progress.log(warning)
         return _corridor(checked, run, team, host, progress, resume=False)
@@ -92,7 +92,7 @@ def resume(run: RunFolder, host: Host, progress: Progress, *, snapshot: str = ""
         if state.state == "finished":
             raise ResumeError(f"{run.path.name} is to be continued", f"it is finished, with all its {state.steps} steps",
                               "`publish` writes its model again; `train` under another name starts anew.")
-        checked = check(config)
+        checked = check(on_device_of(host, config))
         with run.lock():
             run.require_own()
             sweep(run.path)

@@ -19,7 +19,7 @@ from .comparison import Wishes, read_comparison
 from .config import TrainConfig
 from .errors import Cancelled, ConfigError, DreamboothError, HostError, ResumeError, RunBusy, StorageError
 from .files import require_inside, require_safe_name
-from .host import Host
+from .host import Host, on_device_of
 from .jobs import JOBS, Job, Jobs
 from .options import options_of
 from .progress import Progress
@@ -137,7 +137,7 @@ class Service:
         """Everything that would keep `start` from starting these settings, files included; empty if nothing would."""
         try:
             config = self.settings(values).validate()
-            check(config)
+            check(on_device_of(self.host, config))
         except ConfigError as error:
             return list(error.faults)
         except DreamboothError as error:
@@ -148,7 +148,7 @@ class Service:
         """What each memory profile needs of the device."""
         from . import recipe
 
-        return [row.to_dict() for row in recipe.estimate(self.settings(values))]
+        return [row.to_dict() for row in recipe.estimate(on_device_of(self.host, self.settings(values)))]
 
     def compare(self, name: str, wishes: Mapping[str, Any] | None = None) -> Job:
         """Render and measure a run's snapshots side by side. Raises ConfigError, ResumeError."""

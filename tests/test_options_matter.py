@@ -35,6 +35,9 @@ class PlainHost:
         self.models_dir = self.lora_dir = folder / "models"
         self.runs_dir, self.asked, self.selected = folder / "runs", [], []
 
+    def device(self):
+        return "auto"
+
     def checkpoints(self):
         return [Checkpoint(Path("base.safetensors"), "base", True)]
 

@@ -62,6 +62,9 @@ class A1111Host(WebuiTools):
 
     # ---- checkpoints
 
+    def device(self) -> str:
+        return webui_memory.device()
+
     def checkpoints(self) -> list[Checkpoint]:
         from modules import sd_models
 

@@ -16,7 +16,7 @@ from ..files import write_json
 from ..host import Checkpoint, Txt2Img
 from ..progress import Progress
 from ..ram import give_back_ram
-from .batch import pictures_at_once
+from .batch import free_and_total, pictures_at_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,6 +35,9 @@ class StandaloneHost:
         self._device_wish, self._batch_size = device, batch_size
         self._model: Any = None
         self._model_key: tuple[Path, int, int, str] | None = None
+
+    def device(self) -> str:
+        return "auto" if self._device_wish == "mps" else self._device_wish  # on which pictures are rendered, but nothing trains
 
     def checkpoints(self) -> list[Checkpoint]:
         selected = self.selected()
@@ -64,10 +67,10 @@ class StandaloneHost:
                           self.batch_size(request.width, request.height), request.clip_skip)
 
     def batch_size(self, width: int, height: int) -> int:
-        import torch
-
-        gpu = torch.device(device_named(self._device_wish)).type == "cuda"
-        return self._batch_size or pictures_at_once(torch.cuda.mem_get_info()[0] / 2**30 if gpu else None, width, height)
+        if self._batch_size:
+            return self._batch_size
+        named = device_named(self._device_wish)
+        return pictures_at_once(free_and_total(named)[0] / 2**30 if named.startswith("cuda") else None, width, height)
 
     def provenance(self) -> dict[str, str]:
         return {"host": self.name, "version": __version__}

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..files import gib
 from ..ram import give_back_ram
+from .batch import free_and_total
 
 
 def sweep() -> None:
@@ -16,15 +17,22 @@ def sweep() -> None:
     devices.torch_gc()
 
 
-def device_free() -> tuple[int, int] | None:
-    """(free, total) bytes of the host's GPU, or None without one."""
-    import torch
+def device() -> str:
+    """The GPU that --device-id and the like have named, such as "cuda:1"; else "cpu": so --use-cpu wants it, and training
+    knows no other kind. "auto" before the WebUI has chosen.
+    """
     from modules import devices
 
-    if devices.device is None or torch.device(devices.device).type != "cuda":
-        return None
-    number = torch.device(devices.device).index  # torch 2.1 takes no "cuda" without one here
-    return torch.cuda.mem_get_info(torch.cuda.current_device() if number is None else number)
+    if devices.device is None:
+        return "auto"
+    named = str(devices.device)
+    return named if named.split(":")[0] == "cuda" else "cpu"
+
+
+def device_free() -> tuple[int, int] | None:
+    """(free, total) bytes of the host's GPU, or None without one."""
+    named = device()
+    return free_and_total(named) if named.startswith("cuda") else None
 
 
 def process_bytes() -> int:

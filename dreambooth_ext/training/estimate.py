@@ -28,7 +28,7 @@ from .optimizers.fused import held_bytes
 from .optimizers.offloaded import LEAVING_BYTES
 
 GIB = 2**30
-CONTEXT_BYTES = {"cuda": int(0.5 * GIB)}  # what the driver takes for a process, whatever it does
+CONTEXT_BYTES = int(0.5 * GIB)  # what a GPU's driver takes for a process, whatever it does
 TEMPORARY_BYTES = {"adamw_8bit": 48, "lion": 20}  # of an optimizer, for each number of a chunk, counted on the meta device
 OTHERS_TEMPORARY_BYTES = 16
 # Autocast keeps half-precision copies for matrix products, and fp32 ones for norms: measured against plain bf16.
@@ -153,7 +153,7 @@ def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers:
         optimizer_state=sum(row.state_bytes(tuple(parameter.shape)) for parameter in learnt) // pieces
                         + TEMPORARY_BYTES.get(plan.optimizer, OTHERS_TEMPORARY_BYTES) * chunk,
         averages=0 if plan.averages_in_ram or not config.ema_decay else 4 * sum(each.numel() for each in learnt) // pieces,
-        activations=activations, caches=0, context=CONTEXT_BYTES.get(plan.device, 0), free=free,
+        activations=activations, caches=0, context=CONTEXT_BYTES if plan.on_gpu else 0, free=free,
         why_not="; ".join(fault.partition(": ")[2] for fault in faults(config)))
 
 

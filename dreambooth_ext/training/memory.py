@@ -35,11 +35,15 @@ class Plan:
     channels_last: bool = False
     averages_in_ram: bool = False  # the EMA's shadows
     unet_yields: bool = False  # it leaves the device while frozen text encoders or the VAE are there
-    device: str = "cpu"
+    device: str = "cpu"  # or cuda, cuda:1, ...
     use: str = ""
     eight_bit: str = OWN
     speed_up: str = "none"
     sharded: bool = False  # over the processes of one launch
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
 
     @property
     def sentence(self) -> str:
@@ -52,7 +56,7 @@ class Plan:
         parts += ["gradient checkpointing"] if self.gradient_checkpointing else []
         parts += [f"speed-up {self.speed_up}"] if self.speed_up != "none" else []
         parts += ["networks split over the processes (FSDP)"] if self.sharded else []
-        return f"memory profile {self.name}: {', '.join(parts)}"
+        return f"memory profile {self.name} on {self.device}: {', '.join(parts)}"
 
 
 _BF16 = {"weights": "bf16", "fused_backward": True, "gradient_checkpointing": True, "averages_in_ram": True,
@@ -74,7 +78,7 @@ AUTO_ORDER = ("fast", "balanced", "low", "ultra")
 
 def plan_for(config: TrainConfig, profile: str | None = None, eight_bit: str | None = None) -> Plan:
     """The plan of the settings; `profile` is what "auto" was resolved to, `eight_bit` whose state a run has already."""
-    device = precision.device_of(config).split(":")[0]
+    device = precision.device_of(config)
     name = profile or config.memory_profile
     if name == "none":
         plan = Plan("none", config.optimizer, autocast=config.mixed_precision, averages_in_ram=False)
@@ -160,7 +164,7 @@ def _faults_of_speed_up(config: TrainConfig, plan: Plan) -> list[str]:
     rules = [
         (plan.fused_backward or plan.gradient_checkpointing,
          f"{flag} is for runs that save no memory; choose --memory-profile fast, or none without gradient checkpointing"),
-        (plan.speed_up == "graphs" and plan.device != "cuda", f"{flag} needs an NVIDIA GPU, and this run is on {plan.device}"),
+        (plan.speed_up == "graphs" and not plan.on_gpu, f"{flag} needs an NVIDIA GPU, and this run is on {plan.device}"),
         (plan.speed_up == "graphs" and config.gradient_accumulation_steps > 1,
          f"{flag} overwrites its gradients in each pass; set --gradient-accumulation-steps 1, and a larger batch"),
         (plan.speed_up == "graphs" and processes() > 1, f"{flag} is for one process"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,20 +20,23 @@ COMPILER = "inductor"
 def faults(config: TrainConfig) -> list[str]:
     """What of the device and the precision cannot be had."""
     device = device_of(config)
-    kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda"):
+    kind, _, number = device.partition(":")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         return [f"--device: {device!r} is not one of auto, cpu, cuda, cuda:0, ..."]
     if kind == "cuda" and not torch.cuda.is_available():
         return [f"--device: {device}, but torch sees no GPU here"]
+    if number and int(number) >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{each}" for each in range(torch.cuda.device_count()))
+        return [f"--device: {device} is not here; torch sees {there}"]
     if config.mixed_precision == "fp16" and kind != "cuda":
         return [f"--mixed-precision: fp16 needs an NVIDIA or AMD GPU, and this run is on {device}; use no or bf16"]
-    if config.mixed_precision == "bf16" and not has_bf16(kind):
+    if config.mixed_precision == "bf16" and not has_bf16(device):
         return ["--mixed-precision: this card has no bf16; use fp16"]
     return []
 
 
 def device_of(config: TrainConfig) -> str:
-    """The device a run trains on: the one named, else the first GPU, else the CPU."""
+    """The device a run trains on: the one named, else the first GPU, else the CPU. See host.on_device_of for a host's own."""
     if config.device != "auto":
         return config.device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,12 +44,14 @@ def device_of(config: TrainConfig) -> str:
 
 def has_bf16(device: str) -> bool:
     """Whether it computes in bf16 itself: torch also says yes where it only pretends to."""
-    return device != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability()[0] >= 8
+    if not device.startswith("cuda") or torch.version.hip is not None:
+        return True
+    return torch.cuda.get_device_capability(torch.device(device))[0] >= 8
 
 
 def best_autocast(device: str) -> str:
     """Mixed precision where it is faster than fp32."""
-    if device != "cuda":
+    if not device.startswith("cuda"):
         return "no"
     return "bf16" if has_bf16(device) else "fp16"
 

@@ -16,6 +16,7 @@ from .. import advice
 from ..config import STEPS_PER_PICTURE, TrainConfig
 from ..errors import DreamboothError
 from ..files import gib
+from ..host import on_device_of
 from ..lookups import Answer, Lookups
 from ..progress import Progress
 from ..service import Service
@@ -120,7 +121,7 @@ class Sentences:
         if not values.get("base") or not values.get("instance_dir"):
             return ""  # nobody is about to train yet
         try:
-            config = self._service.settings({**values, "steps": values.get("steps") or 1})
+            config = on_device_of(self._service.host, self._service.settings({**values, "steps": values.get("steps") or 1}))
             key = self._version_of(Path(config.base)), tuple(getattr(config, name) for name in OF_MEMORY)
         except (DreamboothError, OSError):
             return ""  # the fields themselves say why

@@ -9,7 +9,7 @@ import torch
 
 from dreambooth_ext.models.text_encoder import Conditioning
 from dreambooth_ext.progress import Progress
-from dreambooth_ext.training import conditioning, memory, optimizer, passes, preview
+from dreambooth_ext.training import conditioning, memory, optimizer, passes, precision, preview
 from dreambooth_ext.training.activations import peak_bytes
 from dreambooth_ext.training.conditioning import Prompts, Texts
 from dreambooth_ext.training.data import Batch, Pictures
@@ -33,6 +33,23 @@ def test_free_memory_is_asked_for_by_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     assert memory.free_bytes("cuda") == 1003
     assert memory.free_bytes("cuda:1") == 1001
+
+
+def test_the_card_that_is_named_is_the_current_one_while_a_run_lasts(config, monkeypatch):
+    """Accelerate, streams and what says "cuda" alone mean the current card."""
+    import accelerate
+
+    current, seen = [0], []
+    for name, stand_in in {"is_available": lambda: True, "current_device": lambda: current[0],
+                           "set_device": lambda device: current.__setitem__(0, getattr(device, "index", device))}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **named: seen.append((current[0], named["cpu"])) or SimpleNamespace(
+        device=torch.device("cpu")))
+    for device in ("cuda:1", "cuda", "cpu"):
+        with precision.accelerator_for(dataclasses.replace(config, device=device), "no"):
+            pass
+        assert current == [0]
+    assert seen == [(1, False), (0, False), (0, True)]
 
 
 class Network(torch.nn.Module):
