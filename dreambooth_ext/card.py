@@ -32,6 +32,15 @@ def write_cards(paths: Sequence[Path], config: TrainConfig, run: RunFolder, prov
     return written
 
 
+def foreign_model(config: TrainConfig, name: str) -> Path | None:
+    """A file of the models folder that a model of that name would replace, or be read with, and that no run here has made."""
+    stem = str(Path(config.models_dir).expanduser() / name)
+    texts = _read(Path(f"{stem}.json"))
+    if any(str(texts.get(each, "")).startswith(OURS) for each in ("description", "notes")):
+        return None
+    return next((path for suffix in ("ckpt", "safetensors", "yaml") if (path := Path(f"{stem}.{suffix}")).exists()), None)
+
+
 def _texts(config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
     instance = ", ".join(concept.instance_text for concept in config.concepts)
     classes = ", ".join(text for concept in config.concepts for text in concept.class_texts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from .card import foreign_model
 from .config import CLASS_IMAGES_AT_MOST, STEPS_PER_PICTURE, Concept, TrainConfig
 from .errors import ConfigError, DreamboothError, MissingPackage, PictureError
 from .files import require_writable
@@ -56,6 +57,14 @@ def check(config: TrainConfig) -> Checked:
     if faults:
         raise ConfigError(faults)
     return Checked(config, resolution, pictures, tuple(_warnings(config)))
+
+
+def require_new_model(config: TrainConfig, name: str, flag: str = "--output-name") -> None:
+    """Raise ConfigError if a model of that name would take the place of one that no run here has made."""
+    taken = foreign_model(config, name)
+    if taken:
+        raise ConfigError([f"{flag}: {taken.name} is in the models folder already, and no run here has made it"],
+                          "Choose another name, or move that file elsewhere.")
 
 
 def _with_choices(config: TrainConfig) -> TrainConfig:

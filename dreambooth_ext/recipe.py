@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from . import __version__, rollback
 from .card import write_cards
-from .check import Checked, check
+from .check import Checked, check, require_new_model
 from .config import TrainConfig
 from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
 from .errors import ConfigError, DreamboothError, HostError, ResumeError, StorageError
@@ -56,6 +56,7 @@ def _lead(config: TrainConfig, team: Team, host: Host, progress: Progress) -> Fi
     checked = check(on_device_of(host, config))
     run = RunFolder.for_config(checked.config)
     run.require_free()
+    require_new_model(config, config.output_name)
     with run.lock():
         run.require_free()  # nobody made one meanwhile
         checked = replace(checked, config=_with_own_choices(checked.config, run))
@@ -105,9 +106,13 @@ def publish(
 ) -> list[Path]:
     """Convert a run's result, or one of its snapshots' folders, into model files in the models folder.
 
-    Raises ResumeError if the run has no result yet, CheckpointError and StorageError of models/publish.py.
+    Raises ResumeError if the run has no result yet, ConfigError for another name or folder where somebody else's model is,
+    CheckpointError and StorageError of models/publish.py.
     """
-    config = config or run.config()
+    own = run.config()
+    config, name = config or own, name or own.output_name
+    if (name, config.models_dir) != (own.output_name, own.models_dir):
+        require_new_model(config, name, "--name")
     run.require_own()
     source = snapshot or run.diffusers_dir
     if not is_publishable(source):
@@ -115,10 +120,10 @@ def publish(
                           f"Continue it first: python -m dreambooth_ext resume {run.path.name}")
     progress.start("publishing", 1)
     for suffix in ("ckpt", "safetensors", "yaml", "json", "preview.png"):
-        sweep(Path(config.models_dir).expanduser(), f"{name or config.output_name}.{suffix}")
+        sweep(Path(config.models_dir).expanduser(), f"{name}.{suffix}")
     make = _publish_lora if config.lora_rank else _publish_model
     made = provenance(config, run, step_in(source.name))
-    paths = make(config, source, name or config.output_name, made, progress)
+    paths = make(config, source, name, made, progress)
     for path in paths:
         progress.log(f"published {path}")
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import desktop, uploads
-from .check import check
+from .check import check, require_new_model
 from .comparison import Wishes, read_comparison
 from .config import TrainConfig
 from .errors import Cancelled, ConfigError, DreamboothError, HostError, ResumeError, RunBusy, StorageError
@@ -114,6 +114,7 @@ class Service:
         if run.exists or self._is_queued(run):
             raise ConfigError([f"--output-name: a run named {run.path.name} is there already"],
                               "Choose another name, or continue that run in the list of runs.")
+        require_new_model(config, config.output_name)
         return self._queue(run, lambda progress: recipe.train(config, self.host, progress), run.path)
 
     def resume(self, name: str, snapshot: str = "", steps: int | None = None) -> Job:
@@ -138,6 +139,7 @@ class Service:
         try:
             config = self.settings(values).validate()
             check(on_device_of(self.host, config))
+            require_new_model(config, config.output_name)
         except ConfigError as error:
             return list(error.faults)
         except DreamboothError as error:

@@ -111,6 +111,26 @@ def test_the_same_name_twice_is_refused_and_the_first_run_is_left_alone(argument
     assert tree(tmp_path / "models") == before
 
 
+def test_a_model_that_no_run_has_made_is_never_replaced(arguments, base, tmp_path, capsys):
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("rxz_dog.safetensors", "second.yaml"):  # a model of another trainer, and what belongs to one
+        (models / name).write_text("somebody else's")
+    assert run(["train", *flat(arguments)]) == BAD_INPUT
+    assert "--output-name: rxz_dog.safetensors is in the models folder already" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "rxz_dog").exists()
+    (models / "rxz_dog.safetensors").unlink()
+    assert run(["train", *flat(arguments)]) == DONE
+    publish = ["publish", "rxz_dog", "--runs-dir", str(tmp_path / "runs"), "--name"]
+    assert run([*publish, "second"]) == BAD_INPUT
+    assert "--name: second.yaml is in the models folder already" in capsys.readouterr().err
+    assert tree(models)["second.yaml"] == b"somebody else's" and not (models / "second.ckpt").exists()
+    for name in ("third", "third", "rxz_dog"):  # what runs have made may be made anew
+        assert run([*publish, name]) == DONE
+    assert run(["delete", "rxz_dog", "--runs-dir", str(tmp_path / "runs"), "--yes"]) == DONE
+    assert run(["train", *flat(arguments)]) == DONE
+
+
 def test_class_images_are_rendered_once(arguments, tmp_path, capsys):
     given = {name: value for name, value in arguments.items() if name not in ("--output-name", "--preview-steps")}
     assert run(["class-images", *flat(given)]) == DONE

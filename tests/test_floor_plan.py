@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "training": F0 | {"models", "dataset.manifest", "dataset.buckets"},
     "playground": F0 | {"models"},
     "card": F0,
-    "check": F0 | {"dataset", "models", "training", "needs"},
+    "check": F0 | {"card", "dataset", "models", "training", "needs"},
     "plot": set(),
     "presets": F0,
     "ledger": F0,

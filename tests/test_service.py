@@ -103,6 +103,13 @@ def test_a_run_is_started_seen_and_stopped(service, values, played):
     assert [row["name"] for row in service.runs()] == ["rex"]
 
 
+def test_a_name_that_would_replace_anothers_model_is_refused_at_once(service, host, values, played):
+    (host.models_dir / "rex.ckpt").write_bytes(b"somebody else's")
+    with pytest.raises(ConfigError, match=r"--output-name: rex\.ckpt is in the models folder already"):
+        service.start(values)
+    assert service.jobs.all() == []
+
+
 def test_stop_and_discard_leaves_nothing(service, values, played):
     job = service.start(values)
     while not (service.host.runs_dir / "rex" / "config.json").exists():
