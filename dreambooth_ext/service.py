@@ -32,16 +32,16 @@ LOG_LINES = 60  # of a run, in its details
 
 
 class Work:
-    """A job's work on one run; `discard` deletes the run if the job is cancelled."""
+    """A job's work on one run; `discard` deletes the run if the job is cancelled, unless the work `only_reads` it."""
 
-    def __init__(self, run: RunFolder, do: Callable[[Progress], Any]) -> None:
-        self.run, self.do, self.discard = run, do, False
+    def __init__(self, run: RunFolder, do: Callable[[Progress], Any], *, only_reads: bool = False) -> None:
+        self.run, self.do, self.only_reads, self.discard = run, do, only_reads, False
 
     def __call__(self, progress: Progress) -> Any:
         try:
             return self.do(progress)
         except Cancelled as stopped:
-            if self.discard:
+            if self.discard and not self.only_reads:
                 with suppress(StorageError):  # it stays in the list of runs, and can be deleted there
                     self.run.delete()
                     raise Cancelled("its run is deleted, as asked") from stopped
@@ -115,7 +115,7 @@ class Service:
             raise ConfigError([f"--output-name: a run named {run.path.name} is there already"],
                               "Choose another name, or continue that run in the list of runs.")
         require_new_model(config, config.output_name)
-        return self._queue(run, lambda progress: recipe.train(config, self.host, progress), run.path)
+        return self._train(run, lambda progress: recipe.train(config, self.host, progress))
 
     def resume(self, name: str, snapshot: str = "", steps: int | None = None) -> Job:
         """Go on with a run: from one of its snapshots, if named, and to other `steps`, if given. What comes after that
@@ -126,13 +126,12 @@ class Service:
         run = self.run(name)
         self._confined(run.config())
         if not snapshot and steps is None:
-            return self._queue(run, lambda progress: recipe.resume(run, self.host, progress), run.path)
+            return self._train(run, lambda progress: recipe.resume(run, self.host, progress))
         if self._is_queued(run):
             raise RunBusy(f"{name} is to go on from {snapshot or 'its last snapshot'}", "it is running or waiting",
                           "Stop it first.")
         rollback.require_possible(run, snapshot, steps)
-
-        return self._queue(run, lambda progress: recipe.resume(run, self.host, progress, snapshot=snapshot, steps=steps), run.path)
+        return self._train(run, lambda progress: recipe.resume(run, self.host, progress, snapshot=snapshot, steps=steps))
 
     def faults(self, values: Mapping[str, Any]) -> list[str]:
         """Everything that would keep `start` from starting these settings, files included; empty if nothing would."""
@@ -160,7 +159,7 @@ class Service:
         self._confined(run.config())
         wanted = Wishes.from_dict(wishes or {})
         plan(run, wanted, self.host)
-        return self._queue(run, lambda progress: compare(run, self.host, progress, wanted))
+        return self._use(run, lambda progress: compare(run, self.host, progress, wanted))
 
     def publish(
         self, name: str, *, snapshot: str = "", as_name: str = "", changes: Mapping[str, Any] | None = None
@@ -181,7 +180,7 @@ class Service:
             progress.report(1, 1)
             return paths
 
-        return self._queue(run, work)
+        return self._use(run, work)
 
     def delete(self, name: str) -> None:
         """Remove a run's folder with all that is in it; published models stay. Raises RunBusy."""
@@ -327,8 +326,13 @@ class Service:
         jobs = self.jobs.all()
         return next((job for job in jobs if job.state == "running"), jobs[0] if jobs else None)
 
-    def _queue(self, run: RunFolder, do: Callable[[Progress], Any], key: Path | None = None) -> Job:
-        return self.jobs.start(Job(run.path.name, Work(run, do), key))
+    def _train(self, run: RunFolder, do: Callable[[Progress], Any]) -> Job:
+        """Queue what trains a run, once."""
+        return self.jobs.start(Job(run.path.name, Work(run, do), run.path))
+
+    def _use(self, run: RunFolder, do: Callable[[Progress], Any]) -> Job:
+        """Queue what makes something of a run, which stays as it is."""
+        return self.jobs.start(Job(run.path.name, Work(run, do, only_reads=True)))
 
     def _is_queued(self, run: RunFolder) -> bool:
         return any(isinstance(job.work, Work) and job.work.run.path == run.path for job in self.jobs.all())

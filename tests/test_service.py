@@ -119,6 +119,26 @@ def test_stop_and_discard_leaves_nothing(service, values, played):
     assert not (service.host.runs_dir / "rex").exists()
 
 
+@pytest.mark.parametrize("use", ["publish", "compare"])
+def test_stop_and_discard_of_what_only_uses_a_run_leaves_the_run(service, values, monkeypatch, use):
+    from dreambooth_ext import compare
+
+    def until_stopped(progress):
+        while True:
+            progress.check()
+            threading.Event().wait(0.01)
+
+    monkeypatch.setattr(recipe, "publish", lambda run, progress, **_: until_stopped(progress))
+    monkeypatch.setattr(compare, "compare", lambda run, host, progress, wishes: until_stopped(progress))
+    monkeypatch.setattr(compare, "plan", lambda *_: None)
+    RunFolder(service.host.runs_dir / "rex").create(service.settings(values))
+    job = getattr(service, use)("rex")
+    while service.jobs.running is None:
+        threading.Event().wait(0.01)
+    assert service.stop(job.id, "a test", discard=True) and job.done.wait(120)
+    assert job.state == "cancelled" and service.run("rex").exists
+
+
 def test_a_waiting_run_can_be_taken_out_of_the_queue(service, values, played):
     first = service.start(values)
     second = service.start({**values, "output_name": "second"})
