@@ -307,7 +307,7 @@ class Service:
         if not into or former.parent != own or not former.is_dir() or former.is_symlink():
             return uploads.keep(files, fresh)
         if self.is_shared:  # it may be somebody else's
-            return uploads.keep([*(str(path) for path in sorted(former.iterdir()) if path.is_file()), *files], fresh)
+            return uploads.keep(files, fresh, former)
         return uploads.add(files, former)
 
     # ---- what is going on

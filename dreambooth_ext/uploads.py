@@ -16,12 +16,17 @@ from .files import gib, make_folder, require_space, storage_error
 FILES_AT_MOST = 1000
 BYTES_AT_MOST = 256 << 20  # of one file: a picture of 100 megapixels without compression
 TOTAL_BYTES_AT_MOST = 8 << 30
-BESIDE_PICTURES = {".txt", ".caption"}  # their captions
+CAPTIONS = {".txt", ".caption"}  # kept as .txt, which is what training reads
 
 
-def keep(files: Sequence[str], folder: Path) -> Path:
-    """Copy the files into a new `folder`, all of them or none. Raises ConfigError with every fault, StorageError."""
-    sizes = _sizes_of(files)
+def keep(files: Sequence[str], folder: Path, former: Path | None = None) -> Path:
+    """Copy the files into a new `folder`, all of them or none; with them those of an upload before. Returns where they are.
+
+    Raises ConfigError with every fault, StorageError.
+    """
+    earlier = [] if former is None else sorted(path for path in former.iterdir() if path.is_file())
+    sizes = _sizes_of([*map(str, earlier), *files])
+    names = {str(path): path.name for path in earlier} | _names_for(files, [path.name for path in earlier])
     require_space(folder.parent, sum(sizes.values()), "The upload")
     try:
         make_folder(folder.parent)
@@ -31,7 +36,7 @@ def keep(files: Sequence[str], folder: Path) -> Path:
                 break
             except FileExistsError:
                 folder = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:6]}")
-        for file, name in _names_for(list(sizes)).items():
+        for file, name in names.items():
             shutil.copyfile(file, folder / name)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -44,8 +49,8 @@ def add(files: Sequence[str], folder: Path) -> Path:
     sizes, copied = _sizes_of(files), []
     require_space(folder, sum(sizes.values()), "The upload")
     try:
-        for file, name in _names_for(list(sizes)).items():
-            copied.append(_free_name(folder, name))
+        for file, name in _names_for(files, [path.name for path in folder.iterdir()]).items():
+            copied.append(folder / name)
             shutil.copyfile(file, copied[-1])
     except OSError as error:
         for path in copied:
@@ -68,29 +73,35 @@ def _sizes_of(files: Sequence[str]) -> dict[str, int]:
     return sizes
 
 
-def _names_for(files: Sequence[str]) -> dict[str, str]:
-    """A harmless name for each file; a picture and its caption keep a common one, and no two share one."""
-    stems: dict[str, str] = {}
-    names: dict[str, str] = {}
-    for number, file in enumerate(files):
+def _names_for(files: Sequence[str], there: Sequence[str]) -> dict[str, str]:
+    """A harmless name for each file, which none of those that are `there` has.
+
+    A picture and the caption that comes with it keep a common one, which no earlier picture has: it would get the caption.
+    """
+    groups: dict[str, list[dict[str, str]]] = {}  # by stem, since pasted pictures are all called image.png: {suffix: file}
+    for file in files:
         stem, suffix = os.path.splitext(Path(file).name)
-        if stem not in stems:
-            wished = harmless(stem)
-            taken = {other.lower() for other in stems.values()}
-            stems[stem] = wished if wished.lower() not in taken else f"{number}-{wished}"
-        name = stems[stem] + suffix.lower()
-        names[file] = name if name not in names.values() else f"{number}-{name}"
+        suffix = ".txt" if suffix.lower() in CAPTIONS else suffix.lower()
+        same = groups.setdefault(stem, [{}])
+        if suffix in same[-1]:
+            same.append({})
+        same[-1][suffix] = file
+    taken = {name.lower() for name in there}
+    pictures = {os.path.splitext(name)[0] for name in taken if not name.endswith(".txt")}
+    names: dict[str, str] = {}
+    for wished, suffix_of in ((harmless(stem), group) for stem, same in groups.items() for group in same):
+        has_picture = set(suffix_of) != {".txt"}
+        stems = (f"{number}-{wished}" if number else wished for number in count())
+        own = next(stem for stem in stems if not (has_picture and stem.lower() in pictures)
+                   and not any((stem + suffix).lower() in taken for suffix in suffix_of))
+        names |= {file: own + suffix for suffix, file in suffix_of.items()}
+        taken |= {(own + suffix).lower() for suffix in suffix_of}
+        pictures |= {own.lower()} if has_picture else set()
     return names
 
 
 def harmless(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._ -]", "_", name).lstrip(". ")[-100:] or "picture"
-
-
-def _free_name(folder: Path, name: str) -> Path:
-    """Pasted pictures are all called image.png."""
-    names = (name if not number else f"{number}-{name}" for number in count())
-    return next(path for path in (folder / each for each in names) if not path.exists())
 
 
 def _faults(sizes: dict[str, int]) -> list[str]:
@@ -99,7 +110,7 @@ def _faults(sizes: dict[str, int]) -> list[str]:
     if not sizes:
         return ["no picture was uploaded"]
     found = [f"{harmless(Path(file).name)} is neither a picture nor a caption" for file in sizes
-             if Path(file).suffix.lower() not in SUFFIXES | BESIDE_PICTURES]
+             if Path(file).suffix.lower() not in SUFFIXES | CAPTIONS]
     found += [f"{harmless(Path(file).name)} has {gib(size)}; {gib(BYTES_AT_MOST)} are the most for one picture"
               for file, size in sizes.items() if size > BYTES_AT_MOST]
     if len(sizes) > FILES_AT_MOST:

@@ -226,3 +226,20 @@ def test_pasted_pictures_join_those_that_were_dropped_before(service, tmp_path):
     assert sorted(path.read_bytes() for path in Path(folder).iterdir()) == [b"first", b"second", b"third"]
     for elsewhere in (tmp_path, service.host.runs_dir / "uploads", service.host.runs_dir / "uploads" / ".." / ".." / "pictures"):
         assert str(service.keep_uploads([str(pasted)], str(elsewhere))) not in (str(elsewhere), folder)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_caption_stays_beside_the_picture_that_it_came_with(service, tmp_path, shared):
+    """Two pictures of one name, the second with a caption; then one for a picture that is there; and another trainer's ending."""
+    if shared:
+        service = Service(service.host, roots=[], jobs=Jobs())
+
+    def sent(*names, content):
+        for name in names:
+            (tmp_path / name).write_bytes(content + name[-4:].encode())
+        return [str(tmp_path / name) for name in names]
+
+    folder = service.keep_uploads(sent("a.png", "b.jpg", content=b"1"))
+    folder = service.keep_uploads(sent("a.png", "a.txt", "b.caption", content=b"2"), str(folder))
+    assert {path.name: path.read_bytes()[:1] for path in folder.iterdir()} == {
+        "a.png": b"1", "1-a.png": b"2", "1-a.txt": b"2", "b.jpg": b"1", "b.txt": b"2"}
