@@ -54,6 +54,8 @@
         notice(data);
         lock(data);
         if (!visible) return;
+        bringUpToDate();
+        markChosen();
         confirm();
         askAgain();
         follow();
@@ -137,6 +139,23 @@
             const shown = byId('dreambooth_status');
             if (shown.getBoundingClientRect().top > window.innerHeight - 100) shown.scrollIntoView({block: 'start'});
         }
+    }
+
+    // ---- the runs
+
+    // A page is opened with the lists as they were when the tab was built. Newer frameworks build a part when it is looked at.
+    const AT_FIRST = new Set(['dreambooth_runs_poll', 'dreambooth_choose_refresh']);
+
+    function bringUpToDate() {
+        AT_FIRST.forEach((button) => { if (click(button)) AT_FIRST.delete(button); });
+    }
+
+    // An answer that was asked for before another card was clicked may come after it: what is chosen stands in the list alone.
+    function markChosen() {
+        const chosen = root().querySelector('#dreambooth_run input');
+        if (chosen) root().querySelectorAll('.dreambooth-card').forEach((card) => {
+            card.setAttribute('aria-pressed', card.dataset.value === 'pick:' + chosen.value);
+        });
     }
 
     // ---- what the server is still finding out
@@ -253,8 +272,18 @@
 
     // ---- clicks inside HTML that the server made
 
+    const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+    let saying = Promise.resolve();
+
+    // One after the other: several share a field, and the button of the first would send the text of the second.
     function sayThenClick(field, text, button) {
-        if (setText(field, text)) setTimeout(() => click(button), 100);
+        const say = async () => {
+            if (!setText(field, text)) return;
+            await pause(100);
+            click(button);
+            await pause(50);
+        };
+        saying = saying.then(say, say);
     }
 
     function act(target) {

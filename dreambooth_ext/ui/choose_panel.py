@@ -17,6 +17,7 @@ from ..service import Service
 from . import fields, html
 from .compare_grid import grid_html, is_comparing, mark_of
 from .compat import hidden, on
+from .run_cards import run_list
 from .watch_panel import WatchPanel, status_html
 
 PATIENCE_S, KEPT = 0.1, 8  # a grid that is drawn by then comes at once; one has some megabytes
@@ -57,7 +58,7 @@ def build(service: Service, watch: WatchPanel) -> None:
     seen = gr.State([names[0] if names else "", None, first])
     shown, drawings = [grid, drawing, snapshot, seen], Lookups(PATIENCE_S, KEPT)
 
-    on(again.click, lambda name, seen, which: [_choices(service, name),
+    on(again.click, lambda name, seen, which: [run_list(service, name),
                                                *_shown(service, drawings, name or _first(service), seen, which)],
        [chosen, seen, snapshot], [chosen, *shown])
     on(chosen.change, lambda name, seen, which: _shown(service, drawings, name, seen, which), [chosen, seen, snapshot], shown)
@@ -187,12 +188,6 @@ def _preferred(run: RunFolder | None, found: list[str]) -> str | None:
     compared = read_comparison(run) if run else None
     best = compared.best if compared else None
     return best.name if best and best.name in found else found[-1] if found else None
-
-
-def _choices(service: Service, chosen: str | None) -> Any:
-    """The runs there are now; where none was chosen, the first of them is the one that is shown."""
-    names = service.run_names()
-    return gr.update(choices=names, value=chosen or next(iter(names), None))
 
 
 def _first(service: Service) -> str:

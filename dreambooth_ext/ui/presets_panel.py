@@ -42,6 +42,10 @@ class PresetsPanel:
         on(self.remove.click, self._removed, [self.name], [self.name, self.said])
         on(self.imported.upload, lambda files: self._read(names, files), [self.imported], [*components, self.said])
 
+    def listed(self, **changes: Any) -> Any:
+        """The list with the presets there are now: other pages save and remove some, too."""
+        return gr.update(choices=presets.names(self._folder), **changes)
+
     def _applied(self, names: list[str], name: str | None) -> list[Any]:
         try:
             values = presets.load(name or "", self._folder)
@@ -55,7 +59,7 @@ class PresetsPanel:
             path = presets.save(name or "", self._service.settings(values), self._folder)
         except DreamboothError as error:
             return [gr.update(), html.note(str(error), "fault")]
-        return [gr.update(choices=presets.names(self._folder), value=path.stem),
+        return [self.listed(value=path.stem),
                 html.note(f"Saved as {path.stem}: what differs from the defaults, without what belongs to one run.", "good")]
 
     def _removed(self, name: str | None) -> list[Any]:
@@ -63,7 +67,7 @@ class PresetsPanel:
             presets.delete(name or "", self._folder)
         except DreamboothError as error:
             return [gr.update(), html.note(str(error), "fault")]
-        return [gr.update(choices=presets.names(self._folder), value=None), html.note(f"The preset {name} is gone.", "good")]
+        return [self.listed(value=None), html.note(f"The preset {name} is gone.", "good")]
 
     def _read(self, names: list[str], files: Any) -> list[Any]:
         try:

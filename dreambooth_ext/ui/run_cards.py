@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
+
 from ..errors import DreamboothError
 from ..files import size_of
 from ..run_folder import RunFolder
@@ -21,8 +23,16 @@ PENDING = '<span class="dreambooth-pending"></span>'  # the page's script asks a
 _KINDS = {"finished": "good", "failed": "fault", "interrupted": "warning"}
 
 
+def run_list(service: Service, chosen: str | None) -> Any:
+    """A list of runs, brought up to date. What is chosen is left to the page, where it may be another one by now; only one
+    that is gone gives way to the newest.
+    """
+    names = service.run_names()
+    return gr.update(choices=names, **({} if chosen in names else {"value": next(iter(names), None)}))
+
+
 def runs_html(service: Service, chosen: str = "", patience_s: float = PATIENCE_S) -> str:
-    """The queue, then a card for each run, newest first; `chosen` is marked.
+    """The queue, then a card for each run, newest first; `chosen` is marked, until the page's script looks what is chosen now.
 
     Pictures and sizes that take longer than `patience_s` in all are left for when the page asks again.
     """

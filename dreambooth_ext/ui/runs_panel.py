@@ -14,7 +14,7 @@ from ..service import Service
 from . import fields, html
 from .compat import hidden, on
 from .errands import Errands
-from .run_cards import runs_html
+from .run_cards import PENDING, run_list, runs_html
 from .train_panel import TrainPanel
 from .watch_panel import WatchPanel, status_html
 
@@ -42,13 +42,12 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     said = gr.HTML(value="", elem_id="dreambooth_runs_said", elem_classes=["dreambooth-said"])
     opened = gr.HTML(value="", elem_id="dreambooth_run_opened", elem_classes=["dreambooth-said"])
     listed = gr.HTML(value=runs_html(service, names[0] if names else ""), elem_id="dreambooth_runs")
-    errands = Errands("dreambooth_runs_doing", "dreambooth_runs_errand", said, [chosen, listed, opened, made])
+    errands = Errands("dreambooth_runs_doing", "dreambooth_runs_errand", said, [listed, opened, made])
     poll, act = (hidden(gr.Button, f"dreambooth_runs_{name}", value=name) for name in ("poll", "act"))
     wish = hidden(gr.Textbox, "dreambooth_runs_wish", label="wish")
 
     for button in (again, poll):
         on(button.click, lambda name: _refreshed(service, name), [chosen], [chosen, listed])
-    on(chosen.change, lambda name: runs_html(service, name or ""), [chosen], [listed])
     on(act.click, lambda name, wish: _fulfil(service, name or "", wish or ""), [chosen, wish],
        [chosen, listed, said, watch.status])
     for name, start in (("resume", service.resume), ("publish", service.publish)):
@@ -68,7 +67,7 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
                lambda name, *told: dict(zip([made, said], _explanation(service, name or "", *told), strict=True)),
                [chosen, *choices])
     errands.on(really.click, "Deleting the run",
-               lambda name: dict(zip([said, chosen, listed, opened], _delete(service, name or ""), strict=True)), [chosen])
+               lambda name: dict(zip([said, listed, opened], _delete(service, name or ""), strict=True)), [chosen])
 
 
 def _confirmation() -> tuple[Any, Any, Any]:
@@ -89,24 +88,23 @@ def _explanation_choices() -> tuple[Any, list[Any], Any]:
 
 def _refreshed(service: Service, chosen: str | None) -> list[Any]:
     """The runs there are now; where none was chosen, the newest is what the buttons are about."""
-    names = service.run_names()
-    chosen = chosen or next(iter(names), None)
-    return [gr.update(choices=names, value=chosen), runs_html(service, chosen or "")]
+    return [run_list(service, chosen), runs_html(service, chosen or "")]
 
 
 def _fulfil(service: Service, chosen: str, wish: str) -> list[Any]:
     """What a click inside the list asks for: pick:RUN, up:JOB, down:JOB, out:JOB."""
     verb, _, value = wish.partition(":")
     said: Any = ""
+    listed = run_list(service, chosen)
     if verb == "pick" and value in service.run_names():
-        chosen = value
+        chosen, listed = value, gr.update(choices=service.run_names(), value=value)
     elif verb in PLACES:
         service.move(value, PLACES[verb])
     elif verb == "out":
         job = service.jobs.find(value)
         if job is not None and job.state == "queued" and service.stop(value, "this tab"):
             said = html.note(f"{job.name} is out of the queue.", "good")
-    return [gr.update(choices=service.run_names(), value=chosen or None), runs_html(service, chosen), said, status_html(service)]
+    return [listed, runs_html(service, chosen), said, status_html(service)]
 
 
 def _act(service: Service, start: Callable[[], Any]) -> list[str]:
@@ -157,14 +155,12 @@ def _explanation(service: Service, name: str, with_paths: bool = False, with_pro
 
 
 def _delete(service: Service, name: str) -> list[Any]:
+    """What came of it, and the runs that are left: the page asks for them once more, and then chooses another one if need be."""
     try:
         service.delete(name)
-        said = html.note(f"{name} is deleted.", "good")
     except DreamboothError as error:
-        said = html.note(str(error), "fault")
-    names = service.run_names()
-    left = names[0] if names else ""
-    return [said, gr.update(choices=names, value=left or None), runs_html(service, left), ""]
+        return [html.note(str(error), "fault"), gr.update(), gr.update()]
+    return [html.note(f"{name} is deleted.", "good"), runs_html(service) + PENDING, ""]
 
 
 def _clone(service: Service, form: TrainPanel, name: str) -> list[Any]:

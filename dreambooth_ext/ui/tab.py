@@ -36,7 +36,8 @@ def build(service: Service, *, css: str = "", script: str = "", warning: str = "
         train_panel.wire(form, watch)
         # The page's script clicks it once when the page is there: what a job or another page has changed meanwhile.
         opened = hidden(gr.Button, "dreambooth_opened", value="opened")
-        on(opened.click, lambda *raw: _opened(form, raw), list(form.widgets.values()), [*form.widgets.values(), *form.told])
+        on(opened.click, lambda *raw: _opened(form, raw), list(form.widgets.values()),
+           [*form.widgets.values(), *form.told, form.presets.name])
         if script:
             on(tab.load, None, js=f"() => {{ {script} }}")
     leave_out_of_saved_defaults(tab.blocks.values())
@@ -59,4 +60,4 @@ def _opened(form: train_panel.TrainPanel, raw: tuple[Any, ...]) -> list[Any]:
     options = fields.all_options()
     shown = [base if name == "base" else fields.shown(options[name], values[name]) if config else gr.update()
              for name in form.widgets]
-    return [*shown, *train_panel.told_of(form, values)]
+    return [*shown, *train_panel.told_of(form, values), form.presets.listed()]

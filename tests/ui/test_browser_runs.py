@@ -8,13 +8,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from browsing import CHROMIUM, LIMIT_MS, answered, choose, launched, open_page, ready, screenshot, to_tab, unfold, wait_for
+from browsing import (
+    CHROMIUM,
+    LIMIT_MS,
+    QUESTIONS,
+    answered,
+    choose,
+    launched,
+    open_page,
+    ready,
+    screenshot,
+    to_tab,
+    unfold,
+    wait_for,
+)
 from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api")
 gradio = pytest.importorskip("gradio")
 
-from dreambooth_ext import desktop, recipe  # noqa: E402
+from dreambooth_ext import desktop, presets, recipe  # noqa: E402
 from dreambooth_ext.config import Concept, TrainConfig  # noqa: E402
 from dreambooth_ext.files import write_json  # noqa: E402
 from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
@@ -270,6 +283,80 @@ def test_the_order_of_the_queue_is_changed_by_its_buttons(page):
         expect(page, "runs_said", "second is out of the queue.")
         sync_api.expect(waiting).to_have_count(3)
         assert jobs[0].state == "cancelled" and [job.name for job in JOBS.all() if job.state == "queued"] == ["third", "fourth"]
+    finally:
+        over.set()
+    assert all(job.done.wait(120) for job in jobs)
+
+
+@pytest.fixture
+def another(served):
+    """A run that nobody else's test knows."""
+    run = RunFolder(served[1] / "runs" / "another")
+    run.create(replace(RunFolder(served[1] / "runs" / "rex").config(), output_name="another"))
+    yield run
+    shutil.rmtree(run.path, ignore_errors=True)
+
+
+@pytest.mark.any_gradio
+def test_an_opened_page_lists_what_has_come_since_the_tab_was_built(served, browser, another):
+    kept = presets.save("since", another.config(), served[1] / "runs" / "presets")
+    page = ready(open_page(browser, served[0]))
+    to_tab(page, "Runs")
+    sync_api.expect(card(page, "another")).to_be_visible()
+    choose(page, "dreambooth_run", "another")
+    sync_api.expect(card(page, "another")).to_have_attribute("aria-pressed", "true")
+    to_tab(page, "Choose")
+    choose(page, "dreambooth_choose_run", "another")
+    to_tab(page, "Train")
+    unfold(page, "advanced", "Advanced")
+    choose(page, "dreambooth_preset", "since")
+    kept.unlink()
+    assert page.mistakes == []
+    page.close()
+
+
+@pytest.mark.any_gradio
+def test_an_answer_that_comes_late_leaves_what_was_chosen_since(page, served, another, monkeypatch):
+    go_on, delete = threading.Event(), RunFolder.delete
+    monkeypatch.setattr(RunFolder, "delete", lambda run: go_on.wait(600) and delete(run))
+    on_card(page, "another")
+    late, hold = [], True
+    page.route(QUESTIONS, lambda route: late.append(route) if hold else route.continue_())
+    page.click("#dreambooth_runs_refresh")
+    page.wait_for_timeout(300)
+    hold = False
+    page.click("#dreambooth_delete")
+    page.click("#dreambooth_delete_yes")
+    expect(page, "runs_doing", "Deleting the run")
+    card(page, "rex").click()
+    chosen = page.locator("#dreambooth_run input").first
+    sync_api.expect(chosen).to_have_value("rex")
+    assert late
+    for route in late:
+        route.continue_()
+    answered(page)
+    go_on.set()
+    expect(page, "runs_said", "another is deleted.")
+    sync_api.expect(card(page, "another")).to_have_count(0)
+    answered(page)
+    sync_api.expect(chosen).to_have_value("rex")
+    sync_api.expect(page.locator('.dreambooth-card[aria-pressed="true"]')).to_have_count(1)
+    sync_api.expect(card(page, "rex")).to_have_attribute("aria-pressed", "true")
+
+
+@pytest.mark.any_gradio
+def test_two_clicks_at_once_both_count(page):
+    over = threading.Event()
+    try:
+        JOBS.start(Job("first", lambda progress: over.wait(600)))
+        jobs = [JOBS.start(Job(name, lambda progress: None)) for name in ("second", "third", "fourth")]
+        to_tab(page, "Runs")
+        page.click("#dreambooth_runs_refresh")
+        sync_api.expect(page.locator(".dreambooth-queue li")).to_have_count(4)
+        page.evaluate("""names => names.forEach((name) => document.querySelector(
+            `[aria-label="take ${name} out of the queue"]`).click())""", ["second", "fourth"])
+        sync_api.expect(page.locator(".dreambooth-queue li")).to_have_count(2)
+        assert [job.state for job in jobs] == ["cancelled", "queued", "cancelled"]
     finally:
         over.set()
     assert all(job.done.wait(120) for job in jobs)
