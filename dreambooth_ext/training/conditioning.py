@@ -38,11 +38,12 @@ class Texts:
 
 
 class Prompts:
-    """Encodes prompts. `trained` maps parts to text encoders as Accelerate prepared them; empty once they are frozen."""
+    """Encodes prompts. `trained` maps parts to the text encoders that compute, bare and as Accelerate prepared them."""
 
-    def __init__(self, model: StableDiffusion, trained: Mapping[str, Any], clip_skip: int, device: torch.device) -> None:
+    def __init__(self, model: StableDiffusion, trained: Mapping[str, tuple[Any, Any]], clip_skip: int,
+                 device: torch.device) -> None:
         self._model, self._clip_skip, self._device = model, clip_skip, device
-        self._trained = dict(trained)
+        self._trained = dict(trained)  # empty once they are frozen
         self._tokens: dict[str, tuple[torch.Tensor, ...]] = {}  # on the device: a row each
         self._cache: dict[tuple[str, Size], Texts] = {}  # in RAM
 
@@ -63,8 +64,7 @@ class Prompts:
         """With gradients while text encoders are trained."""
         if texts.encoded is not None:
             return texts.encoded
-        encoders = tuple(_Prepared(encoder, self._trained[row.part]) for row, encoder in
-                         zip(self._model.family.text_encoders, self._model.text_encoders, strict=True))
+        encoders = tuple(_Prepared(*self._trained[row.part]) for row in self._model.family.text_encoders)
         model = replace(self._model, text_encoders=encoders)
         return encode_tokens(model, texts.token_ids, self._clip_skip, size)
 

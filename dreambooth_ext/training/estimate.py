@@ -20,6 +20,7 @@ from ..models.text_encoder import encode_tokens
 from ..models.unet import predict
 from . import precision
 from .activations import peak_bytes
+from .half_copies import COLLECTED_BYTES
 from .lora import Lora
 from .memory import AUTO_ORDER, PROFILES, Plan, faults, free_bytes, plan_for, processes
 from .optimizer import OPTIMIZERS
@@ -92,7 +93,7 @@ def estimate(config: TrainConfig, model: StableDiffusion | None = None,
     for name in rows:
         asked = replace(config, memory_profile=name)
         plan = plan_for(asked)
-        key = (plan.weights, plan.autocast, plan.gradient_checkpointing)
+        key = (plan.computes_in_bf16, plan.autocast, plan.gradient_checkpointing)
         if key not in peaks:
             peaks[key] = _activations(asked, plan, model, trained)
         found.append(_estimate(asked, plan, trained, numbers, peaks[key], free))
@@ -139,17 +140,18 @@ def _outline(config: TrainConfig) -> StableDiffusion:
 def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers: int, activations: int, free: int) -> Estimate:
     """One row. `numbers`: how many the trained networks have, adapters left out."""
     width = 2 if plan.weights == "bf16" else 4
-    weights = numbers * (width + (2 if plan.autocast != "no" else 0))
+    weights = numbers * (width + (2 if plan.half_copies or plan.autocast != "no" else 0))
     learnt = [parameter for module in trained.values() for parameter in module.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() * (4 if config.lora_rank else width) for parameter in learnt]
     row = OPTIMIZERS[plan.optimizer]
     chunk = min(CHUNK, max(each.numel() for each in learnt))
     held = held_bytes(sum(sizes)) if config.max_grad_norm else 0
     held += LEAVING_BYTES if plan.optimizer == "offloaded_adamw" and plan.device != "cpu" else 0
+    widened = 3 * COLLECTED_BYTES if plan.half_copies else 0  # as they came, and in fp32
     pieces = processes() if plan.sharded else 1
     return Estimate(
         profile=plan.name, weights=(weights + (sum(sizes) if config.lora_rank else 0)) // pieces,
-        gradients=(max(sizes) + held if plan.fused_backward else sum(sizes)) // pieces,
+        gradients=(max(sizes) + held if plan.fused_backward else sum(sizes)) // pieces + widened,
         optimizer_state=sum(row.state_bytes(tuple(parameter.shape)) for parameter in learnt) // pieces
                         + TEMPORARY_BYTES.get(plan.optimizer, OTHERS_TEMPORARY_BYTES) * chunk,
         averages=0 if plan.averages_in_ram or not config.ema_decay else 4 * sum(each.numel() for each in learnt) // pieces,
@@ -160,7 +162,7 @@ def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers:
 def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, trained: dict[str, Any]) -> int:
     """The peak of one forward and backward pass, its gradients not counted."""
     # On a CPU bf16 weights are widened layer by layer, and everything between the layers is fp32.
-    half = (plan.weights == "bf16" and plan.device != "cpu") or plan.autocast != "no"
+    half = (plan.computes_in_bf16 and plan.device != "cpu") or plan.autocast != "no"
     dtype = torch.bfloat16 if half else torch.float32
     for module in trained.values():
         module.to(dtype).train()

@@ -24,12 +24,14 @@ class Plan:
 
     weights: dtype of the trained networks on the device, "fp32" or "bf16" (stored by stochastic rounding).
     autocast: Accelerate's mixed precision, "no", "fp16" or "bf16".
+    half_copies: fp32 weights are trained through bf16 copies of the networks, instead of autocast.
     """
 
     name: str
     optimizer: str
     weights: str = "fp32"
     autocast: str = "no"
+    half_copies: bool = False
     fused_backward: bool = False
     gradient_checkpointing: bool = False
     channels_last: bool = False
@@ -46,9 +48,15 @@ class Plan:
         return self.device.startswith("cuda")
 
     @property
+    def computes_in_bf16(self) -> bool:
+        """The networks that passes go through have bf16 weights."""
+        return self.half_copies or self.weights == "bf16"
+
+    @property
     def sentence(self) -> str:
         """What is in effect, for the log."""
         parts = [f"{self.weights} weights"]
+        parts += ["bf16 copies of them that compute"] if self.half_copies else []
         parts += [f"{self.autocast} autocast"] if self.autocast != "no" else []
         maker = f" of bitsandbytes {vendor.version_that_works(self.device)}" if self.eight_bit == BITSANDBYTES else ""
         parts += [self.optimizer.replace("_", " ") + maker]
@@ -61,7 +69,7 @@ class Plan:
 
 _BF16 = {"weights": "bf16", "fused_backward": True, "gradient_checkpointing": True, "averages_in_ram": True,
          "unet_yields": True}
-# Leanest last: `auto` takes the first that fits. "amp" becomes what the device has.
+# Leanest last: `auto` takes the first that fits. "amp" becomes what the device and the run can do.
 PROFILES = {row.name: row for row in (
     Plan("fast", "adamw", autocast="amp", channels_last=True, use="24 GB and more: nothing is saved, nothing is slow."),
     Plan("balanced", "adamw_8bit", autocast="amp", gradient_checkpointing=True, averages_in_ram=True,
@@ -85,7 +93,7 @@ def plan_for(config: TrainConfig, profile: str | None = None, eight_bit: str | N
     else:
         plan = PROFILES[name]
     if plan.autocast == "amp":
-        plan = replace(plan, autocast=precision.best_autocast(device))
+        plan = _with_mixed_precision(plan, config, device)
     if config.lora_rank:  # little is trained: its gradients and state are small whatever is done
         plan = replace(plan, fused_backward=False)
     plan = replace(plan, device=device, speed_up=config.speed_up,
@@ -96,6 +104,17 @@ def plan_for(config: TrainConfig, profile: str | None = None, eight_bit: str | N
         found = BITSANDBYTES if vendor.version_that_works(device) else OWN
         plan = replace(plan, eight_bit=eight_bit or found)
     return plan
+
+
+def _with_mixed_precision(plan: Plan, config: TrainConfig, device: str) -> Plan:
+    """By bf16 copies where no memory is saved: they stay while the optimizer works, and autocast's do not.
+
+    Frozen weights under adapters need no second copy; and several processes would average the copies' gradients, in bf16.
+    """
+    best = precision.best_autocast(device)
+    if best == "bf16" and plan.name == "fast" and not config.lora_rank and processes() == 1:
+        return replace(plan, autocast="no", half_copies=True)
+    return replace(plan, autocast=best)
 
 
 def loaded_dtypes(config: TrainConfig) -> dict[str, torch.dtype]:
@@ -146,7 +165,7 @@ def _faults_of_profile(config: TrainConfig, plan: Plan) -> list[str]:
          "--memory-profile: offload keeps the optimizer's state in RAM, and a LoRA has next to none; choose low"),
     ]
     found = [text for wrong, text in rules if wrong]
-    return found + _faults_of_own_choice(config, name, plan.optimizer, plan.autocast)
+    return found + _faults_of_own_choice(config, name, plan.optimizer, "bf16" if plan.half_copies else plan.autocast)
 
 
 def _faults_of_own_choice(config: TrainConfig, profile: str, optimizer: str, autocast: str = "no") -> list[str]:

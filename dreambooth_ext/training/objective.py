@@ -79,7 +79,7 @@ class Objective:
     @torch.no_grad()
     def plain_error(self, pictures: Pictures) -> float:
         """Mean squared error, unweighted, with the networks in eval mode: comparable from step to step."""
-        modules = self._session.modules.values()
+        modules = self._session.computing.values()
         for module in modules:
             module.eval()
         try:

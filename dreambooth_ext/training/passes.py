@@ -30,6 +30,7 @@ class Pass:
         with self._session.backward_pass(last):
             losses = self._objective.losses(inputs)
             self._session.accelerator.backward(losses["loss"] * share)
+        self._session.collect_gradients()
         return losses
 
 

@@ -21,6 +21,7 @@ from .checkpoint import Kept, Weights, bytes_of
 from .conditioning import Prompts, freeze_unread
 from .ema import Ema
 from .figures import Figures
+from .half_copies import HalfCopies
 from .lora import FILE, Lora
 from .memory import Plan, release
 from .optimizers.fused import FusedBackward
@@ -31,7 +32,8 @@ TEXT_ENCODER = "text_encoder"
 
 
 class Session:
-    """The parts of a run on their device. `modules` are the networks that are trained, by part."""
+    """The parts of a run on their device. `modules` are the networks that are trained, by part; `computing` are those that
+    passes go through, which may be copies of them; `prepared` are these as Accelerate wraps them."""
 
     def __init__(self, config: TrainConfig, plan: Plan, model: StableDiffusion, accelerator: Any) -> None:
         self.config, self.plan, self.model, self.accelerator = config, plan, model, accelerator
@@ -42,19 +44,21 @@ class Session:
         model.requires_grad_(False)
         self.lora: Lora | None = None
         self.sharding: Sharding | None = None
+        self._halves: HalfCopies | None = None
         self._widened: list[Any] = []
         self._wishes: Figures | None = None  # of all processes, on their way
         self._skipped = 0  # updates that fp16's scaler left out
         self.optimizer = self._set_up_networks()
         if not plan.fused_backward:
             self.optimizer = accelerator.prepare(self.optimizer)
-        self.prepared = {part: self._prepared(part, module) for part, module in self.modules.items()}
+        self.computing: dict[str, Any] = self._halves.modules if self._halves is not None else self.modules
+        self.prepared = {part: self._prepared(part, module) for part, module in self.computing.items()}
         if self.sharding is not None:  # whoever renders with it has to call what gathers the weights
             texts = tuple(self.prepared.get(row.part, encoder) for row, encoder in
                           zip(model.family.text_encoders, model.text_encoders, strict=True))
             model = self.model = replace(model, unet=self.prepared["unet"], text_encoders=texts)
-        self.prompts = Prompts(model, {part: module for part, module in self.prepared.items() if part != "unet"},
-                               config.clip_skip, self.device)
+        encoders = {part: (self.computing[part], prepared) for part, prepared in self.prepared.items() if part != "unet"}
+        self.prompts = Prompts(model, encoders, config.clip_skip, self.device)
         self._fused = FusedBackward(self.optimizer, config.max_grad_norm) if plan.fused_backward else None
         release()  # what the networks were before they were made ready
         averages_on = "cpu" if plan.averages_in_ram else None
@@ -76,8 +80,10 @@ class Session:
                 module.to(self.device, memory_format=torch.channels_last if plan.channels_last else torch.preserve_format)
             if plan.gradient_checkpointing:
                 _checkpoint_gradients(module)
-        if plan.weights == "bf16" and self.device.type == "cpu":
-            self._widened = upcast.install(self.modules.values())
+        if plan.half_copies:
+            self._halves = HalfCopies(self.modules)
+        if plan.computes_in_bf16 and self.device.type == "cpu":
+            self._widened = upcast.install((self._halves or self).modules.values())
         if not whole:
             self.lora = Lora(self.modules, config.lora_rank, config.lora_alpha, config.lora_conv_rank, config.seed)
             freeze_unread(self.model, config.clip_skip)
@@ -102,7 +108,7 @@ class Session:
     @property
     def input_dtype(self) -> torch.dtype:
         """What the UNet is fed."""
-        return torch.bfloat16 if self.plan.weights == "bf16" and not self._widened else torch.float32
+        return torch.bfloat16 if self.plan.computes_in_bf16 and not self._widened else torch.float32
 
     def set_learning_rates(self, step: int) -> dict[str, float]:
         """Set and return each part's rate for optimizer step `step` (from 0)."""
@@ -125,6 +131,11 @@ class Session:
                     stack.enter_context(self.accelerator.no_sync(module))
             yield
 
+    def collect_gradients(self) -> None:
+        """After a pass: its gradients are those of what is trained."""
+        if self._halves is not None:
+            self._halves.collect()
+
     def gradient_norm(self) -> torch.Tensor:
         """Clip what was gathered by its global norm; returns the norm before that (0 if nothing is to be clipped)."""
         if self._fused is not None:
@@ -146,6 +157,8 @@ class Session:
             # Accelerate counts calls that were left out; a fused optimizer is called, and leaves the weights as they are.
             self._skipped += scaler is not None and scaler.get_scale() < before
             self.optimizer.zero_grad(set_to_none=True)
+        if self._halves is not None:
+            self._halves.refresh()
         if self.ema is not None:
             self.ema.update()
 
@@ -255,8 +268,13 @@ class Session:
             return {"lora": self.lora.state_dict()}
         return {part: tensors_of(module) for part, module in self.modules.items()}
 
-    @torch.no_grad()
     def load_trained_weights(self, weights: dict[str, dict[str, torch.Tensor]]) -> None:
+        self._load_trained_weights(weights)
+        if self._halves is not None:
+            self._halves.refresh()
+
+    @torch.no_grad()
+    def _load_trained_weights(self, weights: dict[str, dict[str, torch.Tensor]]) -> None:
         if self.lora is not None:
             self.lora.load_state_dict(weights["lora"])
             return

@@ -1,0 +1,165 @@
+"""bf16 copies that compute for fp32 weights: what is learnt, how gradients come home, and when they are used.
+
+A GPU is where they are used; here their arithmetic is that of `low` on a CPU, fp32 on weights that were rounded to bf16.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dreambooth_ext.errors import Cancelled
+from dreambooth_ext.models.load import load_diffusers
+from dreambooth_ext.progress import Progress
+from dreambooth_ext.run_folder import RunFolder
+from dreambooth_ext.training import half_copies, loop, memory, passes, session
+from dreambooth_ext.training.half_copies import HalfCopies
+from dreambooth_ext.training.loop import train
+from dreambooth_ext.training.memory import faults, plan_for
+
+from .played_graph import PlayedGraph, fresh
+
+
+@pytest.fixture
+def with_copies(monkeypatch):
+    """As if this CPU were a GPU that has bf16."""
+    monkeypatch.setattr(memory, "_with_mixed_precision",
+                        lambda plan, *rest: dataclasses.replace(plan, autocast="no", half_copies=True))
+
+
+def trained(config, tiny, former, dataset, path, progress=None, **more):
+    run = RunFolder(path)
+    if not run.exists:
+        run.create(config)
+    train(config, fresh(tiny, former), dataset, run, progress or Progress(), **more)
+    return run, load_diffusers(run.diffusers_dir, former).unet.state_dict()
+
+
+def losses(run, name="loss"):
+    return [entry[name] for entry in run.metrics() if name in entry]
+
+
+def test_it_learns_what_fp32_learns(tiny, tiny_model, tiny_dataset, config, tmp_path, with_copies):
+    config = dataclasses.replace(config, steps=12, learning_rate=3e-3)
+    plain, _ = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "plain")
+    run, weights = trained(dataclasses.replace(config, memory_profile="fast"), tiny, tiny_model, tiny_dataset, tmp_path / "copies")
+    assert losses(run, "validation_loss")[-1] == pytest.approx(losses(plain, "validation_loss")[-1], rel=0.02)
+    assert losses(run) != losses(plain)  # weights that were rounded have computed
+    # What is published are the fp32 weights, not their roundings.
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in weights.values())
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "gradient_accumulation_steps": 2, "clip_skip": 2}], ids=str)
+def test_a_cut_run_ends_like_a_whole_one(changes, tiny, tiny_model, tiny_dataset, config, tmp_path, with_copies):
+    config = dataclasses.replace(config, memory_profile="fast", steps=3, **changes)
+    whole, ends = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "whole")
+    stopped = Progress()
+    stopped.listen(lambda report: stopped.cancel() if report.phase == "training" and report.done == 2 else None)
+    with pytest.raises(Cancelled):
+        trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "cut", stopped)
+    cut, ends_again = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "cut", resume=True)
+    assert losses(whole) == losses(cut)
+    assert all(torch.equal(ends[name], tensor) for name, tensor in ends_again.items())
+
+
+def test_a_recorded_pass_hands_its_gradients_over(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch, with_copies):
+    config = dataclasses.replace(config, memory_profile="fast", steps=12, text_encoder_stop_step=6)
+    launched, ends = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "launched")
+    running, graphs, make = [], [], passes.pass_for
+
+    def graph():
+        graphs.append(PlayedGraph([each for each in running[0].trained_parameters() if each.requires_grad]))
+        return graphs[-1]
+
+    monkeypatch.setattr(loop, "pass_for", lambda session, *rest: running.insert(0, session) or make(session, *rest))
+    monkeypatch.setattr(passes, "CudaGraph", graph)
+    monkeypatch.setattr(loop, "plan_for", lambda *arguments: dataclasses.replace(plan_for(config), speed_up="graphs"))
+    recorded, ends_again = trained(dataclasses.replace(config, speed_up="graphs"), tiny, tiny_model, tiny_dataset,
+                                   tmp_path / "recorded")
+    assert len(graphs) == 2 and all(graph.plays for graph in graphs)
+    assert losses(recorded) == losses(launched)
+    assert all(torch.equal(ends[name], tensor) for name, tensor in ends_again.items())
+
+
+def test_validation_puts_what_computes_into_eval_mode(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch, with_copies):
+    """Dropout, where a text encoder has it."""
+    modes, own = [], session.Session.backward_pass
+
+    def watch(self, last):
+        modes.append({module.training for module in self.computing.values()})
+        return own(self, last)
+
+    seen, predict = [], passes.Objective._predicted
+
+    def predicted(self, part):
+        seen.append((torch.is_grad_enabled(), {module.training for module in self._session.computing.values()}))
+        return predict(self, part)
+
+    monkeypatch.setattr(session.Session, "backward_pass", watch)
+    monkeypatch.setattr(passes.Objective, "_predicted", predicted)
+    trained(dataclasses.replace(config, memory_profile="fast", steps=2), tiny, tiny_model, tiny_dataset, tmp_path / "run")
+    assert modes == [{True}, {True}]
+    assert all(training == {gradients} for gradients, training in seen) and {gradients for gradients, _ in seen} == {True, False}
+
+
+def network():
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(3, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.Conv2d(4, 2, 1), torch.nn.Conv2d(2, 2, 1)
+    net = torch.nn.Sequential(*layers)
+    net[3].requires_grad_(False)
+    return net.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("limit", [0, half_copies.COLLECTED_BYTES], ids=["as they come", "all at the end"])
+def test_gradients_of_several_passes_add_up_in_fp32(limit, monkeypatch):
+    monkeypatch.setattr(half_copies, "COLLECTED_BYTES", limit)
+    net = network()
+    halves = HalfCopies({"net": net})
+    copied = halves.modules["net"]
+    expected = [torch.zeros(weight.shape, dtype=torch.float64) for weight in net[:3].parameters()]
+    for _ in range(40):
+        halved = torch.randn(2, 3, 8, 8).bfloat16()
+        wanted = torch.autograd.grad(copied(halved).float().square().sum(), list(copied[:3].parameters()))
+        copied(halved).float().square().sum().backward()
+        halves.collect()
+        expected = [total + each.double() for total, each in zip(expected, wanted, strict=True)]
+    for weight, total in zip(net[:3].parameters(), expected, strict=True):
+        assert weight.grad.dtype == torch.float32 and weight.grad.stride() == weight.stride()
+        assert torch.allclose(weight.grad.double(), total, rtol=1e-5, atol=1e-4 * float(total.abs().max()))
+    assert all(weight.grad is None for weight in (*copied.parameters(), *net[3].parameters()))
+
+
+def test_copies_lie_and_round_as_their_weights_do():
+    net = network()
+    halves = HalfCopies({"net": net})
+    with torch.no_grad():
+        for weight in net[:3].parameters():
+            weight.mul_(1.3)
+    halves.refresh()
+    for half, weight in zip(halves.modules["net"].parameters(), net.parameters(), strict=True):
+        assert half.stride() == weight.stride() and half.requires_grad == weight.requires_grad
+        assert torch.equal(half, weight.bfloat16()) and half.data_ptr() != weight.data_ptr()
+
+
+@pytest.mark.parametrize(("changes", "bf16", "processes", "copies", "autocast"), [
+    ({"memory_profile": "fast"}, True, 1, True, "no"),
+    ({"memory_profile": "balanced"}, True, 1, False, "bf16"),
+    ({"memory_profile": "fast"}, False, 1, False, "fp16"),
+    ({"memory_profile": "fast", "lora_rank": 4}, True, 1, False, "bf16"),
+    ({"memory_profile": "fast"}, True, 2, False, "bf16"),
+    ({"mixed_precision": "bf16"}, True, 1, False, "bf16"),
+    ({"memory_profile": "low"}, True, 1, False, "no"),
+])
+def test_when_they_are_used(changes, bf16, processes, copies, autocast, config, monkeypatch):
+    monkeypatch.setattr(memory.precision, "device_of", lambda config: "cuda")
+    monkeypatch.setattr(memory.precision, "has_bf16", lambda device: bf16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    config = dataclasses.replace(config, device="auto", **changes)
+    plan = plan_for(config)
+    assert (plan.half_copies, plan.autocast) == (copies, autocast)
+    assert ("copies of them" in plan.sentence) == copies
+    if copies:  # it is what is used anyway
+        assert not faults(dataclasses.replace(config, mixed_precision="bf16"))
+        assert faults(dataclasses.replace(config, mixed_precision="fp16"))
