@@ -8,12 +8,14 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from . import __version__
 from .commands import COMMANDS
 from .errors import Cancelled, CheckpointError, ConfigError, DreamboothError, PictureError, ResumeError, StorageError
 from .progress import Progress
+from .run_folder import resume_command
 from .terminal import listener
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -23,7 +25,7 @@ BAD_INPUT_ERRORS = (ConfigError, PictureError, CheckpointError, ResumeError, Sto
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the return value is the process's exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    parsed = parser().parse_args(arguments)
+    parsed = _parsed(arguments)
     progress = Progress(*([] if _follows() else [listener(parsed.json)]))
     started = {"work": False}
     progress.listen(lambda report: started.update(work=started["work"] or report.phase in _WORK_PHASES))
@@ -80,19 +82,30 @@ def _how_to_resume(parsed: argparse.Namespace) -> str:
     name = getattr(parsed, "resume_name", None)
     if not name:
         return ""
-    runs_dir = getattr(parsed, "runs_dir", None)
-    where = f" --runs-dir {runs_dir}" if runs_dir else ""
-    return f"\nGo on with: python -m dreambooth_ext resume {name}{where}"
+    return f"\nGo on with: {resume_command(name, getattr(parsed, 'runs_dir', ''))}"
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Ends the process with exit code 2 for what no command knows, naming what may be meant."""
+    top = parser()
+    parsed, unknown = top.parse_known_args(arguments)
+    if unknown:
+        flags = {flag for flag in unknown if flag.startswith("--")}
+        near = [get_close_matches(flag.partition("=")[0], parsed.flags, 1) for flag in flags]
+        meant = ", ".join(flag for found in near for flag in found)
+        top.exit(BAD_INPUT, f"{parsed.command_name}: there is no {' '.join(unknown)}."
+                            + (f" Is {meant} meant?" if meant else "") + f" `{top.prog} {parsed.command_name} --help` lists all.\n")
+    return parsed
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands with all their flags."""
-    top = argparse.ArgumentParser(prog="dreambooth", description="Teach Stable Diffusion a new subject or style.")
+    top = argparse.ArgumentParser(prog="python -m dreambooth_ext", description="Teach Stable Diffusion a new subject or style.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
     for name, (command, help_text, declare) in COMMANDS.items():
         sub = commands.add_parser(name, help=help_text, description=help_text)
         sub.add_argument("--json", action="store_true", help="print one JSON object a line")
         declare(sub)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, flags=list(sub._option_string_actions))
     return top

@@ -13,7 +13,7 @@ from . import recipe
 from .comparison import BASE, Column, Comparison, Wishes, folder_of, prompts_for, read_comparison, small_of, step_of_snapshot
 from .config import TrainConfig
 from .errors import ConfigError, OutOfMemory, ResumeError
-from .files import is_link, make_folder, write_atomically
+from .files import is_link, make_folder, require_safe_name, write_atomically
 from .host import Host, Txt2Img, on_device_of
 from .likeness import measure
 from .patience import patiently
@@ -34,6 +34,15 @@ def publishable_snapshots(run: RunFolder) -> list[str]:
         return []
     found = [path.name for path in run.checkpoints_dir.iterdir() if not path.is_symlink() and recipe.is_publishable(path)]
     return sorted((name for name in found if step_of_snapshot(name)), key=step_of_snapshot)
+
+
+def snapshot_folder(run: RunFolder, name: str) -> Path:
+    """Where a snapshot that can be published is. Raises ResumeError, UnsafePath."""
+    folder = run.checkpoints_dir / require_safe_name(name, "the snapshot")
+    if not recipe.is_publishable(folder):
+        raise ResumeError(f"{name} of {run.path.name} is to be published", "there is no such snapshot any more",
+                          "Choose one of: " + (", ".join(publishable_snapshots(run)) or "none is left"))
+    return folder
 
 
 def plan(run: RunFolder, wishes: Wishes, host: Host) -> Comparison:

@@ -35,13 +35,16 @@ def given_of(parsed: argparse.Namespace, config_class: type) -> dict[str, Any]:
 
 
 def config_from_flags(parsed: argparse.Namespace, preset: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Settings of a preset and of --config FILE, if given, overridden by the flags that were given. Raises ConfigError."""
+    """Settings of a preset and of --config FILE, if given, overridden by the flags that were given.
+
+    Each can be used, taken by itself: what a command does not ask for may be empty. Raises ConfigError.
+    """
     values: dict[str, Any] = dict(preset or {})
     if getattr(parsed, "config", None):
         values |= TrainConfig.read(Path(parsed.config)).to_dict()
     known = {option.name for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
     given = {name: value for name, value in vars(parsed).items() if name in known and value is not _NOT_GIVEN}
-    return TrainConfig.from_dict({**values, **given})
+    return TrainConfig.from_dict({**values, **given}).require_usable()
 
 
 def given(parsed: argparse.Namespace, name: str, default: Any) -> Any:

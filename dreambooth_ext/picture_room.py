@@ -28,7 +28,7 @@ from .dataset.crop import Box
 from .dataset.manifest import sha256_of
 from .dataset.pictures import list_pictures, open_picture
 from .dataset.prepare import LANCZOS, Prepared, prepare, require_upscaler
-from .errors import ConfigError, HostError, PictureError
+from .errors import ConfigError, HostError, NotACheckpoint, PictureError
 from .files import write_atomically
 from .host import Host, Txt2Img
 from .progress import SILENT, Progress
@@ -200,15 +200,15 @@ def token_pictures(base: Path, concept: Concept, host: Host, progress: Progress,
                    prediction_type: str = "auto", steps: int = 20, count: int = TOKEN_PICTURES) -> list[Drawn]:
     """What the base draws for the token, for the instance prompt and for the class, before anything is trained.
 
-    Kept beside the runs under a key of all that shapes them, and rendered once. Raises HostError.
+    Kept beside the runs under a key of all that shapes them, and rendered once. Raises HostError, CheckpointError.
     """
-    prompts = dict.fromkeys(filter(None, [concept.token, concept.instance_text, *concept.class_texts]))
+    prompts, base_sha256 = dict.fromkeys(filter(None, [concept.token, concept.instance_text, *concept.class_texts])), _hash_of(base)
     seeds = tuple(range(count))
     progress.start("rendering", len(prompts) * count)
     drawn, done = [], 0
     for prompt in prompts:
         request = Txt2Img(prompt, seeds, steps=steps, width=resolution, height=resolution, prediction_type=prediction_type)
-        key = sha256(json.dumps([_hash_of(base), vars(request), host.provenance()], sort_keys=True).encode()).hexdigest()[:16]
+        key = sha256(json.dumps([base_sha256, vars(request), host.provenance()], sort_keys=True).encode()).hexdigest()[:16]
         paths = [host.runs_dir / TOKEN_FOLDER / f"{key}-{seed}.png" for seed in seeds]
         if not all(path.is_file() for path in paths):
             for path, image in zip(paths, host.txt2img(base, request, progress), strict=False):
@@ -247,7 +247,11 @@ def resolution_of(base: Path) -> int:
 
 
 def _hash_of(base: Path) -> str:
-    status = base.stat()
+    """Raises NotACheckpoint if it is not there."""
+    try:
+        status = base.stat()
+    except OSError as error:
+        raise NotACheckpoint(f"{base.name} is to be used", str(error.strerror or error), "Check the path.") from error
     return _hash_of_version(base.resolve(), status.st_mtime_ns, status.st_size)
 
 

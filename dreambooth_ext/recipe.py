@@ -21,7 +21,7 @@ from .ledger import ledger
 from .patience import patiently
 from .progress import Progress
 from .record import reported, told_in_the_run_folder
-from .run_folder import RunFolder, step_in
+from .run_folder import RunFolder, resume_command, step_in
 from .team import Team, TrainOrder
 from .tensorboard_log import tensorboard_log
 from .watchdog import watched
@@ -117,7 +117,7 @@ def publish(
     source = snapshot or run.diffusers_dir
     if not is_publishable(source):
         raise ResumeError(f"{run.path.name} is to be published", "it has no finished model yet",
-                          f"Continue it first: python -m dreambooth_ext resume {run.path.name}")
+                          f"Continue it first: {resume_command(run.path.name)}")
     progress.start("publishing", 1)
     for suffix in ("ckpt", "safetensors", "yaml", "json", "preview.png"):
         sweep(Path(config.models_dir).expanduser(), f"{name}.{suffix}")

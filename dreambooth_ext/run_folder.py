@@ -100,7 +100,7 @@ class RunFolder:
         """Raise ConfigError if the folder holds a run, or files of somebody else's."""
         if self.exists:
             raise ConfigError([f"--output-name: a run named {self.path.name} is there already ({self.state().state})"],
-                              f"Choose another name, or continue it: python -m dreambooth_ext resume {self.path.name}")
+                              f"Choose another name, or continue it: {resume_command(self.path.name)}")
         found = self.path.iterdir() if self.path.is_dir() else ()
         others = sorted(path.name for path in found if not _BEFORE_CONFIG.fullmatch(path.name))
         if others:
@@ -176,7 +176,7 @@ class RunFolder:
             config = self.config()
             base, prompts = Path(config.base).name, [concept.instance_text for concept in config.concepts]
         except (ConfigError, ResumeError) as error:
-            state = replace(state, message=str(error))
+            state = replace(state, message=error.why)
         return {"name": printable(self.path.name), "base": base, "prompts": prompts, **asdict(state)}
 
     def inputs(self) -> dict[str, str]:
@@ -336,6 +336,12 @@ def step_in(name: str) -> int | None:
     """The step that the name of a snapshot or preview tells: 100 for step-000100 and step-000100-0.png; else None."""
     found = re.match(r"step-(\d{6,9})\b", name)
     return int(found.group(1)) if found else None
+
+
+def resume_command(name: str, runs_dir: str = "") -> str:
+    """What to type to go on with a run; both may hold spaces."""
+    words = [name, *(["--runs-dir", runs_dir] if runs_dir not in ("", "runs") else [])]
+    return " ".join(["python -m dreambooth_ext resume", *(f'"{word}"' if " " in word else word for word in words)])
 
 
 def require_run_name(name: str, what: str) -> str:

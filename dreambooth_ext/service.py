@@ -166,12 +166,13 @@ class Service:
     ) -> Job:
         """Write a run's result, or one of its snapshots, into the models folder and select it."""
         from . import recipe
+        from .compare import snapshot_folder
 
         run = self.run(name)
         config = self._confined(replace(run.config(), **dict(changes or {})).validate())
         if as_name:
             require_safe_name(as_name, "the model's name")
-        folder = self.snapshot_folder(run, snapshot) if snapshot else None
+        folder = snapshot_folder(run, snapshot) if snapshot else None
 
         def work(progress: Progress) -> list[Path]:
             with watched(progress), self.host.job(run.path.name, progress):
@@ -287,15 +288,6 @@ class Service:
         from .compare import publishable_snapshots
 
         return publishable_snapshots(run)
-
-    def snapshot_folder(self, run: RunFolder, snapshot: str) -> Path:
-        from . import recipe
-
-        folder = run.checkpoints_dir / require_safe_name(snapshot, "the snapshot")
-        if not recipe.is_publishable(folder):
-            raise ResumeError(f"{snapshot} of {run.path.name} is to be published", "there is no such snapshot any more",
-                              "Choose one of: " + (", ".join(self.snapshots(run)) or "none is left"))
-        return folder
 
     def keep_uploads(self, files: Sequence[str], into: str = "") -> Path:
         """Copy uploaded pictures to those of `into`, if that is a folder of earlier uploads, else into a new one beside the runs.

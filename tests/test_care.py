@@ -1,8 +1,10 @@
 """The commands that look after runs and settings."""
 
 import json
+import shlex
 import threading
 import zipfile
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -60,6 +62,31 @@ def test_a_run_is_deleted_only_if_that_is_meant(rex, capsys, monkeypatch):
         monkeypatch.setattr("builtins.input", lambda asked, answer=answer: answer)
         assert run(["delete", "rex"]) == DONE and rex.exists is there
     assert run(["delete", "rex", "--yes"]) == BAD_INPUT
+
+
+def test_a_run_whose_settings_are_damaged_is_told_shown_and_deleted(rex, capsys):
+    (rex.path / "config.json").write_text("{")
+    assert run(["runs"]) == DONE and "config.json is not valid JSON" in capsys.readouterr().out
+    assert run(["show", "rex"]) == DONE and "something about rxz" in capsys.readouterr().out
+    assert run(["delete", "rex", "--yes"]) == DONE and not rex.path.exists()
+
+
+def test_commands_to_be_typed_can_be_typed(capsys, tmp_path, config):
+    spaced = replace(config, output_name="my dog", runs_dir="my runs")
+    RunFolder.for_config(spaced).create(spaced)
+    assert run(["ask", "my dog", "stop", "--runs-dir", "my runs"]) == BAD_INPUT
+    command = capsys.readouterr().err.partition("python -m dreambooth_ext ")[2]
+    assert shlex.split(command) == ["resume", "my dog", "--runs-dir", "my runs"]
+
+
+def test_json_is_one_object_a_line(rex, capsys, config):
+    for command in (["settings", "rex"], ["presets", "face"], ["runs"], ["show", "rex"]):
+        assert run([*command, "--json"]) == DONE
+        line, = capsys.readouterr().out.splitlines()
+        assert isinstance(json.loads(line), dict)
+    assert run(["check", "--preset", "face", "--instance-dir", "pictures", "--base", "b.ckpt", "--json"]) == BAD_INPUT
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert len(faults) == 2 and not any("class" in fault for fault in faults)  # the preset names the class
 
 
 def test_without_a_screen_the_folder_is_named(rex, capsys, monkeypatch):

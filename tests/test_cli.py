@@ -98,9 +98,14 @@ def test_runs_are_listed_and_published_again(arguments, tmp_path, capsys):
     capsys.readouterr()
     assert run(["runs", "--runs-dir", str(tmp_path / "runs")]) == DONE
     assert "rxz_dog" in (out := capsys.readouterr().out) and "finished" in out
+    assert run(["runs", "--runs-dir", str(tmp_path / "runs"), "--json"]) == DONE
+    assert [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()] == ["rxz_dog"]
     again = ["publish", "rxz_dog", "--runs-dir", str(tmp_path / "runs"), "--publish-format", "safetensors", "--name", "second"]
     assert run(again) == DONE
     assert (tmp_path / "models" / "second.safetensors").is_file()
+    early = ["publish", "rxz_dog", "--runs-dir", str(tmp_path / "runs"), "--name", "early", "--snapshot"]
+    assert run([*early, "step-000009"]) == BAD_INPUT and "Choose one of: step-000001" in capsys.readouterr().err
+    assert run([*early, "step-000001"]) == DONE and (tmp_path / "models" / "early.ckpt").is_file()
 
 
 def test_the_same_name_twice_is_refused_and_the_first_run_is_left_alone(arguments, tmp_path, capsys):
@@ -179,6 +184,28 @@ def test_bad_input_is_refused_before_anything_starts(flag, make, said, arguments
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
     assert not (tmp_path / "runs" / "rxz_dog").exists() and not list((tmp_path / "models").glob("*.*"))
+
+
+@pytest.mark.parametrize(("command", "said"), [
+    ("train --resolutoin 64", "Is --resolution meant?"), ("show rex --zzz", "there is no --zzz."),
+    ("render --base nowhere.ckpt --prompt x --size 64", "nowhere.ckpt is to be used: there is no such file"),
+    ("render --base BASE --prompt x --seed -1 --count 0 --render-steps 0", "for 3 reasons"),
+    ("render --base BASE --prompt x --size 65", "--size: must be a multiple of 8"),
+    ("render --base BASE --prompt x --out a-file/below", "below"),
+    ("token --base nowhere.ckpt --token rxz --resolution 64", "nowhere.ckpt is to be used: No such file"),
+    ("token --base BASE --token rxz --resolution abc", "--resolution: 'abc' is not a whole number"),
+    ("token --base BASE --token rxz --count 0", "--count: 0 is less than 1"),
+    ("estimate --resolution abc --train-batch-size 0", "for 2 reasons"),
+])
+def test_what_cannot_be_is_told_by_every_command(command, said, base, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").touch()
+    try:
+        code = run(command.replace("BASE", str(base)).split())
+    except SystemExit as ended:  # argparse's
+        code = ended.code
+    assert code == BAD_INPUT and said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*") if path.suffix == ".png"] == []
 
 
 def write_nan(path, base):

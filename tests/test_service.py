@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_ext import recipe
+from dreambooth_ext.compare import snapshot_folder
 from dreambooth_ext.errors import ConfigError, ResumeError, RunBusy, UnsafePath
 from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.jobs import Jobs
@@ -186,12 +187,12 @@ def test_snapshots_that_hold_a_model_can_be_published(service, values):
         (run.checkpoints_dir / name).mkdir(parents=True)
     (run.checkpoints_dir / "step-000020" / "unet").mkdir()
     assert service.snapshots(run) == ["step-000020"]
-    assert service.snapshot_folder(run, "step-000020").name == "step-000020"
+    assert snapshot_folder(run, "step-000020").name == "step-000020"
     for name in ("step-000010", "step-000099"):
         with pytest.raises(ResumeError):
-            service.snapshot_folder(run, name)
+            snapshot_folder(run, name)
     with pytest.raises(UnsafePath):
-        service.snapshot_folder(run, "../../models")
+        snapshot_folder(run, "../../models")
 
 
 def test_uploads_are_kept_under_harmless_names(service, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -18,9 +17,9 @@ from ..flags import add_flags_of, given_of
 from ..hosts.standalone import StandaloneHost
 from ..jobs import Jobs
 from ..progress import Progress
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, resume_command
 from ..service import Service
-from .command import Command, host_of, run_of, say
+from .command import Command, declare_run, host_of, run_of, say, show_object
 
 WISHES = ("preview", "snapshot", "stop", "discard")
 STOPS_WITHIN_S = 600.0  # one step, and a snapshot to be written
@@ -48,8 +47,8 @@ def ask(parsed: argparse.Namespace, progress: Progress) -> None:
     """Whatever process works on the run: a WebUI, another terminal."""
     run = run_of(parsed)
     if not _is_worked_on(run):
-        raise ResumeError(f"{run.path.name} is asked for: {parsed.wish}", "no process works on it now",
-                          f"`python -m dreambooth_ext resume {run.path.name}` goes on with it.")
+        raise ResumeError(f"{parsed.wish} is asked of {run.path.name}", "no process works on it now",
+                          f"Go on with it: {resume_command(run.path.name, parsed.runs_dir)}")
     run.ask("stop" if parsed.wish == "discard" else parsed.wish)
     if parsed.wish == "discard":
         end = time.monotonic() + STOPS_WITHIN_S
@@ -64,7 +63,7 @@ def ask(parsed: argparse.Namespace, progress: Progress) -> None:
 
 def settings(parsed: argparse.Namespace, progress: Progress) -> None:
     run = run_of(parsed)
-    print(json.dumps(_service(run).cloned(run.path.name), indent=2))
+    show_object(parsed, _service(run).cloned(run.path.name))
 
 
 def report(parsed: argparse.Namespace, progress: Progress) -> None:
@@ -127,7 +126,8 @@ def queue(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def _service(run: RunFolder) -> Service:
-    return Service(StandaloneHost(Path(run.config().models_dir).expanduser(), run.path.parent), jobs=Jobs())
+    """For what needs no models, and so no settings of the run, which may be damaged."""
+    return Service(StandaloneHost(run.path.parent, run.path.parent), jobs=Jobs())
 
 
 def _is_worked_on(run: RunFolder) -> bool:
@@ -148,23 +148,18 @@ def _table(found: Comparison) -> str:
     return "\n".join([*lines, found.why])
 
 
-def _declare_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="name of the run, or its folder")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
-
-
 def _declare_compare(parser: argparse.ArgumentParser) -> None:
-    _declare_run(parser)
+    declare_run(parser)
     add_flags_of(parser, Wishes)
 
 
 def _declare_ask(parser: argparse.ArgumentParser) -> None:
-    _declare_run(parser)
+    declare_run(parser)
     parser.add_argument("wish", choices=WISHES, help="discard stops it and deletes the run")
 
 
 def _declare_report(parser: argparse.ArgumentParser) -> None:
-    _declare_run(parser)
+    declare_run(parser)
     parser.add_argument("--with-paths", action="store_true", help="name folders of this computer")
 
 
@@ -175,7 +170,7 @@ def _declare_explain(parser: argparse.ArgumentParser) -> None:
 
 
 def _declare_delete(parser: argparse.ArgumentParser) -> None:
-    _declare_run(parser)
+    declare_run(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -185,12 +180,12 @@ def _declare_queue(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, Command] = {
     "compare": (compare, "Render a run's snapshots side by side, measure them, and say which is best.", _declare_compare),
-    "show": (show, "Say where a run stands.", _declare_run),
+    "show": (show, "Say where a run stands.", declare_run),
     "ask": (ask, "Ask a run that is going on, in whatever process, for a preview or snapshot, or to stop.", _declare_ask),
-    "settings": (settings, "Print a run's settings, for --config of a new one.", _declare_run),
+    "settings": (settings, "Print a run's settings, for --config of a new one.", declare_run),
     "report": (report, "Write a run's report.html.", _declare_report),
     "explain": (explain, "Write a zip that explains a failure, without paths and prompts.", _declare_explain),
-    "open": (open_folder, "Open a run's folder in the file manager.", _declare_run),
+    "open": (open_folder, "Open a run's folder in the file manager.", declare_run),
     "delete": (delete, "Delete a run; published models stay.", _declare_delete),
     "queue": (queue, "Train several runs, one after the other.", _declare_queue),
 }

@@ -59,6 +59,8 @@ def token(parsed: argparse.Namespace, progress: Progress) -> None:
     from .. import picture_room
 
     config = config_from_flags(parsed)
+    if parsed.count < 1:
+        raise ConfigError([f"--count: {parsed.count} is less than 1"])
     concept = config.concepts[0] if config.concepts else None
     if concept is None or not concept.token.strip():
         raise ConfigError(["--token: the new word is needed"])

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .. import presets
 from ..config import TrainConfig
-from ..errors import ResumeError
+from ..errors import ConfigError, ResumeError
 from ..files import require_safe_name
+from ..flags import add_config_flags, config_from_flags, given
 from ..host import Host
 from ..hosts.standalone import StandaloneHost
 from ..progress import Progress
@@ -23,6 +25,34 @@ Command = tuple[Callable[[argparse.Namespace, Progress], None], str, Callable[[a
 def say(parsed: argparse.Namespace, text: str, **values: Any) -> None:
     """The command's result: a sentence for a person, an object for a program."""
     print(json.dumps(values) if parsed.json else text, flush=True)
+
+
+def show_object(parsed: argparse.Namespace, value: Any) -> None:
+    """An object that is the result by itself: on one line for a program, on several for a person, or for a file."""
+    print(json.dumps(value, indent=None if parsed.json else 2), flush=True)
+
+
+def declare_settings(parser: argparse.ArgumentParser) -> None:
+    """The flags of `settings_of`."""
+    parser.add_argument("--preset", metavar="NAME", help="start from this preset; `presets` lists them")
+    parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
+    add_config_flags(parser)
+
+
+def settings_of(parsed: argparse.Namespace) -> TrainConfig:
+    """Settings of a preset or a file, if one is named, overridden by flags. Raises ConfigError, UnsafePath."""
+    if not parsed.preset:
+        return config_from_flags(parsed)
+    if parsed.config:
+        raise ConfigError(["--preset: --config is given as well"], "Give one of the two, and the rest as flags.")
+    runs_dir = given(parsed, "runs_dir", TrainConfig().runs_dir)
+    return config_from_flags(parsed, presets.load(parsed.preset, Path(runs_dir).expanduser() / "presets"))
+
+
+def declare_run(parser: argparse.ArgumentParser) -> None:
+    """The flags of `run_of`."""
+    parser.add_argument("run", help="name of the run, or its folder")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
 
 
 def host_of(config: TrainConfig) -> Host:

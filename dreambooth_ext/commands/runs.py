@@ -6,23 +6,19 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from .. import presets, recipe
-from ..config import TrainConfig
-from ..errors import ConfigError
+from .. import recipe
+from ..compare import snapshot_folder
 from ..files import gib
-from ..flags import add_config_flags, config_from_flags, given
-from ..host import Txt2Img
-from ..hosts.standalone import StandaloneHost
+from ..flags import add_config_flags, given
 from ..progress import Progress
 from ..run_folder import list_runs
 from ..terminal import duration
-from .command import Command, host_of, run_of, say
+from .command import Command, declare_run, declare_settings, host_of, run_of, say, settings_of
 
 
 def train(parsed: argparse.Namespace, progress: Progress) -> None:
-    config = config_from_flags(parsed, _of_preset(parsed))
+    config = settings_of(parsed)
     parsed.resume_name, parsed.runs_dir = None, config.runs_dir
     progress.listen(lambda report: _offer_resume(parsed, config.output_name, report.phase))
     _finished(parsed, recipe.train(config, host_of(config), progress))
@@ -34,27 +30,6 @@ def resume(parsed: argparse.Namespace, progress: Progress) -> None:
     _finished(parsed, recipe.resume(run, host_of(run.config()), progress, snapshot=parsed.snapshot, steps=parsed.steps))
 
 
-def render(parsed: argparse.Namespace, progress: Progress) -> None:
-    from ..models.load import inspect
-
-    base, out = Path(parsed.base).expanduser(), Path(parsed.out).expanduser()
-    side = parsed.size or inspect(base, prediction_type=parsed.prediction_type).resolution
-    host = StandaloneHost(base.parent, base.parent, device=parsed.device)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    progress.start("rendering", len(parsed.prompt) * parsed.count)
-    for number, prompt in enumerate(parsed.prompt):
-        seeds = tuple(range(parsed.seed, parsed.seed + parsed.count))
-        request = Txt2Img(prompt, seeds, parsed.negative_prompt, parsed.render_steps, parsed.guidance_scale, side, side,
-                          prediction_type=parsed.prediction_type)
-        for seed, image in zip(seeds, host.txt2img(base, request, progress), strict=True):
-            path = out / f"{number:02d}-{seed}.png"
-            image.save(path)
-            paths.append(str(path))
-            progress.report(len(paths), len(parsed.prompt) * parsed.count)
-    say(parsed, f"{len(paths)} pictures in {out}", pictures=paths)
-
-
 def publish(parsed: argparse.Namespace, progress: Progress) -> None:
     run = run_of(parsed)
     config = run.config()
@@ -62,6 +37,8 @@ def publish(parsed: argparse.Namespace, progress: Progress) -> None:
     config = replace(config, **changes).validate()
     host = host_of(config)
     snapshot = Path(parsed.snapshot).expanduser() if parsed.snapshot else None
+    if snapshot and len(snapshot.parts) == 1:
+        snapshot = snapshot_folder(run, parsed.snapshot)
     paths = recipe.publish(run, progress, snapshot=snapshot, name=parsed.name, config=config)
     host.select(paths[0])
     say(parsed, "\n".join(f"published {path}" for path in paths), published=[str(path) for path in paths])
@@ -70,7 +47,8 @@ def publish(parsed: argparse.Namespace, progress: Progress) -> None:
 def runs(parsed: argparse.Namespace, progress: Progress) -> None:
     rows = [run.described() for run in list_runs(Path(parsed.runs_dir).expanduser())]
     if parsed.json:
-        print(json.dumps(rows))
+        for row in rows:
+            print(json.dumps(row))
         return
     if not rows:
         print(f"There are no runs in {parsed.runs_dir}.")
@@ -85,16 +63,6 @@ def demo(parsed: argparse.Namespace, progress: Progress) -> None:
 
     result = run_demo(Path(parsed.out).expanduser(), progress, seed=parsed.seed, compare=not parsed.quick)
     say(parsed, result.table() + f"\nLook at {result.sheet} ({duration(result.seconds)})", **result.figures())
-
-
-def _of_preset(parsed: argparse.Namespace) -> dict[str, Any]:
-    """A preset's settings; flags go before them."""
-    if not parsed.preset:
-        return {}
-    if parsed.config:
-        raise ConfigError(["--preset: --config is given as well"], "Give one of the two, and the rest as flags.")
-    runs_dir = given(parsed, "runs_dir", TrainConfig().runs_dir)
-    return presets.load(parsed.preset, Path(runs_dir).expanduser() / "presets")
 
 
 def _finished(parsed: argparse.Namespace, finished: recipe.Finished) -> None:
@@ -114,41 +82,15 @@ _PUBLISH_OPTIONS = ("publish_format", "publish_dtype", "models_dir", "vae")
 
 
 def _declare_resume(parser: argparse.ArgumentParser) -> None:
-    _declare_run(parser)
+    declare_run(parser)
     parser.add_argument("--snapshot", default="", metavar="NAME",
                         help="go back to it first, such as step-000200; what came after it is removed from the run")
     parser.add_argument("--steps", type=int, metavar="N", help="steps in all, if they are to be others than before")
 
 
-def _declare_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", metavar="NAME", help="start from this preset; `presets` lists them")
-    parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
-    add_config_flags(parser)
-
-
-def _declare_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="name of the run, or its folder")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
-
-
-def _declare_render(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", required=True, metavar="FILE", help="checkpoint to render with")
-    parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="one or more prompts")
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT")
-    parser.add_argument("--out", default="renders", metavar="DIR", help="folder for the pictures (default: renders)")
-    parser.add_argument("--count", type=int, default=1, metavar="N", help="pictures for each prompt")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--size", type=int, default=0, metavar="PX", help="default: what the base was made for")
-    parser.add_argument("--render-steps", type=int, default=30, metavar="N", help="DDIM steps (default: 30)")
-    parser.add_argument("--guidance-scale", type=float, default=7.0, metavar="X")
-    parser.add_argument("--prediction-type", choices=("auto", "epsilon", "v_prediction"), default="auto",
-                        help="what the model predicts, where the file does not tell (default: auto)")
-    parser.add_argument("--device", default="auto")
-
-
 def _declare_publish(parser: argparse.ArgumentParser) -> None:
-    _declare_run(parser)
-    parser.add_argument("--snapshot", metavar="DIR", help="a snapshot's diffusers folder instead of the result")
+    declare_run(parser)
+    parser.add_argument("--snapshot", metavar="NAME", help="one of its snapshots, such as step-000200, instead of the result")
     parser.add_argument("--name", default="", help="file name without ending (default: the run's)")
     add_config_flags(parser, _PUBLISH_OPTIONS)
 
@@ -164,9 +106,8 @@ def _declare_demo(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "train": (train, "Pictures in, a finished and selected model out.", _declare_train),
+    "train": (train, "Pictures in, a finished and selected model out.", declare_settings),
     "resume": (resume, "Continue a run: where it was interrupted, or from one of its snapshots.", _declare_resume),
-    "render": (render, "Render pictures with a checkpoint.", _declare_render),
     "publish": (publish, "Convert a run's result into model files.", _declare_publish),
     "runs": (runs, "List the runs there are.", _declare_runs),
     "demo": (demo, "Learn a new subject on the playground base and show what came of it.", _declare_demo),

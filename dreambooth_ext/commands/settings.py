@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from .. import presets
 from ..errors import ConfigError
 from ..files import write_json
-from ..flags import add_config_flags, config_from_flags
 from ..hosts.standalone import StandaloneHost
 from ..jobs import Jobs
 from ..progress import Progress
 from ..service import Service
-from .command import Command, say
+from .command import Command, declare_settings, say, settings_of, show_object
 
 
 def check(parsed: argparse.Namespace, progress: Progress) -> None:
     """The same judgement as in the tab and through the API; nothing is started."""
-    config = config_from_flags(parsed)
+    config = settings_of(parsed)
     faults = _service(config.models_dir, config.runs_dir).faults(config.to_dict())
+    if parsed.json:
+        say(parsed, "", faults=faults)
     if faults:
         raise ConfigError(faults, "Nothing was started.")
-    say(parsed, f"{config.output_name} can be started.", faults=[])
+    if not parsed.json:
+        say(parsed, f"{config.output_name} can be started.")
 
 
 def models(parsed: argparse.Namespace, progress: Progress) -> None:
@@ -36,13 +37,13 @@ def models(parsed: argparse.Namespace, progress: Progress) -> None:
 def list_presets(parsed: argparse.Namespace, progress: Progress) -> None:
     folder = _presets_dir(parsed.runs_dir)
     if parsed.name:
-        print(json.dumps(presets.load(parsed.name, folder), indent=2))
+        show_object(parsed, presets.load(parsed.name, folder))
         return
     say(parsed, "\n".join(presets.names(folder)), presets=presets.names(folder))
 
 
 def save_preset(parsed: argparse.Namespace, progress: Progress) -> None:
-    config = config_from_flags(parsed).require_usable()
+    config = settings_of(parsed)
     path = presets.save(parsed.preset_name, config, _presets_dir(config.runs_dir))
     say(parsed, f"Saved as {path.stem}: what differs from the defaults, without what belongs to one run.", written=str(path))
 
@@ -70,11 +71,6 @@ def _presets_dir(runs_dir: str) -> Path:
     return _service(runs_dir, runs_dir).presets_dir
 
 
-def _declare_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
-    add_config_flags(parser)
-
-
 def _declare_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models-dir", default="models", metavar="DIR", help="folder of the checkpoints (default: models)")
 
@@ -86,7 +82,7 @@ def _declare_presets(parser: argparse.ArgumentParser) -> None:
 
 def _declare_save(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset_name", metavar="NAME", help="name of the preset")
-    _declare_check(parser)
+    declare_settings(parser)
 
 
 def _declare_delete(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +100,7 @@ def _declare_runs_dir(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "check": (check, "Judge settings and files as `train` would, without starting anything.", _declare_check),
+    "check": (check, "Judge settings and files as `train` would, without starting anything.", declare_settings),
     "models": (models, "List the checkpoints that can be trained from.", _declare_models),
     "presets": (list_presets, "List the presets, or print one.", _declare_presets),
     "save-preset": (save_preset, "Keep settings under a name.", _declare_save),
