@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ READ_BYTES_AT_MOST = 64 << 20  # at a time; the rest comes with the next questio
 
 
 def entry_of(line: str | bytes) -> dict[str, Any] | None:
-    """The numbers of one line, "step" among them; None for a line that was cut off by a crash, or tampered with."""
+    """The finite numbers of one line, "step" among them; None for a line that was cut off by a crash, or tampered with.
+
+    What is not finite (fp16's first gradients) no curve shows, and JSON cannot hold.
+    """
     try:
         entry = json.loads(line)
         step = entry["step"]
-        numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float))}
+        numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float)) and abs(value) < math.inf}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return numbers if isinstance(step, int) and 0 <= step < MOST_STEPS else None

@@ -79,6 +79,20 @@ def test_what_is_known_of_a_run(http, run):
     assert get(http, "/runs/nothing").status_code == 422
 
 
+def test_figures_that_are_no_numbers_are_left_out(http, run):
+    """fp16's scaler begins too high: the first gradients are infinite, and their update is skipped."""
+    run.append_metrics({"step": 5, "loss": 0.25, "grad_norm": float("inf"), "validation_loss": float("nan")})
+    assert get(http, "/runs/rex").json()["figures"] == {"step": 5, "loss": 0.25}
+    assert get(http, "/runs/rex/metrics").json()[-1] == {"step": 5, "loss": 0.25}
+
+
+def test_a_base_that_is_not_there_is_told(http, tmp_path):
+    asked = {"base": "nowhere.ckpt", "resolution": 64, "token": "rxz", "class_noun": "dog"}
+    for path, more in (("/class-images/plan", {"instance_dir": str(tmp_path / "pictures")}), ("/pictures/token", {})):
+        answer = post(http, path, {**asked, **more})
+        assert answer.status_code == 422 and "nowhere.ckpt is to be used" in answer.json()["error"]
+
+
 def test_its_settings_start_a_new_run(http, service, run, monkeypatch):
     from dreambooth_ext import recipe
 
