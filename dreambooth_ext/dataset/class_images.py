@@ -173,12 +173,13 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
     """
     images: list[TrainingImage] = []
     done, work, started = 0, 0.0, time.monotonic()
+    adopted = len(plan.foreign) if plan.use_foreign else 0  # that still stand in for a missing one, of whichever prompt
     for prompt_plan in plan.prompts:
         paths = list(prompt_plan.found[: prompt_plan.wanted])
         lacking = prompt_plan.wanted - len(paths)
-        if plan.use_foreign:
-            lacking = max(0, lacking - len(plan.foreign))
-        for path in _render(prompt_plan, lacking, plan.seed, base, txt2img, provenance, progress, batch):
+        replaced = min(lacking, adopted)
+        adopted -= replaced
+        for path in _render(prompt_plan, lacking - replaced, plan.seed, base, txt2img, provenance, progress, batch):
             paths.append(path)
             done += 1
             work += pace.work_of(prompt_plan.request.steps, prompt_plan.request.width, prompt_plan.request.height)

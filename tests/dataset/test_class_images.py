@@ -133,6 +133,18 @@ def test_pictures_of_other_origin_are_told_and_used_only_on_purpose(planned, tmp
         assert image.size == (64, 64)
 
 
+def test_pictures_of_other_origin_stand_in_once_and_not_for_each_prompt(planned, tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (number, 9, 9)).save(folder / f"{number}.png")
+    own = dataclasses.replace(CONCEPT, class_prompt="dog | dog outdoors", class_dir=str(folder))
+    wished, renderer, progress, seen = planned(own, foreign="use"), Renderer(), Progress(), []
+    progress.listen(lambda report: seen.append((report.done, report.total)))
+    assert wished.missing == 7 and len(ensure(wished, Path("b"), renderer, {}, progress)) == 10
+    assert len(renderer.seeds) == 7 and seen[-1] == (7, 7)
+
+
 def test_a_picture_that_someone_changed_does_not_count(planned):
     images = ensure(planned(), Path("b"), Renderer(), {}, Progress())
     Image.new("RGB", (64, 64), "white").save(images[0].path)
