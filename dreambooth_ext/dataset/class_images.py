@@ -173,6 +173,7 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
     """
     images: list[TrainingImage] = []
     done, work, started = 0, 0.0, time.monotonic()
+    before, since = 0.0, started  # of the first batch, which waits for its model
     adopted = len(plan.foreign) if plan.use_foreign else 0  # that still stand in for a missing one, of whichever prompt
     for prompt_plan in plan.prompts:
         paths = list(prompt_plan.found[: prompt_plan.wanted])
@@ -183,11 +184,17 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
             paths.append(path)
             done += 1
             work += pace.work_of(prompt_plan.request.steps, prompt_plan.request.width, prompt_plan.request.height)
+            if done == batch:
+                before, since = work, time.monotonic()
             seconds = (time.monotonic() - started) / done
             progress.report(done, plan.missing, prompt_plan.request.prompt, images_per_s=1 / max(seconds, 1e-9),
                             seconds_left=seconds * (plan.missing - done))
         images += [_as_training_image(path, prompt_plan.request, plan.concept_index) for path in paths]
-    pace.note(plan.library, provenance.get("host", ""), work, time.monotonic() - started)
+    host, now = provenance.get("host", ""), time.monotonic()
+    if done > batch:
+        pace.note(plan.library, host, work - before, now - since)
+    elif plan.seconds is None:  # better than nothing
+        pace.note(plan.library, host, work, now - started)
     if plan.use_foreign:
         request = plan.prompts[0].request
         images += [_adopted(path, request, plan.concept_index) for path in plan.foreign]

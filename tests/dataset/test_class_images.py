@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_ext.config import Concept
+from dreambooth_ext.dataset import class_images
 from dreambooth_ext.dataset.class_images import MANIFEST, class_image_count, ensure, plan
 from dreambooth_ext.errors import Cancelled, HostError
 from dreambooth_ext.progress import Progress
@@ -163,6 +164,28 @@ def test_how_long_the_rest_takes_is_told(planned):
     ensure(planned(), Path("b"), Renderer(), {}, Progress(heard.append))
     left = [report.figures["seconds_left"] for report in heard if report.total == 10]
     assert len(left) == 10 and left[-1] == 0 and all(seconds > 0 for seconds in left[:-1])
+
+
+def test_the_time_that_the_model_takes_to_load_is_no_pace(planned, monkeypatch):
+    """100 s for the model, then 1 s a picture; a few that were lacking tell nothing where more were rendered before."""
+    now = [0.0]
+    monkeypatch.setattr(class_images.time, "monotonic", lambda: now[0])
+
+    class Slow(Renderer):
+        def __call__(self, base, request, progress):
+            now[0] += 0.0 if self.seeds else 100.0
+            for image in super().__call__(base, request, progress):
+                now[0] += 1.0
+                yield image
+
+    def seconds(count):
+        concept = dataclasses.replace(CONCEPT, num_class_images=count)
+        ensure(planned(concept, host="here"), Path("b"), Slow(), {"host": "here"}, Progress(), batch=4)
+        return planned(dataclasses.replace(CONCEPT, num_class_images=1000), host="here").seconds
+
+    assert seconds(2) == pytest.approx(51)  # nothing better is known
+    assert seconds(12) == pytest.approx(1)
+    assert seconds(14) == pytest.approx(1)
 
 
 def test_a_host_that_returns_too_few_is_told(planned):
