@@ -182,6 +182,8 @@ def _translated(values: Mapping[str, Any], table: Mapping[str, Translation],
     settings: dict[str, Any] = {}
     not_taken: list[str] = []
     for name, value in values.items():
+        if value is None:  # how both write what nobody has set
+            continue
         if name in special:
             found, refused = special[name](value)
             settings.update(found)

@@ -71,7 +71,7 @@ def _with_own_choices(config: TrainConfig, run: RunFolder) -> TrainConfig:
     concepts = []
     for index, concept in enumerate(config.concepts):
         if concept.choices:
-            path = run.path / f"choices-{index}.json"
+            path = run.choices_path(index)
             write_json(path, json.loads(Path(concept.choices).expanduser().read_text(encoding="utf-8-sig")))
             concept = replace(concept, choices=str(path))
         concepts.append(concept)

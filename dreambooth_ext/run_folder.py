@@ -3,6 +3,7 @@
     RUN/config.json          the settings, as validated; written last and deleted last: what has none is no run
     RUN/state.json           where the run stands: state, step, steps, message, times
     RUN/inputs.json          sha256 of the base and of each picture: a resume compares them
+    RUN/choices-0.json       what was chosen of the pictures of concept 0, if anything was
     RUN/dataset/             prepared pictures, and manifest.json
     RUN/checkpoints/         step-000100/, one folder a snapshot
     RUN/previews/            step-000100-0.png, one file a prompt
@@ -85,6 +86,10 @@ class RunFolder:
     @classmethod
     def for_config(cls, config: TrainConfig) -> RunFolder:
         return cls(Path(config.runs_dir).expanduser() / require_run_name(config.output_name, "--output-name"))
+
+    def choices_path(self, concept: int) -> Path:
+        """What was chosen of a concept's pictures when the run began."""
+        return self.path / f"choices-{concept}.json"
 
     @property
     def exists(self) -> bool:

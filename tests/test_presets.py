@@ -52,7 +52,7 @@ def test_settings_of_sd_dreambooth_extension(tmp_path):
 def test_settings_of_sd_scripts(tmp_path):
     path = tmp_path / "args.json"
     path.write_text(json.dumps({"pretrained_model_name_or_path": "sd15.safetensors", "max_train_steps": 800, "network_dim": 16,
-                                "resolution": "512,512", "xformers": True}))
+                                "resolution": "512,512", "xformers": True, "vae": None, "reg_data_dir": None, "seed": None}))
     imported = presets.import_settings(path)
     assert imported.settings == {"base": "sd15.safetensors", "steps": 800, "lora_rank": 16, "resolution": 512}
     assert imported.not_taken == ("xformers: it has no meaning here",)

@@ -44,8 +44,13 @@ def shown(option: Option, value: Any) -> Any:
     if option.kind is tuple:
         return "\n".join(value)
     if option.kind is float or (option.kind is int and option.optional):
-        return "" if value is None else f"{value:g}" if option.kind is float else str(value)
+        return "" if value is None else _short(value) if option.kind is float else str(value)
     return value
+
+
+def _short(value: float) -> str:
+    """5e-06, 0.9, 1: as few digits as give the same number when they are read."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def values_of(names: Sequence[str], raw: Iterable[Any]) -> dict[str, Any]:
@@ -82,6 +87,12 @@ def _value(option: Option, value: Any) -> Any:
     if option.kind is str:
         return (value or "").strip()
     return value
+
+
+def first_alone(concepts: int) -> str:
+    """What is to be said where a form takes settings of several subjects."""
+    return html.note(f"The form holds one subject, the first of these {concepts}; `train --config` takes them all."
+                     if concepts > 1 else "", "warning")
 
 
 _STEP_OF = {"watch": "train"}  # it has no step of its own

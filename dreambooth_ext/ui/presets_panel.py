@@ -80,7 +80,8 @@ class PresetsPanel:
         concepts = imported.settings.get("concepts") or [{}]
         values = {**concepts[0], **imported.settings}
         said = html.note(f"{len(imported.settings)} settings were taken, {len(imported.not_taken)} were not.", "good")
-        return [*_shown(names, values), said + html.listed("What was not taken", imported.not_taken)]
+        said += fields.first_alone(len(concepts)) + html.listed("What was not taken", imported.not_taken)
+        return [*_shown(names, values), said]
 
     @staticmethod
     def _unchanged(names: list[str], why: str) -> list[Any]:

@@ -15,7 +15,7 @@ from . import fields, html
 from .compat import hidden, on
 from .errands import Errands
 from .run_cards import PENDING, run_list, runs_html
-from .train_panel import TrainPanel
+from .train_panel import TrainPanel, values_of_run
 from .watch_panel import WatchPanel, status_html
 
 BUTTONS = {
@@ -168,14 +168,7 @@ def _clone(service: Service, form: TrainPanel, name: str) -> list[Any]:
         config = service.run(name).config()
     except DreamboothError as error:
         return [*(gr.update() for _ in form.widgets), html.note(str(error), "fault")]
+    values = {**values_of_run(service, config), "output_name": service.free_name(name)}
     options = fields.all_options()
-    values = []
-    for field_name in form.widgets:
-        owner: Any = config.concepts[0] if config.concepts and hasattr(config.concepts[0], field_name) else config
-        value = getattr(owner, field_name)
-        if field_name == "base":
-            value = next((c.title for c in service.host.checkpoints() if str(c.path) == value), value)
-        if field_name == "output_name":
-            value = service.free_name(name)
-        values.append(fields.shown(options[field_name], value))
-    return [*values, html.note(f"The Train tab has {name}'s settings now.", "good")]
+    said = html.note(f"The Train tab has {name}'s settings now.", "good") + fields.first_alone(len(config.concepts))
+    return [*(fields.shown(options[field_name], values[field_name]) for field_name in form.widgets), said]

@@ -12,6 +12,7 @@ from .. import advice, presets
 from ..config import TrainConfig
 from ..errors import ConfigError, DreamboothError
 from ..options import Option
+from ..run_folder import RunFolder
 from ..service import Service
 from . import fields, html, watch_panel
 from .class_panel import ClassPanel
@@ -214,6 +215,8 @@ def values_of_run(service: Service, config: TrainConfig) -> dict[str, Any]:
     """A run's settings by the names of the form's fields; its base by its title, where the host lists it."""
     values = {name: value for owner in (config, *config.concepts[:1]) for name, value in vars(owner).items()
               if name in fields.all_options()}
+    if values.get("choices") == str(RunFolder.for_config(config).choices_path(0)):
+        values["choices"] = ""  # Review writes into the file that the form names, and this one is the run's
     titles = {str(checkpoint.path): checkpoint.title for checkpoint in service.host.checkpoints()}
     return {**values, "base": titles.get(config.base, config.base)}
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import gradio as gr
 import pytest
@@ -166,6 +167,19 @@ def test_settings_of_a_run_are_taken_over(service, values):
     filled = dict(zip(form.widgets, runs_panel._clone(service, form, "rex"), strict=False))
     assert (filled["learning_rate"], filled["steps"], filled["token"]) == ("1e-05", "77", "rxz")
     assert filled["output_name"] == "rex-2" and filled["base"] == "base.ckpt"
+
+
+def test_settings_that_a_run_is_given_are_those_that_the_form_shows(service, values):
+    """To the last digit; but for the run's own copy of what was chosen of its pictures, which Review would write into."""
+    config = service.settings({**values, "learning_rate": 1.23456789e-6, "adam_beta2": 0.99})
+    run = RunFolder.for_config(config)
+    concept = replace(config.concepts[0], choices=str(run.choices_path(0)))
+    run.create(replace(config, concepts=(concept, replace(concept, token="sks"))))
+    form = form_of(service)
+    *shown, said = runs_panel._clone(service, form, "rex")
+    again = form.values(tuple(shown))
+    assert (again["learning_rate"], again["adam_beta2"], again["choices"]) == (1.23456789e-6, 0.99, "")
+    assert "the first of these 2" in said
 
 
 def test_the_answer_to_an_opened_page_leaves_what_was_typed_meanwhile(service):
