@@ -1,6 +1,7 @@
 """The picture room's own services: captions, tokens, class images planned, looked at and struck out."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dreambooth_ext import picture_room
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.dataset import contact_sheet
 from dreambooth_ext.dataset.class_images import ensure
-from dreambooth_ext.errors import ConfigError, HostError, PictureError
+from dreambooth_ext.errors import ConfigError, HostError, NotWritable, PictureError
 from dreambooth_ext.playground.base import playground_base_path
 from dreambooth_ext.progress import Progress
 
@@ -93,6 +94,19 @@ def test_a_caption_that_leads_elsewhere_is_neither_read_nor_written(folder, tmp_
     with pytest.raises(PictureError, match="link"):
         picture_room.write_caption(folder / "0.png", "x")
     assert secret.read_text() == "secret"
+
+
+def test_a_caption_that_cannot_be_taken_away_is_told(folder, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(NotWritable, match="may not be written to"):
+        picture_room.write_caption(folder / "0.png", "")
+
+
+def test_choices_that_are_made_side_by_side_all_count(tmp_path):
+    file = tmp_path / "choices.json"
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: picture_room.choose(file, f"{number}.png", picture_room.Choice("drop")), range(40)))
+    assert len(picture_room.read_choices(file)) == 40
 
 
 def test_a_host_describes_what_has_no_caption(folder, host):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..config import Concept
 from ..errors import PictureError
-from ..files import write_atomically
+from ..files import storage_error, write_atomically
 from .pictures import is_link_elsewhere, list_pictures
 
 LONGEST_BYTES = 64 * 1024
@@ -78,7 +78,10 @@ def write_caption(picture: Path, text: str) -> Path:
         raise PictureError(f"{path.name} is to be written", "it is too long, or holds characters that are none",
                            "Use plain text; CLIP reads 75 tokens of it.")
     if not line:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(path, error) from error
     else:
         with write_atomically(path, "w") as stream:
             stream.write(line + "\n")

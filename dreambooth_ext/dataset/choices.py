@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from .pictures import require_own_file
 from .verdict import ADVICE, Audit
 
 LARGEST_BYTES = 64 << 20
+_CHOOSING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,13 @@ def remembered(path: Path) -> dict[str, Choice]:
 
 def choose(path: Path, name: str, choice: Choice | None) -> dict[str, Choice]:
     """Remember one choice, or forget it (None); returns all of the file. Raises PictureError, StorageError."""
-    found = remembered(path)
-    if choice is None:
-        found.pop(name, None)
-    else:
-        found[name] = choice
-    write_json(path, {"version": 1, "pictures": {each: _entry(chosen) for each, chosen in found.items()}})
+    with _CHOOSING:  # a page's clicks are answered side by side
+        found = remembered(path)
+        if choice is None:
+            found.pop(name, None)
+        else:
+            found[name] = choice
+        write_json(path, {"version": 1, "pictures": {each: _entry(chosen) for each, chosen in found.items()}})
     return found
 
 

@@ -39,10 +39,10 @@ class CaptionEditor:
     def wire(self, name: Any, inputs: list[Any], with_values: Callable[[Any], Any], folder: Callable[[Values], Path]) -> None:
         on(self.text.input if hasattr(self.text, "input") else self.text.change, with_values(self._count), [self.text, *inputs],
            [self.told])
-        on(self.save.click, with_values(lambda picture, text, values: self._saved(folder(values), picture, text, values)),
+        on(self.save.click, with_values(lambda picture, text, values: self._saved(folder, picture, text, values)),
            [name, self.text, *inputs], [self.told])
         for captioner, button in self.describe:
-            on(button.click, with_values(lambda values, captioner=captioner: self._describe(folder(values), captioner)), inputs,
+            on(button.click, with_values(lambda values, captioner=captioner: self._describe(folder, captioner, values)), inputs,
                [self.told])
 
     def shown(self, folder: Path, name: str, values: Values) -> list[str]:
@@ -62,21 +62,25 @@ class CaptionEditor:
         prompt, count = caption_told(_concept(values), text or "")
         return html.note(f'Trained as "{prompt}": {count}.', "warning" if "unread" in count else "note")
 
-    def _saved(self, folder: Path, name: str, text: str, values: Values) -> str:
+    def _saved(self, folder: Callable[[Values], Path], name: str, text: str, values: Values) -> str:
         from ..dataset.captions import write_caption
 
         try:
-            path = write_caption(_picture(folder, name), text or "")
+            path = write_caption(_picture(folder(values), name), text or "")
         except DreamboothError as error:
             return html.note(str(error), "fault")
         done = f"Saved in {path.name}." if (text or "").strip() else f"{path.name} is taken away."
         return html.note(done, "good") + self._count(text, values)
 
-    def _describe(self, folder: Path, captioner: str) -> str:
+    def _describe(self, folder: Callable[[Values], Path], captioner: str, values: Values) -> str:
         from ..picture_room import caption_with
 
+        try:
+            pictures = folder(values)
+        except DreamboothError as error:
+            return html.note(str(error), "fault")
         self._service.jobs.start(Job("captions", lambda progress: caption_with(
-            folder, self._service.host, captioner, progress=progress)))
+            pictures, self._service.host, captioner, progress=progress)))
         return html.note(f"{captioner} writes the captions; the right side shows how it goes. Open a picture again to see its own.",
                          "good")
 

@@ -93,7 +93,8 @@ class ReviewPanel:
         from .. import advice
 
         name, dropped = html.escaped(picture.name), chosen is not None and chosen.choice == "drop"
-        word = "left out" if dropped else "part chosen" if chosen and chosen.box else advice.word_for(picture)
+        has_part = chosen is not None and chosen.choice == "fix" and chosen.box
+        word = "left out" if dropped else "part chosen" if has_part else advice.word_for(picture)
         kind = {"keep": "good", "fix": "warning", "drop": "fault"}[picture.advice]
         image = f'<img alt="{name}" src="{shown.thumbnail}">' if shown else ""
         reasons = html.escaped(" ".join(verdict.reason for verdict in picture.verdicts) or "nothing is wrong with it")
@@ -130,8 +131,8 @@ class ReviewPanel:
                 f"<figcaption>as it is trained: {found.side[0]} x {found.side[1]}</figcaption></figure></div>"
                 f"<ul>{reasons or '<li>Nothing is wrong with it.</li>'}</ul>{suggested}")
 
-    def _found(self, values: Values) -> tuple[Audit, dict[str, Shown], dict[str, Choice]]:
-        """The audit, the pictures as they are shown, and what was chosen. Raises _NotYet while that is being made."""
+    def _audit(self, values: Values) -> Audit:
+        """Raises _NotYet while pictures are being looked at, PictureError."""
         answer = self._sentences.audit(values)
         if answer.error is not None:
             if isinstance(answer.error, DreamboothError):
@@ -140,14 +141,18 @@ class ReviewPanel:
                                "Try again; if it stays so, report it with this line.") from answer.error
         if not answer.ready:
             raise _NotYet(html.pending("Looking at the pictures", answer.done, answer.total))
-        choices = self._sentences.choices_of(values)
+        return answer.value  # type: ignore[no-any-return]
+
+    def _found(self, values: Values) -> tuple[Audit, dict[str, Shown], dict[str, Choice]]:
+        """The audit, the pictures as they are shown, and what was chosen. Raises _NotYet while that is being made."""
+        audit, choices = self._audit(values), self._sentences.choices_of(values)
         boxes = {name: chosen.box for name, chosen in choices.items() if chosen.choice == "fix" and chosen.box}
         folder = self._sentences.folder(values)
-        shown = self._pictures.of(folder, [picture.name for picture in answer.value.pictures], boxes,
+        shown = self._pictures.of(folder, [picture.name for picture in audit.pictures], boxes,
                                   resolution=self._sentences.resolution(values), crop=str(values.get("crop") or "smart"))
         if not shown.ready:
             raise _NotYet(html.pending("Cropping the pictures", shown.done, shown.total))
-        return answer.value, shown.value or {}, choices
+        return audit, shown.value or {}, choices
 
     @staticmethod
     def _of(audit: Audit, name: str) -> PictureAudit:
@@ -177,8 +182,10 @@ class ReviewPanel:
         from ..dataset.choices import Choice
 
         try:
-            before = self._sentences.choices_of(values).get(name)
-            self._remember(name, Choice("drop") if before is None or before.choice != "drop" else None, values)
+            before = self._sentences.choices_of(values).get(name) or Choice("keep")
+            part = None if before.choice == "keep" else before.box  # which outlasts that its picture is left out for a while
+            taken_in = Choice("fix", box=part) if part else None
+            self._remember(name, taken_in if before.choice == "drop" else Choice("drop", box=part), values)
         except (DreamboothError, _NotYet) as error:
             return html.note(str(error), "fault") if isinstance(error, DreamboothError) else str(error)
         return self.grid_html(values)
@@ -187,8 +194,7 @@ class ReviewPanel:
         from ..dataset.choices import Choice
 
         try:
-            audit, _, _ = self._found(values)
-            part = _box_of(box) or (self._of(audit, name).kept_box if choice == "fix" else None)
+            part = _box_of(box) or (self._of(self._audit(values), name).kept_box if choice == "fix" else None)
             self._remember(name, Choice(choice, box=part), values)
         except (DreamboothError, _NotYet) as error:
             return self._refused(error)
@@ -208,8 +214,7 @@ class ReviewPanel:
     def _remember(self, name: str, choice: Choice | None, values: Values) -> None:
         from ..dataset.choices import Choice, choose
 
-        audit, _, _ = self._found(values)
-        sha256 = self._of(audit, name).sha256
+        sha256 = self._of(self._audit(values), name).sha256
         choose(self._sentences.choices_path(values), name, choice and Choice(choice.choice, sha256, choice.box))
 
     @staticmethod

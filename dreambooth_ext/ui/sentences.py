@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import advice
 from ..config import STEPS_PER_PICTURE, TrainConfig
-from ..errors import DreamboothError
+from ..errors import DreamboothError, PictureError
 from ..files import gib
 from ..host import on_device_of
 from ..lookups import Answer, Lookups
@@ -149,8 +149,10 @@ class Sentences:
             folder, kind=kind, resolution=side, progress=progress), patient=False)
 
     def folder(self, values: Mapping[str, Any]) -> Path:
-        """The folder of pictures. Raises UnsafePath."""
-        return self._service.require_allowed(Path(str(values.get("instance_dir") or "")).expanduser())
+        """The folder of pictures. Raises PictureError if none is named, UnsafePath."""
+        if not values.get("instance_dir"):  # which would be the one that the process was started in
+            raise PictureError("Pictures are to be looked at", "no folder is named", "Name it in step 2.")
+        return self._service.require_allowed(Path(str(values["instance_dir"])).expanduser())
 
     def resolution(self, values: Mapping[str, Any]) -> int:
         """The side in pixels that training will see."""
@@ -170,7 +172,7 @@ class Sentences:
         return remembered(self.choices_path(values))
 
     def choices_path(self, values: Mapping[str, Any]) -> Path:
-        """Where that is kept: the file that is named in Advanced, else the folder's own. Raises UnsafePath."""
+        """Where that is kept: the file that is named in Advanced, else the folder's own. Raises PictureError, UnsafePath."""
         from ..dataset.choices import choices_file
 
         if values.get("choices"):

@@ -14,6 +14,7 @@ from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.ui import choose_panel, html, runs_panel, tab, train_panel, watch_panel
 from dreambooth_ext.ui.errands import Errands
 from dreambooth_ext.ui.run_cards import run_list
+from dreambooth_ext.ui.sentences import Sentences
 
 NASTY = '<script>alert("1")</script>'
 
@@ -180,6 +181,45 @@ def test_settings_that_a_run_is_given_are_those_that_the_form_shows(service, val
     again = form.values(tuple(shown))
     assert (again["learning_rate"], again["adam_beta2"], again["choices"]) == (1.23456789e-6, 0.99, "")
     assert "the first of these 2" in said
+
+
+def test_a_part_that_was_drawn_outlasts_that_its_picture_is_left_out(service, values, monkeypatch):
+    review, sentences = form_of(service).review, Sentences(service)
+    review._sentences = sentences
+    while "pending" in (grid := review.grid_html(values)):
+        time.sleep(0.01)
+    assert "part chosen" not in grid
+    monkeypatch.setattr(review, "_pictures", None)  # what is chosen waits for no picture that is being drawn
+    monkeypatch.setattr(review, "grid_html", lambda values: "")
+    monkeypatch.setattr(review, "_detail_html", lambda name, values: "")
+
+    def chosen():
+        found = sentences.choices_of(values).get("0.png")
+        return (found.choice, found.box) if found else None
+
+    review._cut("0.png", "1, 2, 33, 44", values)
+    assert chosen() == ("fix", (1, 2, 33, 44))
+    for act, then in ((lambda: review._toggled("0.png", values), "drop"), (lambda: review._toggled("0.png", values), "fix"),
+                      (lambda: review._chosen("0.png", "keep", "1, 2, 33, 44", values), "keep")):
+        act()
+        assert chosen() == (then, (1, 2, 33, 44))
+    picture = next(picture for picture in review._audit(values).pictures if picture.name == "0.png")
+    assert "part chosen" not in review._card(picture, None, sentences.choices_of(values)["0.png"])  # the whole is trained
+    review._toggled("0.png", values)
+    review._toggled("0.png", values)
+    assert chosen() is None
+
+
+def test_without_a_named_folder_no_other_one_is_worked_on(service, tmp_path, monkeypatch):
+    """An empty path would be the folder that the WebUI was started in."""
+    monkeypatch.chdir(tmp_path / "pictures")
+    Image.new("RGB", (8, 8)).save("a.png")
+    form = form_of(service)
+    folder, nothing = Sentences(service).folder, {"instance_dir": ""}
+    for told in (form.review.captions._saved(folder, "a.png", "a text", nothing), form.review._again("a.png", nothing),
+                 form.review.captions._describe(folder, "BLIP", nothing), form.review._toggled("a.png", nothing)):
+        assert "no folder is named" in told
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["a.png"] and service.jobs.all() == []
 
 
 def test_the_answer_to_an_opened_page_leaves_what_was_typed_meanwhile(service):
