@@ -47,7 +47,7 @@ class ConfigError(DreamboothError):
         super().__init__(f"{count} cannot be used", "; ".join(self.faults), instead)
 
     def __str__(self) -> str:
-        head = "This cannot start:" if len(self.faults) == 1 else f"This cannot start, for {len(self.faults)} reasons:"
+        head = "This cannot be done:" if len(self.faults) == 1 else f"This cannot be done, for {len(self.faults)} reasons:"
         return "\n".join([head, *(f"  - {fault}" for fault in self.faults), *([self.instead] if self.instead else [])])
 
 

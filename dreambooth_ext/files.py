@@ -231,6 +231,8 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return NotWritable(asked, "the folder may not be written to",
                            "Choose a folder of your own, or change its permissions.")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return StorageError(asked, "a file stands where a folder is to be", "Choose another folder.")
     return StorageError(asked, str(error.strerror or error), "Check that the drive is there and the path is right.")
 
 

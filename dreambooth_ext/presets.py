@@ -41,7 +41,10 @@ def load(name: str, folder: Path) -> dict[str, Any]:
     """The settings of a preset. Raises ConfigError, UnsafePath."""
     if name in PRESETS:
         return dict(PRESETS[name])
-    values = _object(folder / f"{require_safe_name(name, 'the preset')}.json")
+    path = folder / f"{require_safe_name(name, 'the preset')}.json"
+    if not path.is_file():
+        raise ConfigError([f"there is no preset named {name}"], "Choose one of: " + ", ".join(names(folder)))
+    values = _object(path)
     TrainConfig.from_dict(values).require_usable()  # what is no setting, or no value of one, is refused
     return migrated(values)
 
@@ -111,7 +114,7 @@ def _read(text_of: Callable[[], str], path: Path) -> dict[str, Any]:
         text = text_of()
         values = _flat_toml(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError([f"{path.name} cannot be read ({error})"]) from error
+        raise ConfigError([f"{path.name} cannot be read ({getattr(error, 'strerror', None) or error})"]) from error
     if not isinstance(values, dict):
         raise ConfigError([f"{path.name} holds no settings"])
     return values

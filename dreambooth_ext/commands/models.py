@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -49,6 +50,8 @@ def merge_lora(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..models.publish import require_other_files
 
     destination = _path(parsed.destination)
+    if not math.isfinite(parsed.weight):
+        raise ConfigError([f"--weight: {parsed.weight} is not a finite number"])
     if destination.suffix not in (".ckpt", ".safetensors"):
         raise ConfigError([f"DESTINATION: {destination.name} ends neither in .safetensors nor in .ckpt"])
     form = destination.suffix[1:]

@@ -135,9 +135,9 @@ def require_other_files(source: Path, destination_dir: Path, name: str, publish_
     formats = ("ckpt", "safetensors") if publish_format == "both" else (publish_format,)
     for suffix in (*formats, "yaml"):
         path = destination_dir / f"{name}.{suffix}"
-        if any(path.exists() and other.exists() and path.samefile(other) for other in (source, sidecar_path(source))):
-            raise UnsafePath(f"{path.name} is to be published", "it is the base itself, which is never written to",
-                             "Choose another name.")
+        for other, why in ((source, "it is the base itself"), (sidecar_path(source), "it belongs to the base of that name")):
+            if path.exists() and other.exists() and path.samefile(other):
+                raise UnsafePath(f"{path.name} is to be written", f"{why}, which is never written to", "Choose another name.")
 
 
 def scheduler_facts(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from ..host import Host
 from ..service import Service
 from . import tab
@@ -29,13 +30,16 @@ def build(host: Host) -> tuple[Any, str]:
 
 
 def launch(host: Host, *, port: int | None = None, open_browser: bool = True, block: bool = True) -> str:
-    """Serve the tab on this computer only; returns its address."""
+    """Serve the tab on this computer only; returns its address. Raises ConfigError if the port cannot be had."""
     from starlette.middleware import Middleware
 
     page, css = build(host)
-    server, address, _ = page.queue().launch(
-        server_name="127.0.0.1", server_port=port, inbrowser=open_browser, prevent_thread_lock=True, quiet=True,
-        app_kwargs={"middleware": [Middleware(SamePageOnly)]}, **launch_arguments(css))
+    try:
+        server, address, _ = page.queue().launch(
+            server_name="127.0.0.1", server_port=port, inbrowser=open_browser, prevent_thread_lock=True, quiet=True,
+            app_kwargs={"middleware": [Middleware(SamePageOnly)]}, **launch_arguments(css))
+    except (OSError, OverflowError) as error:
+        raise ConfigError([f"--port: {port} cannot be had; another program may use it"], "Choose another with --port N.") from error
     server.cwd = server.uploaded_file_dir  # gradio 3 serves every file of the folder in which it was started
     print(f"The Dreambooth page is at {address} (Ctrl+C ends it)", flush=True)
     if block:

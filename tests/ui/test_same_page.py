@@ -8,6 +8,7 @@ import pytest
 
 gradio = pytest.importorskip("gradio")
 
+from dreambooth_ext.errors import ConfigError  # noqa: E402
 from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
 from dreambooth_ext.ui import app  # noqa: E402
 from dreambooth_ext.ui.same_page import SamePageOnly  # noqa: E402
@@ -41,6 +42,12 @@ def test_the_page_opens_for_its_owner(port):
     assert answer(number, "/", Host=f"localhost:{number}")[0] == 200
     assert answer(number, "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200  # a link to it
     assert answer(number, "/config", Origin=f"http://127.0.0.1:{number}", Sec_Fetch_Site="same-origin")[0] == 200
+
+
+def test_a_port_that_is_in_use_is_told(port):
+    for number in (port[0], 99_999):
+        with pytest.raises(ConfigError, match=f"--port: {number} cannot be had"):
+            app.launch(StandaloneHost(port[1] / "models", port[1] / "runs"), port=number, open_browser=False, block=False)
 
 
 @pytest.mark.parametrize("headers", [
