@@ -9,18 +9,14 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from dreambooth_ext.training.optimizers import quantized
 from dreambooth_ext.training.optimizers.adafactor import Adafactor
 from dreambooth_ext.training.optimizers.adamw import AdamW
 from dreambooth_ext.training.optimizers.fused import FusedBackward, held_bytes
 from dreambooth_ext.training.optimizers.lion import Lion
 from dreambooth_ext.training.optimizers.offloaded import OffloadedAdamW
 from dreambooth_ext.training.optimizers.prodigy import D0, Prodigy
-from dreambooth_ext.training.optimizers.quantized import (
-    dequantize_positive,
-    dequantize_signed,
-    quantize_positive,
-    quantize_signed,
-)
+from dreambooth_ext.training.optimizers.quantized import BLOCK, padded, read_roots, read_shares, write_roots, write_shares
 from dreambooth_ext.training.optimizers.rounding import round_stochastically
 
 BETAS, EPS, DECAY = (0.9, 0.99), 1e-8, 0.02
@@ -211,16 +207,99 @@ def test_stochastic_rounding_has_no_bias():
 NORMAL = torch.randn(1000, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("values", [NORMAL, NORMAL * 1e-6, torch.zeros(300), torch.logspace(-8, 2, 700)])
-def test_a_quantized_number_is_near_unless_it_is_tiny_in_its_block(values):
-    codes, scales = quantize_signed(values, torch.Generator().manual_seed(0))
-    back = dequantize_signed(codes, scales, len(values))
-    block = scales.repeat_interleave(256)[: len(values)]
-    assert bool(((back - values).abs() <= 0.095 * values.abs() + 2e-5 * block).all())
-    codes, scales = quantize_positive(values.abs(), torch.Generator().manual_seed(0))
-    back = dequantize_positive(codes, scales, len(values))
-    assert bool(((back - values.abs()).abs() <= 0.05 * values.abs() + 2e-5 * block).all())
-    assert bool((back[values != 0] > 0).all())
+def roots_and_back(values, seed=0):
+    codes, scales = torch.zeros(padded(len(values)), dtype=torch.uint8), torch.zeros(padded(len(values)) // BLOCK)
+    write_roots(codes, scales, values.clone(), torch.Generator().manual_seed(seed))
+    return read_roots(codes, scales, len(values)), scales
+
+
+def shares_and_back(values, seed=0):
+    codes = torch.zeros(len(values), dtype=torch.uint8)
+    write_shares(codes, values.clone(), torch.Generator().manual_seed(seed))
+    return read_shares(codes) / quantized.SHARE_FACTOR
+
+
+@pytest.mark.parametrize("values", [NORMAL, NORMAL * 1e-6, NORMAL * 1e6, torch.zeros(300), torch.logspace(-8, 2, 700)])
+def test_a_root_is_near_unless_it_is_tiny_in_its_block(values):
+    values = values.abs()
+    back, scales = roots_and_back(values)
+    block = scales.repeat_interleave(BLOCK)[: len(values)]
+    assert bool(((back - values).abs() <= 0.0626 * values + 1.6e-5 * block).all())
+    assert bool((back[block > 0] > 0).all()) and bool((back[block == 0] == 0).all())  # Adam divides by them
+    assert torch.equal(scales, torch.nn.functional.pad(values, (0, padded(len(values)) - len(values))).view(-1, BLOCK).amax(1))
+
+
+def test_a_share_is_near_whatever_its_sign_up_to_the_greatest():
+    values = torch.cat([NORMAL, NORMAL * 0.01, torch.zeros(3), torch.tensor([quantized.GREATEST_SHARE, -quantized.GREATEST_SHARE])])
+    back = shares_and_back(values)
+    assert bool(((back - values).abs() <= 0.126 * values.abs() + 2.0**-9 / quantized.SHARE_FACTOR).all())
+    assert bool((back * values >= 0).all()) and bool((back[values == 0] == 0).all())
+
+
+@pytest.mark.parametrize("value", [0.7, 0.123, 0.0031])
+def test_moments_are_rounded_without_a_bias(value):
+    """Over 1e6 draws, within five standard deviations."""
+    values = torch.full((1_000_000,), value)
+    values[::BLOCK] = 1.0  # each block's largest
+    for back in (roots_and_back(values)[0], shares_and_back(values), shares_and_back(-values).neg_()):
+        rounded = back.double()[values != 1.0]
+        low, high = float(rounded.min()), float(rounded.max())
+        assert low <= value <= high and len(rounded.unique()) <= 2
+        assert abs(float(rounded.mean()) - value) <= 5 * math.sqrt((value - low) * (high - value) / len(rounded)) + 1e-9
+
+
+def test_a_blocks_largest_root_never_wraps_around():
+    """A carry out of the topmost code would make the smallest of it."""
+    values = torch.rand(1_000_000 // BLOCK * BLOCK, generator=torch.Generator().manual_seed(0)).view(-1, BLOCK)
+    back, _ = roots_and_back(values.view(-1))
+    top = values.amax(dim=1)
+    assert torch.allclose(back.view(-1, BLOCK).amax(dim=1), top, rtol=1e-6)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.99), (0.5, 0.999), (0.95, 0.99), (0.99, 0.99), (0.999, 0.9)])
+def test_shares_stay_within_what_they_can_hold(betas):
+    """With gradients that agree, then with ever larger ones."""
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    optimizer = AdamW([{"params": [weight], "lr": 0.01}], 0.01, betas, EPS, 0.0, bits=8)
+    for step in range(60):
+        weight.grad = torch.full_like(weight, 1e-3 if step < 30 else 1e-3 * 2.0 ** (step - 30))
+        optimizer.step()
+        assert bool(read_shares(optimizer.state[weight]["share_codes"]).isfinite().all())
+    assert bool(weight.isfinite().all()) and bool((weight < 0).all())
+
+
+def test_8_bit_state_holds_where_gradients_are_as_small_as_eps():
+    few, many = (torch.nn.Parameter(torch.zeros(64, 64)) for _ in range(2))
+    optimizers = [AdamW([{"params": [weight], "lr": 0.01}], 0.01, BETAS, EPS, 0.0, bits=bits)
+                  for weight, bits in ((few, 8), (many, 32))]
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        few.grad = many.grad = 1e-8 * (1 + torch.randn(64, 64, generator=draws))  # which no step may change
+        for optimizer in optimizers:
+            optimizer.step()
+    assert few.mean().item() == pytest.approx(many.mean().item(), rel=0.02)
+
+
+def test_8_bit_state_of_former_versions_goes_on():
+    """Written as they wrote it: codes even in the logarithm, of both moments."""
+    weight = torch.nn.Parameter(torch.zeros(5000))
+    optimizer = AdamW([{"params": [weight], "lr": 0.01}], 0.01, BETAS, EPS, 0.0, bits=8)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    kept = optimizer.state_dict()
+    blocks = padded(5000) // BLOCK
+    kept["state"][0] = {"step": 7, "first_codes": torch.full((padded(5000),), -127 + 16, dtype=torch.int8),
+                        "first_scales": torch.full((blocks,), 3e-4),
+                        "root_codes": torch.full((padded(5000),), 255 - 16, dtype=torch.uint8),
+                        "root_scales": torch.full((blocks,), 4e-3)}
+    optimizer.load_state_dict(kept)
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    first, root = -3e-4 / 4 * BETAS[0], 4e-3 / 2 * math.sqrt(BETAS[1])
+    moved = -0.01 / (1 - BETAS[0] ** 8) * first / (root / math.sqrt(1 - BETAS[1] ** 8) + EPS)
+    assert (weight - before).mean().item() == pytest.approx(moved, rel=0.01)
+    assert "first_codes" not in optimizer.state[weight]
 
 
 def test_the_fused_step_is_the_same_step_and_leaves_no_gradient():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -39,7 +40,9 @@ class Adafactor(ChunkedOptimizer):
         draws = self.draws_for(parameter, state["step"]) if parameter.dtype != torch.float32 else None
         for rows in _row_pieces(gradient):
             values = weights[rows].float()
-            values.mul_(1 - group["lr"] * group["weight_decay"]).sub_(_update(gradient, state, rows).mul_(factor))
+            if group["weight_decay"]:
+                values.mul_(1 - group["lr"] * group["weight_decay"])
+            values.addcmul_(_update(gradient, state, rows), factor, value=-1)
             store(weights[rows], values, draws)
 
 
@@ -70,34 +73,30 @@ def _row_pieces(gradient: torch.Tensor) -> Iterator[slice]:
     return (slice(start, min(start + count, len(gradient))) for start in range(0, len(gradient), count))
 
 
-def _squared(gradient: torch.Tensor, rows: slice) -> torch.Tensor:
-    return gradient[rows].float().square().add_(EPS_SQUARED_GRADIENT)  # not in place: an fp32 gradient is not a copy
-
-
 def _average(gradient: torch.Tensor, state: dict[str, Any], share: float) -> None:
     """Lines 5 and 6 of algorithm 4: moving averages of the squared gradient's row and column means."""
+    if "second" in state:
+        state["second"].lerp_(gradient.float().square().add_(EPS_SQUARED_GRADIENT), share)
+        return
     columns = torch.zeros(gradient.shape[1], device=gradient.device)
-    for rows in _row_pieces(gradient):
-        squared = _squared(gradient, rows)
-        if "second" in state:
-            state["second"][rows].lerp_(squared, share)
-            continue
-        state["rows"][rows].lerp_(squared.mean(dim=1), share)
-        columns += squared.sum(dim=0)
-    if "columns" in state:
-        state["columns"].lerp_(columns / len(gradient), share)
+    for rows in _row_pieces(gradient):  # norms read a bf16 gradient as it is
+        state["rows"][rows].lerp_(_norms(gradient[rows], 1).square_().div_(gradient.shape[1]).add_(EPS_SQUARED_GRADIENT), share)
+        columns += _norms(gradient[rows], 0).square_()
+    state["columns"].lerp_(columns.div_(len(gradient)).add_(EPS_SQUARED_GRADIENT), share)
+
+
+def _norms(gradient: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.linalg.vector_norm(gradient, dim=dim, dtype=torch.float32)
 
 
 def _update(gradient: torch.Tensor, state: dict[str, Any], rows: slice) -> torch.Tensor:
-    """Lines 7 and 8: gradient / sqrt(outer(rows, columns) / mean(rows))."""
+    """Lines 7 and 8: gradient / sqrt(outer(rows, columns) / mean(rows)), in fp32."""
     if "second" in state:
-        return gradient[rows].float() * state["second"][rows].rsqrt()
+        return gradient[rows] * state["second"][rows].rsqrt()
     of_rows = (state["rows"][rows] / state["rows"].mean()).rsqrt()[:, None]
-    return (gradient[rows].float() * of_rows).mul_(state["columns"].rsqrt()[None])
+    return (gradient[rows] * of_rows).mul_(state["columns"].rsqrt()[None])
 
 
 def _update_rms(gradient: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-    total = torch.zeros((), device=gradient.device)
-    for rows in _row_pieces(gradient):
-        total += _update(gradient, state, rows).square_().sum()
-    return (total / gradient.numel()).sqrt()
+    norms = [torch.linalg.vector_norm(_update(gradient, state, rows)) for rows in _row_pieces(gradient)]
+    return torch.stack(norms).norm() / math.sqrt(gradient.numel())

@@ -9,7 +9,17 @@ from typing import Any
 import torch
 
 from .chunked import ChunkedOptimizer, flat, flat_gradient, pieces
-from .quantized import BLOCK, dequantize_positive, dequantize_signed, padded, quantize_positive, quantize_signed
+from .quantized import (
+    BLOCK,
+    GREATEST_SHARE,
+    SHARE_FACTOR,
+    padded,
+    read_former_state,
+    read_roots,
+    read_shares,
+    write_roots,
+    write_shares,
+)
 from .rounding import store
 
 LEAST_QUANTIZED = 4096  # smaller tensors keep fp32 state: they are biases and norms, and cost nothing
@@ -32,17 +42,24 @@ class AdamW(ChunkedOptimizer):
     def _update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
                 parameter: torch.nn.Parameter) -> None:
         state["step"] += 1
-        draws = self.draws_for(parameter, state["step"]) if self._is_rounded(weights, state) else None
+        quantized = "share_codes" in state
+        draws = self.draws_for(parameter, state["step"]) if quantized or weights.dtype != torch.float32 else None
         for piece in pieces(weights.numel()):
-            first, second = _read(state, piece)
             values = weights[piece].float()
-            adam_step(values, gradient[piece].float(), first, second, state["step"], group)
+            if quantized:
+                _quantized_step(values, gradient[piece].float(), state, piece, group, draws)
+            else:
+                first, second = state["first"][piece], state["second"][piece]
+                adam_step(values, gradient[piece].float(), first, second, state["step"], group)
             store(weights[piece], values, draws)
-            _write(state, piece, first, second, draws)
 
-    @staticmethod
-    def _is_rounded(weights: torch.Tensor, state: dict[str, Any]) -> bool:
-        return weights.dtype != torch.float32 or "first_codes" in state
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                if "first_codes" in state:
+                    self.state[parameter] = _of_former_state(state, parameter, group)
 
 
 def adam_step(values: torch.Tensor, gradient: torch.Tensor, first: torch.Tensor, second: torch.Tensor, step: int,
@@ -56,39 +73,52 @@ def adam_step(values: torch.Tensor, gradient: torch.Tensor, first: torch.Tensor,
     values.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1**step))
 
 
+def _quantized_step(values: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], piece: slice, group: dict[str, Any],
+                    draws: torch.Generator | None) -> None:
+    """The same on 8-bit moments, in as few passes over memory as can be.
+
+    Moments are in units in which the new gradient counts 1 in both: m' = b1 m + g, v' = b2 v + g^2. By Cauchy and Schwarz
+    |m'| / sqrt(v') is then at most 1 / sqrt(1 - b1^2 / b2), 2.3 by default: what shares can hold.
+    """
+    (beta1, beta2), step, eps = group["betas"], state["step"], group["eps"]
+    blocks = slice(piece.start // BLOCK, padded(piece.stop) // BLOCK)
+    roots, scales = state["root_codes"][piece.start : padded(piece.stop)], state["root_scales"][blocks]
+    shares = state["share_codes"][piece]
+    new = gradient * math.sqrt(1 - beta2)
+    root = read_roots(roots, scales, len(values), factor=math.sqrt(beta2))
+    before = root + math.sqrt(beta2 * (1 - beta2 ** (step - 1))) * eps  # sqrt(b2) of what it was divided by
+    first = torch.addcmul(new, read_shares(shares), before, value=beta1 / (math.sqrt(beta2) * SHARE_FACTOR))
+    torch.hypot(root, new, out=root)
+    share = first.div_(root + max(math.sqrt(1 - beta2**step) * eps, 1e-30))
+    if group["weight_decay"]:
+        values.mul_(1 - group["lr"] * group["weight_decay"])
+    unit = (1 - beta1) / math.sqrt(1 - beta2)
+    values.add_(share, alpha=-group["lr"] * unit * math.sqrt(1 - beta2**step) / (1 - beta1**step))
+    if beta1**2 > 0.95 * beta2:  # the bound is beyond what shares can hold, or there is none
+        share.clamp_(-GREATEST_SHARE, GREATEST_SHARE)
+    write_shares(shares, share, draws)
+    write_roots(roots, scales, root, draws)
+
+
 def empty_state(count: int, bits: int, device: torch.device | str) -> dict[str, Any]:
     """The state of a parameter of `count` numbers before its first step."""
     if bits == 32 or count < LEAST_QUANTIZED:
         return {"step": 0, "first": torch.zeros(count, device=device), "second": torch.zeros(count, device=device)}
-    codes, blocks = padded(count), padded(count) // BLOCK
     return {
         "step": 0,
-        "first_codes": torch.zeros(codes, dtype=torch.int8, device=device),
-        "first_scales": torch.zeros(blocks, device=device),
-        "root_codes": torch.zeros(codes, dtype=torch.uint8, device=device),
-        "root_scales": torch.zeros(blocks, device=device),
+        "share_codes": torch.zeros(count, dtype=torch.uint8, device=device),
+        "root_codes": torch.zeros(padded(count), dtype=torch.uint8, device=device),
+        "root_scales": torch.zeros(padded(count) // BLOCK, device=device),
     }
 
 
-def _read(state: dict[str, Any], piece: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    if "first" in state:
-        return state["first"][piece], state["second"][piece]
-    codes, blocks, count = _stored(piece)
-    first = dequantize_signed(state["first_codes"][codes], state["first_scales"][blocks], count)
-    root = dequantize_positive(state["root_codes"][codes], state["root_scales"][blocks], count)
-    return first, root.square_()
-
-
-def _write(state: dict[str, Any], piece: slice, first: torch.Tensor, second: torch.Tensor,
-           draws: torch.Generator | None) -> None:
-    if "first" in state:
-        return  # updated in place
-    codes, blocks, _ = _stored(piece)
-    state["first_codes"][codes], state["first_scales"][blocks] = quantize_signed(first, draws)
-    state["root_codes"][codes], state["root_scales"][blocks] = quantize_positive(second.sqrt_(), draws)
-
-
-def _stored(piece: slice) -> tuple[slice, slice, int]:
-    """Where a piece's codes and scales are, and how many of its numbers are no padding."""
-    stop = padded(piece.stop)
-    return slice(piece.start, stop), slice(piece.start // BLOCK, stop // BLOCK), piece.stop - piece.start
+def _of_former_state(former: dict[str, Any], parameter: torch.nn.Parameter, group: dict[str, Any]) -> dict[str, Any]:
+    count, (beta1, beta2), step = parameter.numel(), group["betas"], former["step"]
+    first, root = read_former_state(former, count)
+    state = {**empty_state(count, 8, parameter.device), "step": step}
+    divisor = root + math.sqrt(1 - beta2**step) * group["eps"]
+    share = (first / divisor.clamp(min=1e-30)) * (math.sqrt(1 - beta2) / (1 - beta1))
+    draws = torch.Generator(parameter.device).manual_seed(step)
+    write_shares(state["share_codes"], share.clamp_(-GREATEST_SHARE, GREATEST_SHARE), draws)
+    write_roots(state["root_codes"], state["root_scales"], root, draws)
+    return state

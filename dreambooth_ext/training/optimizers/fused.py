@@ -34,13 +34,13 @@ class FusedBackward:
     """
 
     def __init__(self, optimizer: ChunkedOptimizer, max_grad_norm: float) -> None:
-        self._optimizer, self._limit = optimizer, max_grad_norm**2  # norms are squared throughout
+        self._optimizer, self._limit = optimizer, max_grad_norm**2  # of the squared norm
         self._groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         self._numbers = {parameter: number for number, parameter in enumerate(self._groups)}
-        self._squares = torch.zeros(len(self._groups), device=next(iter(self._groups)).device)
-        self._shares = torch.full_like(self._squares, 1 / len(self._groups))  # of the squared global norm, expected
+        self._norms = torch.zeros(len(self._groups), device=next(iter(self._groups)).device)
+        self._shares = torch.full_like(self._norms, 1 / len(self._groups))  # of the squared global norm, expected
         self._steps = 0
-        self._gone, self._left = torch.zeros_like(self._squares[0]), torch.full_like(self._squares[0], self._limit)
+        self._gone, self._left = torch.zeros_like(self._norms[0]), torch.full_like(self._norms[0], self._limit)
         self._held: list[torch.nn.Parameter] = []
         self._held_bytes = 0
         all_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self._groups)
@@ -54,10 +54,11 @@ class FusedBackward:
         if self._held:
             self._update()
         self._optimizer.finish()
-        square = self._squares.sum()
+        squares = self._norms.square()
+        square = squares.sum()
         self._steps += 1
-        self._shares.lerp_(self._squares / (square + TINY), 1 / min(self._steps, MEMORY_STEPS))
-        self._squares.zero_()
+        self._shares.lerp_(squares / (square + TINY), 1 / min(self._steps, MEMORY_STEPS))
+        self._norms.zero_()
         self._gone.zero_()
         self._left.fill_(self._limit)
         return square.sqrt()
@@ -77,8 +78,8 @@ class FusedBackward:
     def _take(self, parameter: torch.Tensor) -> None:
         assert isinstance(parameter, torch.nn.Parameter) and parameter.grad is not None
         gradient = flat(parameter.grad)
-        squares = [gradient[piece].float().square().sum() for piece in pieces(gradient.numel())]
-        self._squares[self._numbers[parameter]] = torch.stack(squares).sum()
+        norms = [torch.linalg.vector_norm(gradient[piece], dtype=torch.float32) for piece in pieces(gradient.numel())]
+        self._norms[self._numbers[parameter]] = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         self._held.append(parameter)
         self._held_bytes += gradient.numel() * gradient.element_size()
         if self._held_bytes > self._held_at_most:
@@ -93,7 +94,7 @@ class FusedBackward:
             self._optimizer.step_parameter(parameter, self._groups[parameter])
             parameter.grad = None
         self._held.clear()
-        self._freed_bytes += self._held_bytes if self._squares.device.type == "cpu" else 0
+        self._freed_bytes += self._held_bytes if self._norms.device.type == "cpu" else 0
         self._held_bytes = 0
         if self._freed_bytes >= TRIM_BYTES:  # or freed pieces of many sizes add up to the size of another gradient and more
             self._freed_bytes = 0
@@ -101,8 +102,8 @@ class FusedBackward:
 
     def _scale(self) -> torch.Tensor:
         """What the held gradients are multiplied by; the host does not wait for it."""
-        seen = self._squares.sum()
-        expected = torch.where(self._squares > 0, self._shares, 0.0).sum()
+        seen = self._norms.square().sum()
+        expected = torch.where(self._norms > 0, self._shares, 0.0).sum()
         foreseen = seen / expected.clamp(TINY, 1.0)
         to_come = foreseen - self._gone  # these and later ones
         square = torch.minimum(self._limit / (foreseen + TINY), (self._left + TINY) / (to_come + TINY)).clamp(max=1.0)

@@ -1,8 +1,10 @@
-"""Optimizer state in 8 bits a number: blocks of 256 with a scale each, codes spaced evenly in the logarithm.
+"""Adam's moments in 8 bits a number, rounded stochastically.
 
-After Dettmers et al. (2022), "8-bit Optimizers via Block-wise Quantization", with two differences. Codes are a closed
-formula instead of a table, so that any device works them out without a search. And they are rounded stochastically:
-an average that moves by a thousandth a step would never leave its code if it were rounded to the nearest.
+The second moment is kept as its root, by which Adam divides, in blocks of 256 with a scale each (Dettmers et al. 2022, "8-bit
+Optimizers via Block-wise Quantization"). The first moment is kept as its share of that root, which is what Adam moves a weight
+by: of the order of 1 whatever the gradient's size, it needs no scale. Codes are pieces of floats' own bits instead of a
+table, so that few operations make and read them. And they are rounded stochastically: an average that moves by a thousandth
+a step would never leave its code if it were rounded to the nearest.
 """
 
 from __future__ import annotations
@@ -10,10 +12,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .rounding import BF16_FRACTION_BITS, FRACTION_BITS, dithered
+
 BLOCK = 256
-SIGNED_TOP, SIGNED_PER_OCTAVE = 127, 8  # neighbours 9 % apart, down to 1.8e-5 of the block's largest
-POSITIVE_TOP, POSITIVE_PER_OCTAVE = 255, 16  # 4.4 % apart, down to 1.7e-5
-_TINY = 1e-38
+# Of roots: 4 bits of exponent, 4 of fraction. Neighbours are 3 to 6 % apart, down to 1.6e-5 of the block's largest.
+ROOT_FRACTION_BITS = 4
+TOP = 31 / 32  # stands for the block's largest: the greatest number below 1 with 4 bits of fraction
+LEAST = 2.0**-16  # and its code, 0: what is not 0 never becomes 0, since Adam divides by it
+_OFFSET = 111 << ROOT_FRACTION_BITS  # LEAST's exponent
+# Of shares: FP8 (e4m3) of 32 times the share. Neighbours are 6 to 12 % apart from 5e-4 to 14.
+SHARE_FACTOR = 32.0
+SHARE_FRACTION_BITS = 3
+GREATEST_SHARE = 448 / SHARE_FACTOR
+# Tensors, since torch 2.1 takes no plain numbers for these where its calls are watched.
+_SHIFT = torch.tensor(BF16_FRACTION_BITS - ROOT_FRACTION_BITS, dtype=torch.int16)
+_KEPT = torch.tensor(-(1 << (BF16_FRACTION_BITS - SHARE_FRACTION_BITS)), dtype=torch.int16)
 
 
 def padded(count: int) -> int:
@@ -21,52 +34,40 @@ def padded(count: int) -> int:
     return -(-count // BLOCK) * BLOCK
 
 
-def quantize_signed(values: torch.Tensor, draws: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) fp32 -> codes (padded N,) int8 and scales (blocks,). The mean over draws is exact."""
-    shares, scales = _shares(values)
-    codes = _codes(shares.abs(), SIGNED_TOP, SIGNED_PER_OCTAVE, draws)
-    return (codes * shares.sign()).to(torch.int8).view(-1), scales
+def write_roots(codes: torch.Tensor, scales: torch.Tensor, roots: torch.Tensor, draws: torch.Generator | None) -> None:
+    """(N,) fp32, none negative -> codes (padded N,) uint8 and scales (blocks,), in place. `roots` may be used up."""
+    missing = len(codes) - len(roots)
+    blocks = (F.pad(roots, (0, missing)) if missing else roots).view(-1, BLOCK)
+    torch.amax(blocks, dim=1, out=scales)
+    blocks.mul_((TOP / scales.clamp(min=1e-30))[:, None]).clamp_(LEAST, TOP)
+    bits = dithered(blocks, FRACTION_BITS - ROOT_FRACTION_BITS, draws).view(torch.int16)
+    codes.view(-1, BLOCK).copy_(torch.bitwise_right_shift(bits, _SHIFT).sub_(_OFFSET))
 
 
-def dequantize_signed(codes: torch.Tensor, scales: torch.Tensor, count: int) -> torch.Tensor:
-    numbers = codes.float()
-    values = _magnitudes(numbers.abs(), SIGNED_TOP, SIGNED_PER_OCTAVE).mul_(numbers.sign_())
-    return _scaled(values, scales, count)
+def read_roots(codes: torch.Tensor, scales: torch.Tensor, count: int, factor: float = 1.0) -> torch.Tensor:
+    """(N,) fp32, times `factor`."""
+    bits = codes.to(torch.int16).add_(_OFFSET)
+    values = torch.bitwise_left_shift(bits, _SHIFT).view(torch.bfloat16).view(-1, BLOCK)
+    return torch.mul(values, (scales * (factor / TOP))[:, None]).view(-1)[:count]
 
 
-def quantize_positive(values: torch.Tensor, draws: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) fp32 of no sign -> codes (padded N,) uint8 and scales (blocks,).
-
-    What is not 0 never becomes 0, however small: Adam divides by these numbers.
-    """
-    shares, scales = _shares(values)
-    codes = _codes(shares, POSITIVE_TOP, POSITIVE_PER_OCTAVE, draws)
-    codes = torch.where(shares > 0, codes.clamp(min=1), codes)
-    return codes.to(torch.uint8).view(-1), scales
+def write_shares(codes: torch.Tensor, shares: torch.Tensor, draws: torch.Generator | None) -> None:
+    """(N,) fp32, at most `GREATEST_SHARE` -> codes (N,) uint8, in place. `shares` are used up."""
+    upper = dithered(shares.mul_(SHARE_FACTOR), FRACTION_BITS - SHARE_FRACTION_BITS, draws).view(torch.int16)
+    codes.view(torch.float8_e4m3fn).copy_(torch.bitwise_and(upper, _KEPT).view(torch.bfloat16))
 
 
-def dequantize_positive(codes: torch.Tensor, scales: torch.Tensor, count: int) -> torch.Tensor:
-    return _scaled(_magnitudes(codes.float(), POSITIVE_TOP, POSITIVE_PER_OCTAVE), scales, count)
+def read_shares(codes: torch.Tensor) -> torch.Tensor:
+    """(N,) fp32, `SHARE_FACTOR` times as large."""
+    return codes.view(torch.float8_e4m3fn).float()
 
 
-def _shares(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers as shares of the largest magnitude of their block, (blocks, 256), and those magnitudes."""
-    blocks = F.pad(values, (0, padded(values.numel()) - values.numel())).view(-1, BLOCK)
-    scales = blocks.abs().amax(dim=1)
-    return blocks / scales.clamp(min=_TINY)[:, None], scales
+def read_former_state(state: dict[str, torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """First moment and root, (N,) fp32, as 8-bit state was kept until November 2026: codes even in the logarithm."""
+    def scaled(codes: torch.Tensor, top: int, per_octave: int, scales: torch.Tensor) -> torch.Tensor:
+        numbers = codes.float()
+        values = torch.exp2((numbers.abs() - top) / per_octave) * numbers.sign()
+        return (values.view(-1, BLOCK) * scales[:, None]).view(-1)[:count]
 
-
-def _codes(shares: torch.Tensor, top: int, per_octave: int, draws: torch.Generator | None) -> torch.Tensor:
-    below = (top + per_octave * shares.clamp(min=_TINY).log2()).floor_().clamp_(0, top - 1)
-    low, high = _magnitudes(below, top, per_octave), _magnitudes(below + 1, top, per_octave)
-    up = torch.rand(shares.shape, device=shares.device, generator=draws) < (shares - low) / (high - low)
-    return below + up
-
-
-def _magnitudes(codes: torch.Tensor, top: int, per_octave: int) -> torch.Tensor:
-    """Code 0 is 0; the topmost is 1; each octave below has the same number of codes."""
-    return torch.exp2((codes - top) / per_octave).mul_(codes > 0)
-
-
-def _scaled(values: torch.Tensor, scales: torch.Tensor, count: int) -> torch.Tensor:
-    return values.view(-1, BLOCK).mul_(scales[:, None]).view(-1)[:count]
+    return (scaled(state["first_codes"], 127, 8, state["first_scales"]),
+            scaled(state["root_codes"], 255, 16, state["root_scales"]))

@@ -1,23 +1,36 @@
-"""Stores of fp32 numbers in fewer bits that lose nothing on average."""
+"""Stores of fp32 numbers in fewer bits that lose nothing on average (Gupta et al. 2015).
+
+The bits of a float, read as an integer, grow evenly between any two neighbours of a shorter format. A random number of as many
+bits as will be dropped is added to them: they then carry into the bits that stay with just the probability that makes the mean
+exact. A few operations on integers do that, on any device.
+"""
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
-DROPPED_BITS = 16  # fp32 and bf16 differ by the last 16 bits of the fraction
-KEPT = torch.tensor(-(1 << DROPPED_BITS), dtype=torch.int32)  # no number: torch 2.1 takes none where its calls are watched
+FRACTION_BITS, BF16_FRACTION_BITS = 23, 7
+DROPPED_BITS = FRACTION_BITS - BF16_FRACTION_BITS
+_UPPER = 1 if sys.byteorder == "little" else 0
+
+
+def dithered(values: torch.Tensor, dropped_bits: int, draws: torch.Generator | None) -> torch.Tensor:
+    """(...) fp32 -> (...) bf16 whose first bits are rounded stochastically, for formats that drop the last `dropped_bits` of
+    fp32's; the other bits mean nothing. Not contiguous."""
+    bits = values.contiguous().view(torch.int32)
+    noise = torch.randint(0, 1 << dropped_bits, bits.shape, dtype=torch.int32, device=bits.device, generator=draws)
+    return noise.add_(bits).view(torch.int16)[..., _UPPER::2].view(torch.bfloat16)
 
 
 def round_stochastically(values: torch.Tensor, draws: torch.Generator | None) -> torch.Tensor:
-    """fp32 to bf16, up or down with the probability that makes the mean exact (Gupta et al. 2015).
+    """fp32 to bf16, up or down.
 
     Rounding to nearest would lose an update of less than 1/256 of its weight, which at a learning rate of 5e-6 is
     nearly all of them.
     """
-    bits = values.float().contiguous().view(torch.int32)
-    noise = torch.randint(0, 1 << DROPPED_BITS, bits.shape, dtype=torch.int32, device=bits.device, generator=draws)
-    kept = noise.add_(bits).bitwise_and_(KEPT)
-    return kept.view(torch.float32).to(torch.bfloat16)  # exact: the dropped bits are zero
+    return dithered(values, DROPPED_BITS, draws)
 
 
 def store(target: torch.Tensor, values: torch.Tensor, draws: torch.Generator | None) -> None:
