@@ -197,7 +197,8 @@ def token_told(token: str) -> str:
 
 
 def token_pictures(base: Path, concept: Concept, host: Host, progress: Progress, *, resolution: int,
-                   prediction_type: str = "auto", steps: int = 20, count: int = TOKEN_PICTURES) -> list[Drawn]:
+                   prediction_type: str = "auto", clip_skip: int = 1, steps: int = 20,
+                   count: int = TOKEN_PICTURES) -> list[Drawn]:
     """What the base draws for the token, for the instance prompt and for the class, before anything is trained.
 
     Kept beside the runs under a key of all that shapes them, and rendered once. Raises HostError, CheckpointError.
@@ -207,7 +208,8 @@ def token_pictures(base: Path, concept: Concept, host: Host, progress: Progress,
     progress.start("rendering", len(prompts) * count)
     drawn, done = [], 0
     for prompt in prompts:
-        request = Txt2Img(prompt, seeds, steps=steps, width=resolution, height=resolution, prediction_type=prediction_type)
+        request = Txt2Img(prompt, seeds, steps=steps, width=resolution, height=resolution, clip_skip=clip_skip,
+                          prediction_type=prediction_type)
         key = sha256(json.dumps([base_sha256, vars(request), host.provenance()], sort_keys=True).encode()).hexdigest()[:16]
         paths = [host.runs_dir / TOKEN_FOLDER / f"{key}-{seed}.png" for seed in seeds]
         if not all(path.is_file() for path in paths):

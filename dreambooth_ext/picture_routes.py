@@ -100,7 +100,7 @@ def _of_captions(service: Service) -> list[Route]:
     def token(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
         from . import picture_room
 
-        asked, concept = _checked(body, "resolution", "prediction_type"), _concept(body)
+        asked, concept = _checked(body, "resolution", "prediction_type", "clip_skip"), _concept(body)
         if not concept.token.strip():
             raise ConfigError(["token: the new word is needed"])
         drawn = []
@@ -108,7 +108,8 @@ def _of_captions(service: Service) -> list[Route]:
             base = service.require_allowed(Path(service.file_of(str(body["base"]))))
             side = asked.get("resolution") or picture_room.resolution_of(base)
             drawn = picture_room.token_pictures(base, concept, service.host, Progress(), resolution=side,
-                                                prediction_type=asked.get("prediction_type", "auto"))
+                                                prediction_type=asked.get("prediction_type", "auto"),
+                                                clip_skip=asked.get("clip_skip", 1))
         return {"told": picture_room.token_told(concept.token),
                 "drawn": [{"prompt": each.prompt, "pictures": [str(path) for path in each.pictures]} for each in drawn]}
 

@@ -280,7 +280,7 @@ def class_image_plans(checked: Checked, base_sha256: str, host: str = "") -> lis
              accumulation=config.gradient_accumulation_steps, class_steps=config.class_steps,
              guidance_scale=config.class_guidance_scale, resolution=checked.resolution, seed=config.seed,
              library=Path(config.runs_dir).expanduser() / "class-images", foreign=config.foreign_class_images,
-             concept_index=index, host=host, prediction_type=config.prediction_type)
+             concept_index=index, host=host, prediction_type=config.prediction_type, clip_skip=config.clip_skip)
         for index, (concept, pictures) in enumerate(zip(config.concepts, checked.pictures, strict=True))
     ]
 

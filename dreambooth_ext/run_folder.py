@@ -274,9 +274,11 @@ class RunFolder:
 
     def take_wishes(self) -> list[str]:
         """The wishes that were left since the last call, oldest first."""
+        taken = self._wishes_path.with_suffix(".taken")
         try:
-            wishes = self._wishes_path.read_text(encoding="utf-8").split()
-            self._wishes_path.unlink()
+            os.replace(self._wishes_path, taken)  # what is wished meanwhile goes into a new file
+            wishes = taken.read_text(encoding="utf-8").split()
+            taken.unlink()
         except OSError:
             return []
         return wishes

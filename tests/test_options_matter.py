@@ -155,7 +155,8 @@ def audited(config, folder):
 OF_PICTURES = {"resolution": 128, "crop": "buckets", "use_captions": False, "instance_prompt": "a photo of rxz", "token": "ohwx",
                "class_noun": "cat", "repeats": 3, "instance_dir": "others", "flatten_on": "black"}
 OF_CLASS = {"class_prompt": "a dog|two dogs", "class_negative_prompt": "blurred", "class_steps": 5, "class_guidance_scale": 3.0,
-            "class_batch_size": 2, "num_class_images": 3, "class_dir": "elsewhere", "foreign_class_images": "use", "seed": 9}
+            "class_batch_size": 2, "num_class_images": 3, "class_dir": "elsewhere", "foreign_class_images": "use", "seed": 9,
+            "clip_skip": 2}
 OF_PREVIEWS = {"preview_prompts": ("a cat",), "preview_seed": 5, "preview_steps": 4, "preview_guidance_scale": 2.0}
 OF_RUNS = {"with_prior_preservation": False, "auto_select": False, "publish_format": "both", "publish_dtype": "fp32",
            "output_name": "another", "models_dir": "shelf", "runs_dir": "work", "vae": "other.safetensors"}

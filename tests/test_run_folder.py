@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,16 @@ def run(tmp_path):
     run = RunFolder(tmp_path / "r")
     run.create(CONFIG)
     return run
+
+
+def test_a_wish_that_comes_while_others_are_taken_is_taken_next(tmp_path, monkeypatch):
+    run, unlink = RunFolder(tmp_path / "rex"), Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path, **options: (run.ask("stop"), unlink(path, **options)))
+    run.ask("preview")
+    assert run.take_wishes() == ["preview"]
+    monkeypatch.undo()
+    assert run.take_wishes() == ["stop"] and run.take_wishes() == []
+    assert list(run.path.iterdir()) == []
 
 
 def test_config_and_state_come_back(run):

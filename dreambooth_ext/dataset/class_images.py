@@ -49,11 +49,13 @@ class Request:
     width: int
     height: int
     prediction_type: str = "auto"
+    clip_skip: int = 1
 
     @property
     def values(self) -> dict[str, Any]:
-        """As manifests keep it; older ones know no prediction type."""
-        return {name: value for name, value in vars(self).items() if (name, value) != ("prediction_type", "auto")}
+        """As manifests keep it; older ones know neither prediction type nor clip skip."""
+        return {name: value for name, value in vars(self).items()
+                if (name, value) not in (("prediction_type", "auto"), ("clip_skip", 1))}
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def class_image_count(given: int | None, pictures: int, consumed: int) -> tuple[
 
 def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch: int, accumulation: int, class_steps: int,
          guidance_scale: float, resolution: int, seed: int, library: Path, foreign: str = "skip",
-         concept_index: int = 0, host: str = "", prediction_type: str = "auto") -> ClassImagePlan:
+         concept_index: int = 0, host: str = "", prediction_type: str = "auto", clip_skip: int = 1) -> ClassImagePlan:
     """Look at what there is and say what is missing; renders nothing. `host` is whose pace tells how long that takes."""
     count, suggested = class_image_count(concept.num_class_images, pictures, steps * batch * accumulation)
     prompts = concept.class_texts
@@ -143,7 +145,7 @@ def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch
     unusable: dict[str, str] = {}
     for number, prompt in enumerate(prompts):
         request = Request(base_sha256, prompt, concept.class_negative_prompt, SAMPLER, class_steps, guidance_scale,
-                          resolution, resolution, prediction_type)
+                          resolution, resolution, prediction_type, clip_skip)
         folder = Path(concept.class_dir).expanduser() if concept.class_dir else library_folder(library, request)
         sisters = [_request_key(request, each) for each in prompts]
         found, strangers = _sorted_out(folder, request, sisters)
@@ -207,7 +209,7 @@ def _render(plan: PromptPlan, lacking: int, seed: int, base: Path, txt2img: Txt2
     missing = _unused_seeds(seed, _used_seeds(plan), lacking)
     for chunk in _batches(seed, missing, batch):
         wish = Txt2Img(request.prompt, chunk, request.negative_prompt, request.steps, request.guidance_scale,
-                       request.width, request.height, request.sampler, prediction_type=request.prediction_type)
+                       request.width, request.height, request.sampler, request.clip_skip, request.prediction_type)
         count = 0
         for image_seed, image in zip(chunk, txt2img(base, wish, progress), strict=False):
             count += 1

@@ -62,7 +62,7 @@ class ClassPanel:
         def work(progress: Any) -> list[Any]:
             with host.job(TOKEN_CHECK, progress):
                 return [list(token_pictures(Path(config.base), config.concepts[0], host, progress, resolution=side,
-                                            prediction_type=config.prediction_type))]
+                                            prediction_type=config.prediction_type, clip_skip=config.clip_skip))]
 
         self._service.jobs.start(Job(TOKEN_CHECK, work))
         return self.drawn_html()

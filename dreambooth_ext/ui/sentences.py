@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OF_MEMORY = ("resolution", "train_batch_size", "with_prior_preservation", "train_text_encoder", "memory_profile", "optimizer",
              "mixed_precision", "gradient_checkpointing", "ema_decay", "lora_rank", "lora_conv_rank", "clip_skip", "device",
              "prediction_type")
-OF_CLASS_IMAGES = ("resolution", "prediction_type", "train_batch_size", "gradient_accumulation_steps", "class_steps",
+OF_CLASS_IMAGES = ("resolution", "prediction_type", "clip_skip", "train_batch_size", "gradient_accumulation_steps", "class_steps",
                    "class_guidance_scale", "foreign_class_images", "seed", "runs_dir")
 USUAL_RESOLUTION = 512
 
