@@ -39,6 +39,9 @@ def check(config: TrainConfig) -> Checked:
     config = _with_choices(config)
     faults: list[str] = []
     pictures = tuple(_count_pictures(concept, faults) for concept in config.concepts)
+    if config.with_prior_preservation:
+        faults += [f"--class-dir: {concept.class_dir} is a file, and no folder" for concept in config.concepts
+                   if concept.class_dir and Path(concept.class_dir).expanduser().is_file()]
     of_base = _resolution_of_base(config, faults)
     resolution = config.resolution or of_base
     for folder in (config.models_dir, config.runs_dir):
@@ -46,8 +49,6 @@ def check(config: TrainConfig) -> Checked:
             require_writable(Path(folder).expanduser())
         except DreamboothError as error:
             faults.append(_in_one_line(error))
-    if config.vae and not Path(config.vae).expanduser().is_file():
-        faults.append(f"--vae: {config.vae} is not there")
     if faults:
         raise ConfigError(faults)
     steps = config.steps or STEPS_PER_PICTURE * sum(pictures)
@@ -92,12 +93,13 @@ def _count_pictures(concept: Concept, faults: list[str]) -> int:
 
 
 def _resolution_of_base(config: TrainConfig, faults: list[str]) -> int:
-    """The side, in pixels, of the pictures that the base was made for; the base is fully judged on the way."""
+    """The side, in pixels, of the pictures that the base was made for; it is fully judged on the way, and another VAE with it."""
     from .models.load import inspect
     from .models.prediction import require_possible_snr
 
     try:
-        info = inspect(Path(config.base).expanduser(), prediction_type=config.prediction_type)
+        vae = Path(config.vae).expanduser() if config.vae else None
+        info = inspect(Path(config.base).expanduser(), prediction_type=config.prediction_type, vae=vae)
         require_possible_snr(info.prediction_type, config.zero_terminal_snr)
         return info.resolution
     except ConfigError as error:

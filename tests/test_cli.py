@@ -159,6 +159,11 @@ def truncated(path):
     return path
 
 
+def a_text(path):
+    path.write_text("these are notes")
+    return path
+
+
 def a_text_named_png(path):
     path.mkdir()
     (path / "notes.png").write_text("these are notes")
@@ -176,6 +181,9 @@ def a_text_named_png(path):
     ("--steps", lambda path: -5, "--steps"),
     ("--steps", lambda path: "many", "--steps"),
     ("--output-name", lambda path: "../escaped", "--output-name"),
+    ("--vae", lambda path: path / "nowhere.pt", "nowhere.pt is to be used: there is no such file"),
+    ("--vae", a_text, "it is neither a .safetensors nor a .ckpt file"),
+    ("--class-dir", a_text, "is a file, and no folder"),
     ("--learning-rate", lambda path: "nan", "--learning-rate"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_bad_input_is_refused_before_anything_starts(flag, make, said, arguments, tmp_path, capsys):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import CLASS_IMAGES_AT_MOST, CLASS_IMAGES_PER_PICTURE, Concept
-from ..errors import HostError, PictureError
+from ..errors import HostError
 from ..files import append_line, sweep, write_atomically
 from ..host import Txt2Img
 from ..progress import Progress
@@ -330,9 +330,3 @@ def _adopted(path: Path, request: Request, concept_index: int) -> TrainingImage:
         with write_atomically(copy) as stream:
             resized.save(stream, "PNG")
     return _as_training_image(copy, request, concept_index)
-
-
-def require_class_dir(folder: Path) -> None:
-    """Raise PictureError if a class folder that the user named is a file."""
-    if folder.exists() and not folder.is_dir():
-        raise PictureError(f"Class images are to be kept in {folder}", "it is a file", "Give a folder.")

@@ -79,8 +79,12 @@ def load_checkpoint(
     )
 
 
-def inspect(path: Path, *, prediction_type: str = "auto", check_numbers: bool = True) -> CheckpointInfo:
+def inspect(
+    path: Path, *, prediction_type: str = "auto", check_numbers: bool = True, vae: Path | None = None
+) -> CheckpointInfo:
     """Judge a checkpoint file without loading it: same errors as `load_checkpoint`, about one tensor of memory.
+
+    `vae`, another VAE file to be used with it, is judged as well, and loaded for that.
 
     Only a file of SD 2.x whose prediction type stands nowhere has its UNet loaded, to be asked.
     """
@@ -88,7 +92,10 @@ def inspect(path: Path, *, prediction_type: str = "auto", check_numbers: bool = 
     with open_checkpoint(path) as file:
         family, sidecar, parts = recognise(file)
         for layout in parts:
-            resolved(layout.rules, file.shapes, shapes_of(built(layout, path.name)), path.name)
+            wanted = shapes_of(built(layout, path.name))
+            resolved(layout.rules, file.shapes, wanted, path.name)
+            if layout.part == "vae" and vae is not None:
+                vae_tensors(vae, wanted, None)
         if check_numbers:
             require_finite(file)
         kind, zero_snr = prediction_of(file, family, sidecar, None, prediction_type)
