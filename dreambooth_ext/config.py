@@ -189,6 +189,7 @@ class TrainConfig:
         return self
 
     def _faults_between_settings(self) -> list[str]:
+        warms_too_long = self.lr_warmup_steps > (self.steps or self.lr_warmup_steps)
         rules = [
             (not self.base, "--base: a checkpoint file is needed"),
             (not self.concepts, "--instance-dir: a folder of pictures is needed"),
@@ -196,7 +197,8 @@ class TrainConfig:
             (not self.upscaler.strip(), "--upscaler: a name is needed; Lanczos is always there"),
             (colour_of(self.flatten_on) is None, f"--flatten-on: {self.flatten_on!r} is no colour: white, black, grey, or #rrggbb"),
             (self.zero_terminal_snr and self.prediction_type == "epsilon", "--zero-terminal-snr: epsilon prediction has no signal at the last timestep; it needs v_prediction"),
-            (self.lr_warmup_steps > (self.steps or self.lr_warmup_steps), "--lr-warmup-steps: longer than the whole run"),
+            (warms_too_long, "--lr-warmup-steps: longer than the whole run"),
+            (self.lr_warmup_steps > 0 and not warms_too_long and self.lr_scheduler == "constant", "--lr-warmup-steps: the schedule constant has none; choose constant_with_warmup"),
             (self.text_encoder_stop_step is not None and not self.train_text_encoder, "--text-encoder-stop-step: the text encoder is not trained"),
             (self.lora_rank > 0 and self.ema_decay > 0, "--ema-decay: not available for LoRA runs"),
             (self.lora_conv_rank > 0 and self.lora_rank == 0, "--lora-conv-rank: needs a LoRA rank"),

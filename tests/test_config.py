@@ -41,6 +41,12 @@ def test_an_empty_token_is_refused(token):
     assert any("--token" in fault for fault in config.faults())
 
 
+def test_a_warm_up_that_the_schedule_does_not_have_is_refused():
+    warmed = dataclasses.replace(CONFIG, steps=100, lr_warmup_steps=10)
+    assert ["--lr-warmup-steps" in fault for fault in warmed.faults()] == [True]
+    assert dataclasses.replace(warmed, lr_scheduler="constant_with_warmup").faults() == []
+
+
 BAD_NAMES = ["", "../x", "a/b", "a\\b", "con", "CON.txt", "a.", " a", "a[b]", "x" * 200, "ä", "a\nb"]
 
 
