@@ -19,9 +19,9 @@ BLOCK = 256
 ROOT_FRACTION_BITS = 4
 TOP = 31 / 32  # stands for the block's largest: the greatest number below 1 with 4 bits of fraction
 LEAST = 2.0**-16  # and its code, 0: what is not 0 never becomes 0, since Adam divides by it
-_OFFSET = 111 << ROOT_FRACTION_BITS  # LEAST's exponent
+_EXPONENT = 111  # LEAST's, as its bits tell it
 # Of shares: FP8 (e4m3) of 32 times the share. Neighbours are 6 to 12 % apart from 5e-4 to 14.
-SHARE_FACTOR = 32.0
+SHARE_EXPONENT, SHARE_FACTOR = 5, 32.0
 SHARE_FRACTION_BITS = 3
 GREATEST_SHARE = 448 / SHARE_FACTOR
 # Tensors, since torch 2.1 takes no plain numbers for these where its calls are watched.
@@ -39,21 +39,21 @@ def write_roots(codes: torch.Tensor, scales: torch.Tensor, roots: torch.Tensor, 
     missing = len(codes) - len(roots)
     blocks = (F.pad(roots, (0, missing)) if missing else roots).view(-1, BLOCK)
     torch.amax(blocks, dim=1, out=scales)
-    blocks.mul_((TOP / scales.clamp(min=1e-30))[:, None]).clamp_(LEAST, TOP)
-    bits = dithered(blocks, FRACTION_BITS - ROOT_FRACTION_BITS, draws).view(torch.int16)
-    codes.view(-1, BLOCK).copy_(torch.bitwise_right_shift(bits, _SHIFT).sub_(_OFFSET))
+    blocks.mul_((TOP / scales.clamp(min=1e-30))[:, None])
+    upper = dithered(blocks, FRACTION_BITS - ROOT_FRACTION_BITS, draws, exponent=-_EXPONENT)
+    codes.view(-1, BLOCK).copy_(torch.bitwise_right_shift(upper, _SHIFT).clamp_(0, 255))
 
 
 def read_roots(codes: torch.Tensor, scales: torch.Tensor, count: int, factor: float = 1.0) -> torch.Tensor:
     """(N,) fp32, times `factor`."""
-    bits = codes.to(torch.int16).add_(_OFFSET)
+    bits = codes.to(torch.int16).add_(_EXPONENT << ROOT_FRACTION_BITS)
     values = torch.bitwise_left_shift(bits, _SHIFT).view(torch.bfloat16).view(-1, BLOCK)
     return torch.mul(values, (scales * (factor / TOP))[:, None]).view(-1)[:count]
 
 
 def write_shares(codes: torch.Tensor, shares: torch.Tensor, draws: torch.Generator | None) -> None:
-    """(N,) fp32, at most `GREATEST_SHARE` -> codes (N,) uint8, in place. `shares` are used up."""
-    upper = dithered(shares.mul_(SHARE_FACTOR), FRACTION_BITS - SHARE_FRACTION_BITS, draws).view(torch.int16)
+    """(N,) fp32, at most `GREATEST_SHARE` -> codes (N,) uint8, in place."""
+    upper = dithered(shares, FRACTION_BITS - SHARE_FRACTION_BITS, draws, exponent=SHARE_EXPONENT)
     codes.view(torch.float8_e4m3fn).copy_(torch.bitwise_and(upper, _KEPT).view(torch.bfloat16))
 
 

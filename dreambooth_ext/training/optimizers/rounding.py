@@ -16,12 +16,15 @@ DROPPED_BITS = FRACTION_BITS - BF16_FRACTION_BITS
 _UPPER = 1 if sys.byteorder == "little" else 0
 
 
-def dithered(values: torch.Tensor, dropped_bits: int, draws: torch.Generator | None) -> torch.Tensor:
-    """(...) fp32 -> (...) bf16 whose first bits are rounded stochastically, for formats that drop the last `dropped_bits` of
-    fp32's; the other bits mean nothing. Not contiguous."""
-    bits = values.contiguous().view(torch.int32)
-    noise = torch.randint(0, 1 << dropped_bits, bits.shape, dtype=torch.int32, device=bits.device, generator=draws)
-    return noise.add_(bits).view(torch.int16)[..., _UPPER::2].view(torch.bfloat16)
+def dithered(values: torch.Tensor, dropped_bits: int, draws: torch.Generator | None, exponent: int = 0) -> torch.Tensor:
+    """(...) fp32 -> (...) int16: the upper half of the bits of values x 2^exponent, rounded stochastically for formats that drop
+    the last `dropped_bits`; what they keep of them means nothing. Not contiguous.
+
+    What is too small for the exponent, 0 as well, becomes a negative integer, or a positive one of hardly any value.
+    """
+    bits, start = values.contiguous().view(torch.int32), exponent << FRACTION_BITS
+    noise = torch.randint(start, start + (1 << dropped_bits), bits.shape, dtype=torch.int32, device=bits.device, generator=draws)
+    return noise.add_(bits).view(torch.int16)[..., _UPPER::2]
 
 
 def round_stochastically(values: torch.Tensor, draws: torch.Generator | None) -> torch.Tensor:
@@ -30,7 +33,7 @@ def round_stochastically(values: torch.Tensor, draws: torch.Generator | None) ->
     Rounding to nearest would lose an update of less than 1/256 of its weight, which at a learning rate of 5e-6 is
     nearly all of them.
     """
-    return dithered(values, DROPPED_BITS, draws)
+    return dithered(values, DROPPED_BITS, draws).view(torch.bfloat16)
 
 
 def store(target: torch.Tensor, values: torch.Tensor, draws: torch.Generator | None) -> None:
