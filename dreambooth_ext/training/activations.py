@@ -18,14 +18,22 @@ from torch.utils._pytree import tree_flatten
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def peak_bytes(run: Callable[[], Any]) -> int:
+class Held:
+    """Bytes that are held besides, and grow while something runs."""
+
+    bytes = 0
+
+
+def peak_bytes(run: Callable[[], Any], factor: float = 1.0, held: Held | None = None) -> int:
     """The most bytes of meta tensors, made by `run` itself, that were alive at one time. Exact but for library buffers.
 
-    Attention is counted as the fused kernels do it: no matrix of (tokens, tokens) is ever held.
+    They are counted times `factor`, and what is `held` at that time is added. Attention is counted as the fused kernels do
+    it: no matrix of (tokens, tokens) is ever held.
     """
-    with _ONE_AT_A_TIME, _fused_attention(), _device_module(), _LiveStorages() as live:
+    held = held or Held()
+    with _ONE_AT_A_TIME, _fused_attention(), _device_module(), _LiveStorages(factor, held) as live:
         run()
-    return live.peak
+    return max(live.peak, held.bytes)
 
 
 class _LiveStorages(TorchDispatchMode):
@@ -34,8 +42,9 @@ class _LiveStorages(TorchDispatchMode):
     By torch's own weak references: finalizers of Python's storage objects run too late, and crash, in torch 2.1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float, held: Held) -> None:
         super().__init__()
+        self._factor, self._held = factor, held
         self.peak = self._now = 0
         self._known: dict[int, tuple[StorageWeakRef, int]] = {}
 
@@ -55,10 +64,13 @@ class _LiveStorages(TorchDispatchMode):
             return
         self._known[key] = (StorageWeakRef(storage), storage.nbytes())
         self._now += storage.nbytes()
-        if self._now > self.peak:
+        if self._bytes() > self.peak:
             self._known = {key: entry for key, entry in self._known.items() if not entry[0].expired()}
             self._now = sum(size for _, size in self._known.values())
-            self.peak = max(self.peak, self._now)
+            self.peak = max(self.peak, self._bytes())
+
+    def _bytes(self) -> int:
+        return int(self._now * self._factor) + self._held.bytes
 
 
 def _is_meta(value: Any) -> bool:

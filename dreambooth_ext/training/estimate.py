@@ -19,7 +19,7 @@ from ..models.stable_diffusion import StableDiffusion
 from ..models.text_encoder import encode_tokens
 from ..models.unet import predict
 from . import precision
-from .activations import peak_bytes
+from .activations import Held, peak_bytes
 from .half_copies import COLLECTED_BYTES
 from .lora import Lora
 from .memory import AUTO_ORDER, PROFILES, Plan, faults, free_bytes, plan_for, processes
@@ -94,7 +94,7 @@ def estimate(config: TrainConfig, model: StableDiffusion | None = None,
     for name in rows:
         asked = replace(config, memory_profile=name)
         plan = plan_for(asked)
-        key = (plan.computes_in_bf16, plan.autocast, plan.gradient_checkpointing)
+        key = (plan.computes_in_bf16, plan.autocast, plan.gradient_checkpointing, plan.fused_backward)
         if key not in peaks:
             peaks[key] = _activations(asked, plan, model, trained)
         found.append(_estimate(asked, plan, trained, numbers, peaks[key], free))
@@ -141,7 +141,7 @@ def _outline(config: TrainConfig) -> StableDiffusion:
 def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers: int, activations: int, free: int) -> Estimate:
     """One row. `numbers`: how many the trained networks have, adapters left out."""
     width = 2 if plan.weights == "bf16" else 4
-    weights = numbers * (width + (2 if plan.half_copies or plan.autocast != "no" else 0))
+    weights = numbers * (width + (2 if plan.half_copies or (plan.autocast != "no" and not _grow(plan)) else 0))
     learnt = [parameter for module in trained.values() for parameter in module.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() * (4 if config.lora_rank else width) for parameter in learnt]
     row = OPTIMIZERS[plan.optimizer]
@@ -160,16 +160,30 @@ def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers:
         why_not="; ".join(fault.partition(": ")[2] for fault in faults(config)))
 
 
+def _grow(plan: Plan) -> bool:
+    """Gradients take the place of activations while the pass goes back; several processes have room for all from the start."""
+    return not plan.fused_backward and processes() == 1
+
+
 def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, trained: dict[str, Any]) -> int:
-    """The peak of one forward and backward pass, its gradients not counted."""
+    """What one forward and backward pass holds at its peak beyond all gradients; of those that do not stay, beyond none."""
     # On a CPU bf16 weights are widened layer by layer, and everything between the layers is fp32.
     half = (plan.computes_in_bf16 and plan.device != "cpu") or plan.autocast != "no"
     dtype = torch.bfloat16 if half else torch.float32
     for module in trained.values():
         module.to(dtype).train()
         _checkpoint(module, plan.gradient_checkpointing)
-    hooks = [parameter.register_post_accumulate_grad_hook(lambda each: setattr(each, "grad", None))
-             for module in trained.values() for parameter in module.parameters() if parameter.requires_grad]
+    weights = [parameter for module in trained.values() for parameter in module.parameters()]
+    learnt = [parameter for parameter in weights if parameter.requires_grad]
+    gradient, cast = (4, 2 if plan.autocast != "no" else 0) if _grow(plan) else (0, 0)  # bytes; autocast's go as gradients come
+    held = Held()
+    held.bytes = cast * sum(parameter.numel() for parameter in weights)
+
+    def come(parameter: torch.Tensor) -> None:
+        parameter.grad = None
+        held.bytes += (gradient - cast) * parameter.numel()
+
+    hooks = [parameter.register_post_accumulate_grad_hook(come) for parameter in learnt]
     side = (config.resolution or model.resolution) // 8
     pictures = config.train_batch_size * (2 if config.with_prior_preservation else 1)
     channels = model.unet.config.in_channels
@@ -185,10 +199,10 @@ def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, traine
         predict(model.unet, noisy, timesteps, conditioning).float().square().mean().backward()
 
     with torch.enable_grad():
-        peak = peak_bytes(step)
+        peak = peak_bytes(step, AUTOCAST_FACTOR if plan.autocast != "no" else 1.0, held)
     for hook in hooks:
         hook.remove()
-    return int(peak * AUTOCAST_FACTOR) if plan.autocast != "no" else peak
+    return peak - gradient * sum(parameter.numel() for parameter in learnt)
 
 
 def _checkpoint(module: Any, wanted: bool) -> None:

@@ -77,7 +77,7 @@ def accelerator_for(config: TrainConfig, autocast: str, *, tries_kernels: bool =
 
     `tries_kernels`: where memory is not saved, cuDNN may try which are fastest. Networks are compiled if that is asked for.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     reset_accelerate()
     flags, random_states = _read_flags(), _read_random_states()
@@ -88,8 +88,10 @@ def accelerator_for(config: TrainConfig, autocast: str, *, tries_kernels: bool =
         try:
             if config.speed_up == "compile":
                 arguments["dynamo_backend"] = COMPILER
+            one_store = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # else gradients would lie there twice
             with sharding.hidden():
-                accelerator = Accelerator(mixed_precision=autocast, cpu=device.type == "cpu", **arguments)
+                accelerator = Accelerator(mixed_precision=autocast, cpu=device.type == "cpu", kwargs_handlers=[one_store],
+                                          **arguments)
         except ValueError as error:
             raise ConfigError([f"--mixed-precision: {error}"]) from error
         if accelerator.device.type == "cuda":
