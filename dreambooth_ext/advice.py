@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import STEPS_PER_PICTURE
 from .errors import DreamboothError
 from .run_folder import RunFolder, list_runs
 
@@ -107,13 +106,6 @@ def _left_out(audit: Audit, dropped: Collection[str]) -> str:
     return f", {count} left out by you" if count else ""
 
 
-def class_images_wanted(given: int | None, pictures: int, steps: int | None) -> tuple[int, str]:
-    """How many class images, and the sum in words."""
-    from .dataset.class_images import class_image_count
-
-    return class_image_count(given, pictures, steps or STEPS_PER_PICTURE * pictures)
-
-
 def seconds_a_step(runs_dir: Path, base: Path, resolution: int | None) -> float | None:
     """Median of the newest run of this base and size that has taken steps; None if there is none."""
     for run in list_runs(runs_dir):
@@ -133,14 +125,6 @@ def _pace_of(folder: Path, mtime_ns: int) -> float | None:
     """Long runs have many lines: each version of them is read once."""
     times = [entry["seconds"] for entry in RunFolder(folder).metrics()[-50:] if isinstance(entry.get("seconds"), (int, float))]
     return statistics.median(times) if times else None
-
-
-def about_token(token: str) -> str:
-    """Why another token may be better; empty if this one is fine."""
-    from .dataset.captions import token_advice
-    from .models.tokenizer import token_pieces
-
-    return token_advice(token, token_pieces)
 
 
 def _pictures(count: int) -> str:

@@ -21,6 +21,7 @@ CLASS_IMAGES_PER_PICTURE = 200  # Ruiz et al. (2023), section 4
 CLASS_IMAGES_AT_MOST = 1000  # by default; more than 2000 never helped
 STEPS_PER_PICTURE = 100
 COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
+# Options that are paths, of a run or of a concept.
 PATHS = ("base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir", "choices")
 
 

@@ -17,13 +17,12 @@ from pathlib import Path
 
 from . import __version__
 from . import report_sections as sections
-from .config import TrainConfig
+from .config import PATHS, TrainConfig
 from .files import write_atomically
 from .options import options_of
 from .run_folder import RunFolder
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "Pillow", "numpy")
-PATH_OPTIONS = ("base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir", "choices")
 PROMPT_OPTIONS = ("token", "class_noun", "instance_prompt", "class_prompt", "class_negative_prompt", "preview_prompts")
 
 
@@ -87,7 +86,7 @@ def _settings(config: TrainConfig, *, with_paths: bool, with_prompts: bool) -> l
     for number, owner in enumerate((config, *config.concepts)):
         for option in options_of(type(owner)):
             value = getattr(owner, option.name)
-            if value and option.name in PATH_OPTIONS and not with_paths:
+            if value and option.name in PATHS and not with_paths:
                 value = Path(value).name if with_prompts else "<redacted>"
             if value and option.name in PROMPT_OPTIONS and not with_prompts:
                 value = "<redacted>"
@@ -104,7 +103,7 @@ def _texts(config: TrainConfig, names: Iterable[str]) -> list[str]:
 
 def _paths_of(config: TrainConfig, run: RunFolder) -> list[str]:
     """Folders of this machine that a message or the log may name, also as they are written out in full."""
-    named = [*_texts(config, PATH_OPTIONS), str(run.path), str(run.path.parent)]
+    named = [*_texts(config, PATHS), str(run.path), str(run.path.parent)]
     written_out = [str(path) for text in named for path in (Path(text).expanduser(), Path(text).expanduser().resolve())]
     around = [str(Path(text).parent) for text in written_out if Path(text).parent != Path(text).parent.parent]
     return [text for text in (*named, *written_out, *around, str(Path.home())) if len(text) > 2]

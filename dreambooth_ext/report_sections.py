@@ -15,6 +15,7 @@ from .config import TrainConfig
 from .files import DAMAGED, gib, size_of
 from .ledger import read_ledger
 from .plot import curve
+from .progress import duration
 from .run_folder import RunFolder
 from .share_plot import shares
 
@@ -126,13 +127,6 @@ def picture(path: Path, alt: str) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)
     return f'<img alt="{escaped(alt)}" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-
-def duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _class_images(run: RunFolder) -> list[str]:

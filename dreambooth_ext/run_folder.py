@@ -45,12 +45,13 @@ from .files import (
 )
 from .metrics import entry_of
 
-STATES = ("new", "preparing", "class images", "training", "publishing", "finished", "interrupted", "failed")
-
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands. Times are seconds since 1970."""
+    """Where a run stands: new, preparing, class images, training or publishing; then finished, interrupted or failed.
+
+    Times are seconds since 1970.
+    """
 
     state: str = "new"
     step: int = 0

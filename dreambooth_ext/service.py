@@ -16,7 +16,7 @@ from typing import Any
 from . import desktop, uploads
 from .check import check, require_new_model
 from .comparison import Wishes, read_comparison
-from .config import TrainConfig
+from .config import PATHS, TrainConfig
 from .errors import Cancelled, ConfigError, DreamboothError, HostError, ResumeError, RunBusy, StorageError
 from .files import require_inside, require_safe_name
 from .host import Host, on_device_of
@@ -26,8 +26,6 @@ from .progress import Progress
 from .run_folder import RunFolder, list_runs, printable, require_run_name
 from .watchdog import watched
 
-PATHS = ("base", "vae", "models_dir", "runs_dir")
-CONCEPT_PATHS = ("instance_dir", "class_dir", "choices")
 LOG_LINES = 60  # of a run, in its details
 
 
@@ -91,10 +89,9 @@ class Service:
         if self._roots is None:
             return config
         listed = {str(checkpoint.path) for checkpoint in self.host.checkpoints()}
-        owners = [(config, PATHS), *((concept, CONCEPT_PATHS) for concept in config.concepts)]
-        for owner, names in owners:
-            for name in names:
-                path = getattr(owner, name)
+        for owner in (config, *config.concepts):
+            for name in PATHS:
+                path = getattr(owner, name, "")
                 if path and path not in listed:
                     require_inside(Path(path).expanduser(), self._roots)
         return config

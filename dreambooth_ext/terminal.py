@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from .progress import Report
+from .progress import Report, duration
 
 LINE_INTERVAL_S = 5.0  # between two plain lines of one phase
 
@@ -93,16 +93,6 @@ def _figure(name: str, value: Any) -> str:
     if name in _FIGURES:
         return _FIGURES[name](value)
     return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-
-
-def duration(seconds: float) -> str:
-    """95 -> "1 min 35 s"; 4000 -> "1 h 07 min"."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 _FIGURES: dict[str, Callable[[Any], str]] = {

@@ -186,9 +186,9 @@ def test_links_in_a_run_are_not_followed(service, shared, run, tmp_path):
     (run.path / "linked").symlink_to(tmp_path / "secret")
     assert "data:image" not in report_html(run)
     pytest.importorskip("gradio")
-    from dreambooth_ext.ui import choose_panel, watch_panel
+    from dreambooth_ext.ui import choose_panel, timeline
 
-    assert "data:image" not in choose_panel.grid_html(service, "rex") + watch_panel.previews_html(run)
+    assert "data:image" not in choose_panel.grid_html(service, "rex") + timeline.timeline_html(run)
     (service.host.runs_dir / "away").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "config.json").write_bytes((run.path / "config.json").read_bytes())
@@ -263,7 +263,7 @@ def test_names_that_are_html_are_shown_as_text(service, run, tmp_path):
     pytest.importorskip("gradio")
     from PIL import Image
 
-    from dreambooth_ext.ui import choose_panel, html, runs_panel, watch_panel
+    from dreambooth_ext.ui import choose_panel, html, runs_panel, timeline, watch_panel
     from dreambooth_ext.ui.sentences import Sentences
 
     config = run.config()
@@ -275,7 +275,7 @@ def test_names_that_are_html_are_shown_as_text(service, run, tmp_path):
     for path in (run.previews_dir / f"step-000001-{ATTACK.replace('/', '')}.png",
                  tmp_path / "pictures" / "<img src=x onerror=alert(1)>.png"):
         Image.new("RGB", (8, 8)).save(path)
-    pages = [runs_panel.runs_html(service), choose_panel.grid_html(service, "rex"), watch_panel.previews_html(run),
+    pages = [runs_panel.runs_html(service), choose_panel.grid_html(service, "rex"), timeline.timeline_html(run),
              report_html(run, with_paths=True), html.note(ATTACK), html.faults([ATTACK]), html.bar(0.5, ATTACK),
              *reviewed(service, {"instance_dir": str(tmp_path / "pictures"), "token": ATTACK, "class_noun": ATTACK}),
              Sentences(service).concept({"token": ATTACK, "class_noun": ATTACK}), watch_panel.status_html(service, ATTACK)]
@@ -404,14 +404,14 @@ def test_nothing_of_a_linked_folder_is_shown(service, run, tmp_path):
     pytest.importorskip("gradio")
     from PIL import Image
 
-    from dreambooth_ext.ui import choose_panel, runs_panel, watch_panel
+    from dreambooth_ext.ui import choose_panel, runs_panel, timeline
 
     for name in ("step-000001-0.png", "private.png"):
         Image.new("RGB", (32, 32), "red").save(tmp_path / "secret" / name)
     for name in ("previews", "dataset", "comparison"):
         linked(run, name, tmp_path / "secret")
     linked(run, "log.txt", tmp_path / "secret" / "diary.txt")
-    page = report_html(run) + watch_panel.previews_html(run) + choose_panel.grid_html(service, "rex")
+    page = report_html(run) + timeline.timeline_html(run) + choose_panel.grid_html(service, "rex")
     page += runs_panel.runs_html(service)
     with zipfile.ZipFile(explain_failure(run, tmp_path / "failure.zip")) as archive:
         page += "".join(archive.read(name).decode() for name in archive.namelist())
@@ -447,9 +447,9 @@ def test_half_characters_and_odd_names_hide_no_run(service, run, tmp_path):
     for name in ("step-\u00b2-0.png", "step-000001-\u00b2.png", "step--.png", "step-1.png"):
         (run.previews_dir / name).write_bytes(b"x")
     assert len(json.dumps(service.runs(), ensure_ascii=False).encode()) > 10
-    from dreambooth_ext.ui import choose_panel, watch_panel
+    from dreambooth_ext.ui import choose_panel, timeline
 
-    shown = runs_panel.runs_html(service) + choose_panel.grid_html(service, "rex") + watch_panel.previews_html(run)
+    shown = runs_panel.runs_html(service) + choose_panel.grid_html(service, "rex") + timeline.timeline_html(run)
     assert shown.encode() and report_html(run).encode() and gradio
 
 

@@ -11,9 +11,8 @@ from .. import recipe
 from ..compare import snapshot_folder
 from ..files import gib
 from ..flags import add_config_flags, given
-from ..progress import Progress
+from ..progress import Progress, duration
 from ..run_folder import list_runs
-from ..terminal import duration
 from .command import Command, declare_run, declare_settings, host_of, run_of, say, settings_of
 
 

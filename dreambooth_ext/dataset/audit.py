@@ -73,7 +73,7 @@ def _together(found: Audit, traces: Sequence[Trace], progress: Progress) -> Audi
             exact = traces[group[0]].sha256 == traces[index].sha256
             extra.setdefault(index, []).append(_copy_of(names[group[0]], exact, index, pairs))
     for index in mark.pictures if mark else ():
-        extra.setdefault(index, []).append(_marked(mark, found.pictures[index], found.resolution))
+        extra.setdefault(index, []).append(_marked(mark, found.pictures[index]))
     for index in strange if found.kind == "style" else ():
         extra.setdefault(index, []).append(Verdict("style", 1, 0, "it is made unlike the others, in its light, colours or detail; "
                                                    "a style is learnt from pictures of one hand", "keep"))
@@ -95,7 +95,7 @@ def _copy_of(name: str, exact: bool, index: int, pairs: Sequence[Pair]) -> Verdi
                    "shifted, mirrored, resized or saved again", "drop", other=name)
 
 
-def _marked(mark: Mark | None, picture: PictureAudit, resolution: int) -> Verdict:
+def _marked(mark: Mark | None, picture: PictureAudit) -> Verdict:
     assert mark is not None
     (left, top, right, bottom), (width, height) = mark.place, (picture.width, picture.height)
     box = int(left * width), int(top * height), round(right * width), round(bottom * height)

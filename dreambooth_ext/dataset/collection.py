@@ -107,8 +107,7 @@ def guidance(kind: str, traces: Sequence[Trace], copies: int, strange: int) -> t
     grounds, framings, aspects = counts(traces)
     count = len(traces) - copies
     plain = (len(traces) - grounds["scene"]) / len(traces)
-    rule = _for_style if kind == "style" else _for_subject
-    sentences = rule(count, plain, grounds)
+    sentences = _for_style(count, plain) if kind == "style" else _for_subject(count, plain, grounds)
     if framings["far"] > len(traces) / 2:
         sentences.append(f"In {framings['far']} of {len(traces)} pictures the subject is small: add close-ups and half-bodies, "
                          "which teach more than full bodies.")
@@ -139,7 +138,7 @@ def _for_subject(count: int, plain: float, grounds: dict[str, int]) -> list[str]
     return sentences
 
 
-def _for_style(count: int, plain: float, grounds: dict[str, int]) -> list[str]:
+def _for_style(count: int, plain: float) -> list[str]:
     sentences = []
     if count < 10:
         sentences.append(f"{_pictures(count)} all there is: a style wants 10 to 75, of as many things as possible.")

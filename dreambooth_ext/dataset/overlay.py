@@ -60,7 +60,7 @@ def writing(image: Image.Image) -> Writing:
             part = plane if shrink == 1 else _halved(plane)
             thin = part - opened(part, _STROKE_PX)
             for contrast in _CONTRASTS:
-                score, box = _best_line(_letters(thin, contrast), min(part.shape))
+                score, box = _best_line(_letters(thin, contrast))
                 if score > best:
                     best, found = score, tuple(edge * shrink / scale for edge in box)
     left, top, right, bottom = found
@@ -97,7 +97,7 @@ def _letters(thin: np.ndarray, contrast: float) -> np.ndarray:
     return letters[np.argsort(letters[:, 0], kind="stable")]
 
 
-def _best_line(letters: np.ndarray, side: int) -> tuple[float, Box | tuple[float, ...]]:
+def _best_line(letters: np.ndarray) -> tuple[float, Box | tuple[float, ...]]:
     """The line of the highest score, beginning at any letter and going right as long as the next one is near."""
     left, top, right, bottom, _, mean, _ = letters.T
     height = bottom - top

@@ -280,7 +280,6 @@ class Merged:
     added: Mapping[int, LowRank]  # by its place in the rule
     weight: float
     dtype: str = "F32"
-    in_order: bool = False
 
     def tensor(self, shape: Sequence[int]) -> torch.Tensor:
         parts = [part.float() for part in self.rule.to_ours(self.base.file.tensor(self.rule.ldm))]

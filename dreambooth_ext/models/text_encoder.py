@@ -41,10 +41,6 @@ class Conditioning:
         """Each row `count` times in succession."""
         return self._each(lambda tensor: tensor.repeat_interleave(count, dim=0))
 
-    def with_time_ids(self, time_ids: torch.Tensor) -> Conditioning:
-        """The same prompts for pictures of other size or crop; (B, 6): height, width, top, left, height, width."""
-        return Conditioning(self.hidden_states, self.pooled, time_ids)
-
     def zeros_like(self) -> Conditioning:
         """SDXL's empty negative prompt."""
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)

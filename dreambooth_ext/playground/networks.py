@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -58,8 +56,3 @@ def build_text_encoder() -> CLIPTextModel:
             eos_token_id=49407,
         )
     )
-
-
-def parameter_count(module: Any) -> int:
-    """Trainable numbers in a module."""
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -32,7 +32,7 @@ def build(service: Service, watch: WatchPanel) -> None:
         chosen = gr.Dropdown(label="Run", choices=names, value=names[0] if names else None, interactive=True,
                              elem_id="dreambooth_choose_run")
         again = gr.Button("Refresh", elem_id="dreambooth_choose_refresh", scale=0, size="sm")
-    wishes, compare, stop = _wishes(service, names)
+    wishes, compare, stop = _wishes()
     said = gr.HTML(value="", elem_id="dreambooth_choose_said", elem_classes=["dreambooth-said"])
     drawing = gr.HTML(value=html.pending(DRAWING) if names else "", elem_id="dreambooth_choose_drawing",
                       elem_classes=["dreambooth-said"])
@@ -77,7 +77,7 @@ def build(service: Service, watch: WatchPanel) -> None:
        [chosen, snapshot, steps], [said, confirm, watch.status])
 
 
-def _wishes(service: Service, names: list[str]) -> tuple[list[Any], Any, Any]:
+def _wishes() -> tuple[list[Any], Any, Any]:
     """(widgets in the order of WISHES, the button that compares, the one that stops it)."""
     widgets: dict[str, Any] = {}
 

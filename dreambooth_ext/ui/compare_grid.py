@@ -12,8 +12,7 @@ from ..run_folder import RunFolder
 from ..service import Service
 from ..share_plot import shares
 from . import html
-from .timeline import COLUMNS, spread
-from .watch_panel import prompts_of, step_of
+from .timeline import COLUMNS, prompt_of, prompts_of, spread, step_of
 
 SMALL_PX = 56
 SMALL_SHOWN = 6  # further seeds under each picture
@@ -124,7 +123,7 @@ def _previews(run: RunFolder, kept: list[str]) -> str:
     """Rows are prompts, columns are steps; each column whose snapshot is kept can be published."""
     cells: dict[tuple[int, int], Path] = {}
     for path in run.previews():
-        cells[step_of(path), _prompt_number(path)] = path
+        cells[step_of(path), prompt_of(path)] = path
     if not cells:
         return html.note("This run has no previews.")
     all_steps, prompts = sorted({step for step, _ in cells}), prompts_of(run)
@@ -146,8 +145,3 @@ def _button(snapshot: str) -> str:
     if not snapshot:
         return ""
     return f'<button class="dreambooth-cell" data-snapshot="{html.escaped(snapshot)}">Publish</button>'
-
-
-def _prompt_number(path: Path) -> int:
-    number = path.stem.rpartition("-")[2]
-    return int(number) if number.isdecimal() else 0

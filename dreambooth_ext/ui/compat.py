@@ -68,5 +68,3 @@ def leave_out_of_saved_defaults(components: Iterable[Any]) -> None:
     for component in components:
         component.do_not_save_to_config = True
 
-
-update = gr.update

@@ -28,7 +28,7 @@ class HandOver:
     def after_component(self, component: Any, arguments: Mapping[str, Any]) -> None:
         """To be called for every component (script_callbacks.on_after_component)."""
         name = arguments.get("elem_id") or ""
-        if name == "setting_sd_model_checkpoint" or _is_forge_dropdown(component, arguments):
+        if name == "setting_sd_model_checkpoint" or _is_forge_dropdown(arguments):
             button = hidden(gr.Button, "dreambooth_refresh_checkpoint", value="refresh")
             on(button.click, self._choices, [], [component])
         elif name in SAMPLE_SETTINGS:
@@ -45,5 +45,5 @@ class HandOver:
         return gr.update(choices=[checkpoint.title for checkpoint in found], **({"value": loaded} if loaded else {}))
 
 
-def _is_forge_dropdown(component: Any, arguments: Mapping[str, Any]) -> bool:
+def _is_forge_dropdown(arguments: Mapping[str, Any]) -> bool:
     return arguments.get("label") == "Checkpoint" and "model_selection" in (arguments.get("elem_classes") or [])

@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..files import DAMAGED, gib
+from ..files import DAMAGED
+from ..progress import duration
 
 escaped = html.escape
 THUMBNAIL_PX = 192
@@ -63,16 +64,6 @@ def figures(status: Mapping[str, Any]) -> str:
     words += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items()
               if name not in _FIGURES and isinstance(value, (int, float)) and not isinstance(value, bool)]
     return '<p class="dreambooth-figures">' + " · ".join(escaped(word) for word in words) + "&nbsp;</p>"
-
-
-def duration(seconds: float) -> str:
-    """95 -> "1 min 35 s"; 4000 -> "1 h 07 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 _OF_RUNNING = {"steps_per_s", "images_per_s", "seconds_left", "memory_gib"}
@@ -128,7 +119,3 @@ def _data_uri(path: Path, mtime_ns: int, length: int, size: int) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def size(count_bytes: float) -> str:
-    return gib(count_bytes)

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import DreamboothError
-from ..files import size_of
+from ..files import gib, size_of
 from ..run_folder import RunFolder
 from ..service import Service
 from . import html
@@ -67,7 +67,7 @@ class _Slow:
 
 @lru_cache(maxsize=1024)
 def _size(path: Path, mark: tuple[int, ...]) -> str:
-    return html.size(size_of(path))
+    return gib(size_of(path))
 
 
 def _mark(run: RunFolder) -> tuple[int, ...]:

@@ -135,7 +135,7 @@ def _show_folder(service: Service, name: str) -> str:
         return html.note(str(error), "fault")
 
 
-def _file(service: Service, make: Callable[[Path], Path]) -> list[Any]:
+def _file(make: Callable[[Path], Path]) -> list[Any]:
     """A file of a run, alone in a folder from which gradio may serve it, and what it is."""
     try:
         path = make(OUTBOX.folder())
@@ -145,13 +145,13 @@ def _file(service: Service, make: Callable[[Path], Path]) -> list[Any]:
 
 
 def _report(service: Service, name: str) -> list[Any]:
-    return _file(service, lambda folder: service.report(name, folder))
+    return _file(lambda folder: service.report(name, folder))
 
 
 def _explanation(service: Service, name: str, with_paths: bool = False, with_prompts: bool = False) -> list[Any]:
     """Paths and prompts are left out unless wished for, so that it can be shown to others."""
-    return _file(service, lambda folder: service.explain(name, folder, with_paths=with_paths is True,
-                                                         with_prompts=with_prompts is True))
+    return _file(lambda folder: service.explain(name, folder, with_paths=with_paths is True,
+                                                with_prompts=with_prompts is True))
 
 
 def _delete(service: Service, name: str) -> list[Any]:

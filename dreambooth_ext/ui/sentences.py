@@ -18,7 +18,7 @@ from ..errors import DreamboothError, PictureError
 from ..files import gib
 from ..host import on_device_of
 from ..lookups import Answer, Lookups
-from ..progress import Progress
+from ..progress import Progress, duration
 from ..service import Service
 from . import html
 
@@ -209,7 +209,7 @@ class Sentences:
         resolution = values.get("resolution")
         pace = advice.seconds_a_step(self._service.host.runs_dir, Path(self._service.file_of(values.get("base") or "")),
                                      resolution if isinstance(resolution, int) else None)
-        return f", about {html.duration(pace * steps)} at the pace of your last run" if pace else ""
+        return f", about {duration(pace * steps)} at the pace of your last run" if pace else ""
 
     def class_image_plans(self, values: Mapping[str, Any]) -> Answer | None:
         """One plan for each concept (dataset/class_images.py); None if base, pictures or class are not named yet.

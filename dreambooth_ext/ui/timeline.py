@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from ..config import TrainConfig
 from ..errors import DreamboothError
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, step_in
 from . import html
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def enlarged_html(run: RunFolder | None, name: str) -> str:
     path = next((path for path in previews(run) if path.name == name), None)
     if run is None or path is None:
         return ""
-    prompts, number = prompts_of(run), _prompt_of(path)
+    prompts, number = prompts_of(run), prompt_of(path)
     title = prompts[number] if number < len(prompts) else ""
     return (f'<figure class="dreambooth-enlarged">{html.picture(path, title, ENLARGED_PX)}'
             f"<figcaption>{html.escaped(title)}, {_when(path)}</figcaption></figure>")
@@ -68,8 +68,13 @@ def previews(run: RunFolder | None) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """step-000100-0.png, step-000100: 100."""
-    number = path.stem.split("-")[1] if "-" in path.stem else ""
+    """step-000100-0.png: 100."""
+    return step_in(path.name) or 0
+
+
+def prompt_of(path: Path) -> int:
+    """step-000100-2.png: 2."""
+    number = path.stem.rpartition("-")[2]
     return int(number) if number.isdecimal() else 0
 
 
@@ -78,15 +83,10 @@ def _when(path: Path) -> str:
     return f"step {step}" if step else "before training"
 
 
-def _prompt_of(path: Path) -> int:
-    number = path.stem.rpartition("-")[2]
-    return int(number) if number.isdecimal() else 0
-
-
 def _rows(run: RunFolder | None) -> dict[int, list[Path]]:
     rows: dict[int, list[Path]] = {}
     for path in previews(run):
-        rows.setdefault(_prompt_of(path), []).append(path)
+        rows.setdefault(prompt_of(path), []).append(path)
     return rows
 
 

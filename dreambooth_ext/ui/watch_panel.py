@@ -19,7 +19,7 @@ from ..run_folder import RunFolder
 from ..service import Service, Work
 from . import html
 from .compat import hidden, on
-from .timeline import config_of, enlarged_html, previews, prompts_of, step_of, timeline_html
+from .timeline import config_of, enlarged_html, previews, timeline_html
 
 LOG_LINES_SHOWN = 60
 SAMPLE_RESOLUTION = 512  # the guide's sample settings are for models of this size
@@ -149,9 +149,6 @@ def run_of(service: Service, job: Job | None) -> RunFolder | None:
     return RunFolder(service.host.runs_dir / job.name) if job is not None else None
 
 
-previews_html = timeline_html
-
-
 def _framed(data: dict[str, str], body: str) -> str:
     attributes = " ".join(f'data-{name}="{html.escaped(value, quote=True)}"' for name, value in data.items())
     return f'<div class="dreambooth-status" {attributes} aria-live="polite">{body}</div>'
@@ -251,6 +248,3 @@ def _mark(path: Path) -> Any:
     except OSError:
         return None
     return [path.name, status.st_mtime_ns, status.st_size]
-
-
-__all__ = ["WatchPanel", "build", "previews_html", "prompts_of", "refresh", "run_of", "status_html", "step_of"]

@@ -10,8 +10,9 @@ from PIL import Image
 
 from dreambooth_ext.errors import Cancelled, Diverged, StorageError
 from dreambooth_ext.jobs import Job
+from dreambooth_ext.progress import duration
 from dreambooth_ext.run_folder import RunFolder
-from dreambooth_ext.ui import choose_panel, html, runs_panel, tab, train_panel, watch_panel
+from dreambooth_ext.ui import choose_panel, runs_panel, tab, train_panel, watch_panel
 from dreambooth_ext.ui.errands import Errands
 from dreambooth_ext.ui.run_cards import run_list
 from dreambooth_ext.ui.sentences import Sentences
@@ -244,7 +245,7 @@ def test_missing_libraries_are_named_at_the_top(service, monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (95, "1 min 35 s"), (4000, "1 h 06 min")])
 def test_durations(seconds, text):
-    assert html.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_a_page_of_ten_thousand_points_stays_small(service, values):
@@ -270,7 +271,7 @@ def test_a_preset_is_saved_and_applied(service, values):
     assert "Saved as mine" in said
     filled = dict(zip(names, panel._applied(names, "mine"), strict=False))
     assert filled["learning_rate"] == "1e-05" and not isinstance(filled["output_name"], str)
-    assert "no such" in panel._applied(names, "other")[-1] or "cannot be read" in panel._applied(names, "other")[-1]
+    assert "there is no preset named other" in panel._applied(names, "other")[-1]
     assert "fault" in panel._saved("a/b", values)[-1]
 
 
