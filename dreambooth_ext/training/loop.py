@@ -176,7 +176,7 @@ class _Loop:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * (batch.weight * share)
         norm = session.gradient_norm()
-        session.update()
+        session.update(last=step + 1 == self._steps)
         values = session.mean_over_processes({**sums, "grad_norm": norm})
         more = {"lr": rates["unet"], "lr_text_encoder": rates.get("text_encoder", 0.0)}
         if self._validation.due(step + 1):

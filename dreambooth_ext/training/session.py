@@ -148,8 +148,8 @@ class Session:
         norm = self.accelerator.clip_grad_norm_(self.trained_parameters(), self.config.max_grad_norm)
         return torch.as_tensor(norm, device=self.device)
 
-    def update(self) -> None:
-        """One optimizer step."""
+    def update(self, last: bool = False) -> None:
+        """One optimizer step; `last` is the run's."""
         if self._fused is None:
             scaler = self.accelerator.scaler
             before = 0.0 if scaler is None else scaler.get_scale()
@@ -160,7 +160,7 @@ class Session:
         if self._halves is not None:
             self._halves.refresh()
         if self.ema is not None:
-            self.ema.update()
+            self.ema.update(last)
 
     def mean_over_processes(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Scalars, averaged over the processes of a distributed run."""
