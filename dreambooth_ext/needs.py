@@ -43,12 +43,6 @@ def missing() -> list[Need]:
     return [need for need in NEEDS if installed(need.name) is None]
 
 
-def too_old() -> list[tuple[Need, str]]:
-    """What is there, but older than what works."""
-    found = ((need, installed(need.name)) for need in NEEDS)
-    return [(need, version) for need, version in found if version is not None and _key(version) < _key(need.lowest)]
-
-
 def requested(needs: list[Need]) -> list[str]:
     """pip's arguments for them. A host with a current huggingface_hub needs a current diffusers, too."""
     hub = installed("huggingface_hub")
@@ -64,7 +58,9 @@ def command(needs: list[Need]) -> str:
 
 def advice() -> str:
     """What is missing and how to mend it, in two lines; empty if nothing is."""
-    lacking, old = missing(), too_old()
+    found = [(need, installed(need.name)) for need in NEEDS]
+    lacking = [need for need, version in found if version is None]
+    old = [(need, version) for need, version in found if version is not None and _key(version) < _key(need.lowest)]
     lines = []
     if lacking:
         lines.append(f"Training needs {', '.join(need.name for need in lacking)}, which this WebUI lacks. "

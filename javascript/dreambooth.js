@@ -143,7 +143,7 @@
 
     // ---- the runs
 
-    // A page is opened with the lists as they were when the tab was built. Newer frameworks build a part when it is looked at.
+    // The tab is built without them, so that the WebUI's start waits for none. Newer frameworks build a part when it is looked at.
     const AT_FIRST = new Set(['dreambooth_runs_poll', 'dreambooth_choose_refresh']);
 
     function bringUpToDate() {

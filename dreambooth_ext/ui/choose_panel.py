@@ -26,22 +26,17 @@ WISHES = {option.name: option for option in options_of(Wishes)}
 
 
 def build(service: Service, watch: WatchPanel) -> None:
-    """Lay the grid out and wire its buttons."""
+    """Lay the grid out and wire its buttons. The page's script asks for the runs and the grid, as in Runs."""
     with gr.Row():
-        names = service.run_names()
-        chosen = gr.Dropdown(label="Run", choices=names, value=names[0] if names else None, interactive=True,
-                             elem_id="dreambooth_choose_run")
+        chosen = gr.Dropdown(label="Run", choices=[], interactive=True, elem_id="dreambooth_choose_run")
         again = gr.Button("Refresh", elem_id="dreambooth_choose_refresh", scale=0, size="sm")
     wishes, compare, stop = _wishes()
     said = gr.HTML(value="", elem_id="dreambooth_choose_said", elem_classes=["dreambooth-said"])
-    drawing = gr.HTML(value=html.pending(DRAWING) if names else "", elem_id="dreambooth_choose_drawing",
-                      elem_classes=["dreambooth-said"])
-    grid = gr.HTML(value="" if names else grid_html(service, ""), elem_id="dreambooth_choose_grid")
-    found = _snapshots(service, names[0] if names else "")
+    drawing = gr.HTML(value="", elem_id="dreambooth_choose_drawing", elem_classes=["dreambooth-said"])
+    grid = gr.HTML(value=html.note("Looking at the runs ..."), elem_id="dreambooth_choose_grid")
     with gr.Row():
-        first = _preferred(_run(service, names[0]) if names else None, found)
-        snapshot = gr.Dropdown(label="Snapshot", choices=found, value=first, interactive=True,
-                               elem_id="dreambooth_choose_snapshot", info="A click on a picture publishes its snapshot.")
+        snapshot = gr.Dropdown(label="Snapshot", choices=[], interactive=True, elem_id="dreambooth_choose_snapshot",
+                               info="A click on a picture publishes its snapshot.")
         publish = gr.Button("Publish" if service.host.name == "standalone" else "Publish and open in txt2img",
                             variant="primary", elem_id="dreambooth_choose_publish")
         back = gr.Button("Go on training from here ...", elem_id="dreambooth_choose_back")
@@ -55,7 +50,7 @@ def build(service: Service, watch: WatchPanel) -> None:
             never = gr.Button("No", elem_id="dreambooth_back_no")
     cell = hidden(gr.Textbox, "dreambooth_choose_cell", label="chosen snapshot")
     act, poll = (hidden(gr.Button, f"dreambooth_choose_{name}", value=name) for name in ("act", "poll"))
-    seen = gr.State([names[0] if names else "", None, first])
+    seen = gr.State(["", None, None])
     shown, drawings = [grid, drawing, snapshot, seen], Lookups(PATIENCE_S, KEPT)
 
     on(again.click, lambda name, seen, which: [run_list(service, name),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ..host import Host
 from .compat import hidden, on
+
+if TYPE_CHECKING:
+    from ..host import Host
 
 # The guide's sample settings for models of 512 px.
 SAMPLE_SETTINGS: dict[str, Any] = {
@@ -21,11 +23,11 @@ LAST_OF_TXT2IMG = "txt2img_gallery"  # built after all its inputs
 class HandOver:
     """Sees each component of the page while it is built, and attaches hidden buttons that our script clicks."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Callable[[], Host]) -> None:
         self._host = host
         self._samples: dict[str, Any] = {}
 
-    def after_component(self, component: Any, arguments: Mapping[str, Any]) -> None:
+    def after_component(self, component: Any, **arguments: Any) -> None:
         """To be called for every component (script_callbacks.on_after_component)."""
         name = arguments.get("elem_id") or ""
         if name == "setting_sd_model_checkpoint" or _is_forge_dropdown(arguments):
@@ -40,7 +42,7 @@ class HandOver:
             self._samples = {}
 
     def _choices(self) -> Any:
-        found = self._host.checkpoints()
+        found = self._host().checkpoints()
         loaded = next((checkpoint.title for checkpoint in found if checkpoint.loaded), None)
         return gr.update(choices=[checkpoint.title for checkpoint in found], **({"value": loaded} if loaded else {}))
 

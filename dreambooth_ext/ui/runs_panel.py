@@ -26,11 +26,10 @@ PLACES = {"up": -1, "down": 1}
 
 
 def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
-    """Lay the list out and wire its buttons."""
-    names = service.run_names()
+    """Lay the list out and wire its buttons. The page's script asks for the runs: the WebUI's start waits for none."""
     with gr.Row():
-        chosen = gr.Dropdown(label="Run", choices=names, value=names[0] if names else None, interactive=True,
-                             elem_id="dreambooth_run", info="A click on a card chooses it, too.")
+        chosen = gr.Dropdown(label="Run", choices=[], interactive=True, elem_id="dreambooth_run",
+                             info="A click on a card chooses it, too.")
         again = gr.Button("Refresh", elem_id="dreambooth_runs_refresh", scale=0, size="sm")
     with gr.Row(elem_classes=["dreambooth-buttons"]):
         buttons = {name: gr.Button(text, elem_id=f"dreambooth_run_{name}" if name in ("open", "folder") else f"dreambooth_{name}",
@@ -41,7 +40,7 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     made = gr.File(label="Made for you", visible=False, interactive=False, elem_id="dreambooth_made")
     said = gr.HTML(value="", elem_id="dreambooth_runs_said", elem_classes=["dreambooth-said"])
     opened = gr.HTML(value="", elem_id="dreambooth_run_opened", elem_classes=["dreambooth-said"])
-    listed = gr.HTML(value=runs_html(service, names[0] if names else ""), elem_id="dreambooth_runs")
+    listed = gr.HTML(value=html.note("Looking at the runs ..."), elem_id="dreambooth_runs")
     errands = Errands("dreambooth_runs_doing", "dreambooth_runs_errand", said, [listed, opened, made])
     poll, act = (hidden(gr.Button, f"dreambooth_runs_{name}", value=name) for name in ("poll", "act"))
     wish = hidden(gr.Textbox, "dreambooth_runs_wish", label="wish")

@@ -117,8 +117,28 @@ def on_card(page, name):
     page.click("#dreambooth_runs_refresh")
     answered(page)
     card(page, name).click()
+    answered(page)  # it may have been chosen before
     sync_api.expect(card(page, name)).to_have_attribute("aria-pressed", "true")
     sync_api.expect(page.locator("#dreambooth_run input").first).to_have_value(name)
+
+
+@pytest.mark.any_gradio
+def test_a_page_shows_the_runs_there_are_when_it_is_opened(served, browser):
+    """Not those of when the tab was built, which at the WebUI's start waits for none."""
+    shutil.copytree(served[1] / "runs" / "rex", served[1] / "runs" / "since")
+    run = RunFolder(served[1] / "runs" / "since")
+    run.write_state(replace(run.state(), started_s=4e9))  # the newest
+    page = ready(open_page(browser, served[0]))
+    to_tab(page, "Runs")
+    sync_api.expect(card(page, "since")).to_have_attribute("aria-pressed", "true")
+    sync_api.expect(page.locator("#dreambooth_run input").first).to_have_value("since")
+    to_tab(page, "Choose")
+    sync_api.expect(page.locator("#dreambooth_choose_run input").first).to_have_value("since")
+    sync_api.expect(page.locator("#dreambooth_choose_snapshot input").first).to_have_value("step-000004")
+    page.wait_for_selector("#dreambooth_choose_grid img")
+    assert page.mistakes == []
+    page.close()
+    run.delete()
 
 
 def test_bad_values_of_a_comparison_are_told(page):

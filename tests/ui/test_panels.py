@@ -349,6 +349,17 @@ def test_which_checkpoint_is_trained_when_the_webui_has_another_one_loaded(servi
     assert "Loaded now." in sentences._of_loaded("other.ckpt [2]")
 
 
+def test_the_tab_is_drawn_without_looking_at_runs(service, values, monkeypatch):
+    """The WebUI's start would wait for all of them; the page asks for them once it is there."""
+    config = service.settings(values)
+    RunFolder.for_config(config).create(config)
+    for name in ("run_folders", "run", "snapshots"):
+        monkeypatch.setattr(service, name, lambda *more: pytest.fail("a run was read"))
+    shown = {block.elem_id: block.value for block in tab.build(service).blocks.values() if getattr(block, "elem_id", None)
+             in ("dreambooth_runs", "dreambooth_choose_grid")}
+    assert len(shown) == 2 and all("Looking at the runs" in value for value in shown.values())
+
+
 def test_refreshing_chooses_the_newest_run_where_none_is_chosen_that_is_there(service, values):
     config = service.settings(values)
     RunFolder.for_config(config).create(config)
