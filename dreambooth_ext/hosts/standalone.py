@@ -19,6 +19,7 @@ from ..ram import give_back_ram
 from .batch import free_and_total, pictures_at_once
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
 SUFFIXES = (".safetensors", ".ckpt")
@@ -111,7 +112,8 @@ class StandaloneHost:
         key = (base.resolve(), status.st_size, status.st_mtime_ns, prediction_type)
         if key != self._model_key:
             self._release()
-            self._model = load_checkpoint(base, prediction_type=prediction_type).to(device_named(self._device_wish))
+            device = device_named(self._device_wish)
+            self._model = load_checkpoint(base, prediction_type=prediction_type).to(device, rendering_dtype(device))
             self._model_key = key
         return self._model
 
@@ -137,6 +139,13 @@ def _names_lora_keys(path: Path, size: int, mtime_ns: int) -> bool:
     """A form asks for the list of checkpoints at every key: each file is looked into once."""
     with path.open("rb") as stream:
         return b'"lora_unet_' in stream.read(1 << 20)
+
+
+def rendering_dtype(device: str) -> torch.dtype | None:
+    """fp16 on a GPU, as the WebUI renders: twice as fast, in half the memory. None: as the model was loaded."""
+    import torch
+
+    return torch.float16 if device.startswith("cuda") else None
 
 
 def device_named(wish: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -95,6 +96,7 @@ def render(
 ) -> Iterator[Image.Image]:
     """Whole pictures in the order of the seeds. Modules are left in the modes they were in.
 
+    What gives NaN in half precision, as some VAEs do, goes on in fp32.
     Raises ConfigError for what this sampler cannot do, and Cancelled between steps.
     """
     _require_possible(request)
@@ -108,9 +110,28 @@ def render(
 def _render_batch(
     model: StableDiffusion, request: Txt2Img, seeds: tuple[int, ...], progress: Progress, clip_skip: int
 ) -> list[Image.Image]:
+    """Decoded one at a time: in the VAE a picture takes more memory than in the UNet."""
     latents = sample_latents(model, request, seeds, progress, clip_skip)
+    if _widened(latents, progress, model.unet, *model.text_encoders):
+        latents = sample_latents(model, request, seeds, progress, clip_skip)
+    pictures = []
     with inference(model.vae):
-        return to_images(decode_latents(model.vae, latents))
+        for latent in latents.split(1):
+            pixels = decode_latents(model.vae, latent)
+            if _widened(pixels, progress, model.vae):
+                pixels = decode_latents(model.vae, latent)
+            pictures += to_images(pixels)
+    return pictures
+
+
+def _widened(result: torch.Tensor, progress: Progress, *modules: Any) -> bool:
+    """Whether it holds NaN, and the modules that made it were widened from half to full precision for that."""
+    if all(next(module.parameters()).dtype == torch.float32 for module in modules) or not bool(result.isnan().any()):
+        return False
+    progress.log(f"{type(modules[0]).__name__} gives NaN in half precision: it goes on in fp32")
+    for module in modules:
+        module.float()
+    return True
 
 
 def encode_request(model: StableDiffusion, request: Txt2Img, clip_skip: int = 1) -> tuple[Conditioning, Conditioning]:
