@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .errors import DreamboothError
 from .run_folder import RunFolder, list_runs
+from .words import counted
 
 if TYPE_CHECKING:
     from .dataset.verdict import Audit, PictureAudit
@@ -94,7 +95,7 @@ def about_pictures(audit: Audit, dropped: Collection[str] = ()) -> str:
     counts = Counter(word_for(picture) for picture in kept)
     good = counts.pop("good", 0)
     parts = [f"{good} good", *(f"{count} {word}" for word, count in counts.most_common())]
-    lines = [f"{_pictures(len(audit.pictures))}: {', '.join(parts)}{_left_out(audit, dropped)}."]
+    lines = [f"{counted(len(audit.pictures), 'picture')}: {', '.join(parts)}{_left_out(audit, dropped)}."]
     lines += [f"{name} cannot be used: {why}." for name, why in audit.unreadable[:UNREADABLE_NAMED]]
     if len(kept) < FEW_PICTURES:
         lines[0] += " A handful more would help."
@@ -125,7 +126,3 @@ def _pace_of(folder: Path, mtime_ns: int) -> float | None:
     """Long runs have many lines: each version of them is read once."""
     times = [entry["seconds"] for entry in RunFolder(folder).metrics()[-50:] if isinstance(entry.get("seconds"), (int, float))]
     return statistics.median(times) if times else None
-
-
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"

@@ -103,7 +103,7 @@ class Comparison:
         later = [column for column in self.columns if column.step > best.step and column.value is not None]
         alike = [column for column in later if (column.value or 0) >= (best.value or 0) - max(HARDLY_DIFFER, column.error or 0)]
         if later and len(alike) == len(later):
-            told += " What came later hardly differs, so that the earliest will do."
+            told += " What came later hardly differs, so the earliest will do."
         elif later:
             told += f" Going on to step {later[-1].step} made it {_measures(later[-1])}."
         if (best.nearness or 0.0) < 0.5:

@@ -29,7 +29,7 @@ def patiently(write: Callable[[], T], progress: Progress, wait_min: float) -> T:
             if until is None:
                 until = time.monotonic() + 60 * wait_min
                 if wait_min:
-                    progress.log(f"Paused. {error}\nThe run goes on by itself within {LOOK_AGAIN_S:g} s once that is so; "
+                    progress.log(f"Paused. {error}\nThe run then goes on by itself within {LOOK_AGAIN_S:g} s; "
                                  f"it waits for {wait_min:g} min at most.")
             if time.monotonic() >= until:
                 raise

@@ -32,6 +32,7 @@ from .errors import ConfigError, HostError, NotACheckpoint, PictureError
 from .files import write_atomically
 from .host import Host, Txt2Img
 from .progress import SILENT, Progress
+from .words import counted
 
 if TYPE_CHECKING:
     from .dataset.verdict import Audit
@@ -58,8 +59,8 @@ class Captioned:
 
     @property
     def sentence(self) -> str:
-        parts = [f"{len(self.written)} captions written"]
-        parts += [f"{len(self.kept)} pictures had one already"] if self.kept else []
+        parts = [f"{counted(len(self.written), 'caption')} written"]
+        parts += [f"{counted(len(self.kept), 'picture')} had one already"] if self.kept else []
         parts += [f"{len(self.refused)} could not be used ({'; '.join(map(': '.join, self.refused[:10]))})"] if self.refused else []
         return ", ".join(parts) + "."
 

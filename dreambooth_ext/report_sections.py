@@ -15,9 +15,9 @@ from .config import TrainConfig
 from .files import DAMAGED, gib, size_of
 from .ledger import read_ledger
 from .plot import curve
-from .progress import duration
 from .run_folder import RunFolder
 from .share_plot import shares
+from .words import counted, duration
 
 THUMBNAIL_PX = 160
 PICTURES_SHOWN = 24
@@ -103,7 +103,7 @@ def provenance(run: RunFolder, config: TrainConfig) -> str:
         rows.append(("VAE", f"{Path(config.vae).name}, sha256 {inputs['vae']}"))
     files = [name for name in inputs if "/" in name]
     captions = sum(name.endswith(".txt") for name in files)
-    rows.append(("pictures", f"{len(files) - captions}, and {captions} captions; each sha256 is in inputs.json"))
+    rows.append(("pictures", f"{len(files) - captions}, and {counted(captions, 'caption')}; each sha256 is in inputs.json"))
     rows += [(f"class images of concept {index}", told) for index, told in enumerate(_class_images(run), start=1)]
     audit = _json(run.path / AUDIT_FILE).get("concepts")
     rows += [("audit", str(entry["summary"])) for entry in audit if isinstance(entry, dict) and "summary" in entry] \

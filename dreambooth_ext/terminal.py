@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from .progress import Report, duration
+from .progress import Report
+from .words import duration
 
 LINE_INTERVAL_S = 5.0  # between two plain lines of one phase
 

@@ -45,7 +45,7 @@ def _write(folder: Path, name: str, text: str) -> None:
 
 def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="the folder of pictures; captions are .txt files beside them")
-    parser.add_argument("--set", nargs="+", metavar=("PICTURE", "TEXT"), help="write one picture's caption; no text takes it away")
+    parser.add_argument("--set", nargs="+", metavar=("PICTURE", "TEXT"), help="write one picture's caption; no TEXT removes it")
     add_config_flags(parser, _OPTIONS)
 
 

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..files import write_atomically
 from ..flags import add_config_flags, config_from_flags
 from ..progress import Progress
+from ..words import counted
 from .command import Command, host_of, say
 
 _OPTIONS = (
@@ -38,7 +39,7 @@ def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
     plans = recipe.class_image_plans(checked, base_sha256, host.name)
     if parsed.strike_out:
         gone = picture_room.strike_out(picture_room.named(plans, parsed.strike_out))
-        progress.log(f"{len(gone)} class images are struck out; they are kept in {gone[0].parent}.")
+        progress.log(f"Struck out: {counted(len(gone), 'class image')}, kept in {gone[0].parent}.")
         plans = recipe.class_image_plans(checked, base_sha256, host.name)
     if not parsed.plan:
         images = recipe.class_images(checked, base_sha256, host, progress)
@@ -52,7 +53,8 @@ def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
         say(parsed, picture_room.told(plans) + wrote, **values)
         return
     folders = sorted({str(image.path.parent) for image in images})
-    say(parsed, f"{len(images)} class images in {', '.join(folders)}{wrote}", count=len(images), folders=folders, **values)
+    told = f"{counted(len(images), 'class image')} in {', '.join(folders)}{wrote}"
+    say(parsed, told, count=len(images), folders=folders, **values)
 
 
 def token(parsed: argparse.Namespace, progress: Progress) -> None:

@@ -11,6 +11,7 @@ from ..errors import ConfigError, PictureError
 from ..files import write_atomically
 from ..options import options_of
 from ..progress import Progress
+from ..words import counted
 from .command import Command, say
 
 _KINDS = ("subject", "style")
@@ -61,8 +62,8 @@ def prepare(parsed: argparse.Namespace, progress: Progress) -> None:
          "box": list(picture.box)} for picture in prepared]
     left_out = f"; {len(leave_out)} left out, as chosen" if leave_out else ""
     lines = [plain(f"{name}: cannot be used, {why}.") for name, why in refused.items()]
-    say(parsed, "\n".join([*lines, f"Prepared {len(prepared)} pictures in {out}{left_out}."]), folder=str(out), pictures=pictures,
-        unreadable=list(refused.items()))
+    lines.append(f"Prepared {counted(len(prepared), 'picture')} in {out}{left_out}.")
+    say(parsed, "\n".join(lines), folder=str(out), pictures=pictures, unreadable=list(refused.items()))
     if refused:
         progress.start("preparing", 0)  # the work is done, as far as it could be: exit code 1
         raise PictureError(f"{len(prepared) + len(refused)} pictures of {folder} were to be prepared",

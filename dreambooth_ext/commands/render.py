@@ -13,6 +13,7 @@ from ..host import Txt2Img
 from ..hosts.standalone import StandaloneHost
 from ..options import faults_of, option
 from ..progress import Progress
+from ..words import counted
 from .command import Command, say
 
 
@@ -60,7 +61,7 @@ def render(parsed: argparse.Namespace, progress: Progress) -> None:
             with write_atomically(Path(paths[-1])) as stream:
                 image.save(stream, "PNG")
             progress.report(len(paths), len(parsed.prompt) * wishes.count)
-    say(parsed, f"{len(paths)} pictures in {out}" if len(paths) > 1 else f"1 picture in {out}", pictures=paths)
+    say(parsed, f"{counted(len(paths), 'picture')} in {out}", pictures=paths)
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,9 @@ from .. import recipe
 from ..compare import snapshot_folder
 from ..files import gib
 from ..flags import add_config_flags, given
-from ..progress import Progress, duration
+from ..progress import Progress
 from ..run_folder import list_runs
+from ..words import counted, duration
 from .command import Command, declare_run, declare_settings, host_of, run_of, say, settings_of
 
 
@@ -68,7 +69,7 @@ def _finished(parsed: argparse.Namespace, finished: recipe.Finished) -> None:
     if not finished.published:  # another process than the first: that one tells
         return
     files = [str(path) for path in finished.published]
-    say(parsed, f"Finished {finished.steps} steps in {duration(finished.seconds)}. Selected: {files[0]}",
+    say(parsed, f"Finished {counted(finished.steps, 'step')} in {duration(finished.seconds)}. Selected: {files[0]}",
         run=str(finished.run.path), steps=finished.steps, seconds=round(finished.seconds, 1), published=files)
 
 

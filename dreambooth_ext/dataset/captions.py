@@ -158,4 +158,4 @@ def token_pieces_told(token: str, pieces_of: PiecesOf) -> str:
     named = ", ".join(f'"{piece}" (number {number}{", common" if number < COMMON_BELOW else ", rare"})'
                       for piece, number in pieces)
     count = "1 piece" if len(pieces) == 1 else f"{len(pieces)} pieces"
-    return f'CLIP reads "{token}" as {count}: {named}; of 49,408 numbers, the higher, the rarer.' if pieces else ""
+    return f'CLIP reads "{token}" as {count}: {named}; the higher the number (of 49,408), the rarer.' if pieces else ""

@@ -21,6 +21,7 @@ from ..errors import HostError
 from ..files import append_line, sweep, write_atomically
 from ..host import Txt2Img
 from ..progress import Progress
+from ..words import counted
 from . import pace
 from .manifest import TrainingImage, sha256_of
 from .pictures import list_pictures, open_picture, reason_against
@@ -114,11 +115,11 @@ class ClassImagePlan:
             text += (f" More than {FIRM_ADVICE_ABOVE} class images never helped: {CLASS_IMAGES_AT_MOST} suffice, "
                      "and the rest is time lost.")
         if self.foreign and self.use_foreign:
-            text += f" {len(self.foreign)} pictures of other origin are used with them, as asked."
+            text += f" Used with them, as asked: {counted(len(self.foreign), 'picture')} of other origin."
         elif self.foreign:
-            text += (f" {len(self.foreign)} pictures in the folder were not made by this base with these settings and are "
-                     "left out: they would teach the model another idea of the class. Training without prior "
-                     "preservation is better than with such pictures.")
+            text += (f" Left out: {counted(len(self.foreign), 'picture')} in the folder that this base did not make with these "
+                     "settings; it would learn another idea of the class. Training without prior preservation is better than "
+                     "with such pictures.")
         if self.unusable:
             named = "; ".join(f"{name}: {why}" for name, why in self.unusable[:10])
             text += f" {len(self.unusable)} more cannot be used ({named})."
@@ -132,7 +133,7 @@ def class_image_count(given: int | None, pictures: int, consumed: int) -> tuple[
     full = CLASS_IMAGES_PER_PICTURE * pictures
     count = min(full, CLASS_IMAGES_AT_MOST, consumed)
     reason = "" if count == full else f", of which the run can use {count}" if count == consumed else f", capped at {count}"
-    return count, f"{CLASS_IMAGES_PER_PICTURE} x {pictures} pictures = {full} suggested{reason}"
+    return count, f"{CLASS_IMAGES_PER_PICTURE} x {counted(pictures, 'picture')} = {full} suggested{reason}"
 
 
 def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch: int, accumulation: int, class_steps: int,

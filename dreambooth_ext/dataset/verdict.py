@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..words import counted
+
 if TYPE_CHECKING:
     from .crop import Box
 
@@ -95,8 +97,8 @@ class Audit:
         """The whole in one sentence."""
         found = {advice: sum(picture.advice == advice for picture in self.pictures) for advice in ADVICE}
         bad = f", {len(self.unreadable)} cannot be opened" if self.unreadable else ""
-        return (f"{len(self.pictures)} pictures looked at: {found['keep']} good as they are, {found['fix']} to be fixed, "
-                f"{found['drop']} better left out{bad}.")
+        return (f"{counted(len(self.pictures), 'picture')} looked at: {found['keep']} good as they are, {found['fix']} to be "
+                f"fixed, {found['drop']} better left out{bad}.")
 
     def lines(self) -> list[str]:
         """One line for each finding, the worst first; without control characters, which a file's name may hold."""

@@ -69,7 +69,7 @@ class CaptionEditor:
             path = write_caption(_picture(folder(values), name), text or "")
         except DreamboothError as error:
             return html.note(str(error), "fault")
-        done = f"Saved in {path.name}." if (text or "").strip() else f"{path.name} is taken away."
+        done = f"Saved in {path.name}." if (text or "").strip() else f"{path.name} is removed."
         return html.note(done, "good") + self._count(text, values)
 
     def _describe(self, folder: Callable[[Values], Path], captioner: str, values: Values) -> str:

@@ -11,14 +11,15 @@ import gradio as gr
 from ..errors import DreamboothError
 from ..jobs import Job
 from ..service import Service
+from ..words import counted
 from . import fields, html
 from .compat import hidden, on
 from .sentences import Sentences
 
 SHOWN_AT_MOST = 200
 TOKEN_CHECK = "token check"  # the job's name
-TOKEN_NEEDS = "Name base, token and class first."
-LOOK_NEEDS = "Name base, pictures and class first."
+TOKEN_NEEDS = "Fill in base, token and class first."
+LOOK_NEEDS = "Fill in base, pictures and class first."
 Values = Mapping[str, Any]
 
 
@@ -101,8 +102,8 @@ class ClassPanel:
             f'<figure>{html.picture(path, path.name, html.THUMBNAIL_PX)}<figcaption><button class="dreambooth-strike" '
             f'data-name="{html.escaped(path.name)}">Strike out</button></figcaption></figure>' for path in paths[:SHOWN_AT_MOST])
         more = f" The first {SHOWN_AT_MOST} are shown." if len(paths) > SHOWN_AT_MOST else ""
-        return html.note(f"{len(paths)} class images.{more} One that is struck out is never used; another is rendered in its "
-                         f'place.') + f'<div class="dreambooth-review">{cards}</div>'
+        return html.note(f"{counted(len(paths), 'class image')}.{more} One that is struck out is never used; another is "
+                         'rendered in its place.') + f'<div class="dreambooth-review">{cards}</div>'
 
     def _strike(self, name: str, values: Values) -> str:
         from ..picture_room import named, strike_out

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import DAMAGED
-from ..progress import duration
+from ..words import duration
 
 escaped = html.escape
 THUMBNAIL_PX = 192

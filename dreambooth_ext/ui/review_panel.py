@@ -103,7 +103,7 @@ class ReviewPanel:
                 f'{image}</button><figcaption><span class="dreambooth-name">{name}</span>'
                 f'<span class="dreambooth-{kind}">{html.escaped(word)}</span>'
                 f'<button class="dreambooth-toggle" data-name="{name}" aria-pressed="{str(dropped).lower()}">'
-                f'{"Take it in" if dropped else "Leave out"}</button></figcaption></figure>')
+                f'{"Use it" if dropped else "Leave out"}</button></figcaption></figure>')
 
     def _detail_html(self, name: str, values: Values) -> str:
         try:

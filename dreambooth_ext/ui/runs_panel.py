@@ -37,7 +37,7 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
                    for name, text in BUTTONS.items()}
     confirm, really, never = _confirmation()
     asked, choices, make = _explanation_choices()
-    made = gr.File(label="Made for you", visible=False, interactive=False, elem_id="dreambooth_made")
+    made = gr.File(label="Your file", visible=False, interactive=False, elem_id="dreambooth_made")
     said = gr.HTML(value="", elem_id="dreambooth_runs_said", elem_classes=["dreambooth-said"])
     opened = gr.HTML(value="", elem_id="dreambooth_run_opened", elem_classes=["dreambooth-said"])
     listed = gr.HTML(value=html.note("Looking at the runs ..."), elem_id="dreambooth_runs")

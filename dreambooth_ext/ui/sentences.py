@@ -18,8 +18,9 @@ from ..errors import DreamboothError, PictureError
 from ..files import gib
 from ..host import on_device_of
 from ..lookups import Answer, Lookups
-from ..progress import Progress, duration
+from ..progress import Progress
 from ..service import Service
+from ..words import counted, duration
 from . import html
 
 if TYPE_CHECKING:
@@ -110,10 +111,10 @@ class Sentences:
             return ""
         steps = values.get("steps")
         if isinstance(steps, int) and steps > 0:
-            text = f"{steps} steps: {steps / count:.0f} for each of {count} pictures"
+            text = f"{steps} steps: {steps / count:.0f} for each of {counted(count, 'picture')}"
         else:
             steps = count * STEPS_PER_PICTURE
-            text = f"{count} pictures x {STEPS_PER_PICTURE} = {steps} steps"
+            text = f"{counted(count, 'picture')} x {STEPS_PER_PICTURE} = {steps} steps"
         return html.note(text + self._duration(values, steps) + ".")
 
     def memory(self, values: Mapping[str, Any]) -> str:

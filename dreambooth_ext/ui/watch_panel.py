@@ -192,7 +192,7 @@ def _label(status: dict[str, Any]) -> str:
 
 def _outcome(job: Job, status: dict[str, Any]) -> str:
     if status["state"] == "running" and job.progress.cancelled:
-        return html.note(f"Stopping, asked by {job.stopped_by or STOPPED_BY_HOST} ...", "warning")
+        return html.note(f"Stopping, as asked by {job.stopped_by or STOPPED_BY_HOST} ...", "warning")
     if status["state"] == "running":
         return html.note(status["text"])
     if status["state"] == "cancelled":

@@ -268,7 +268,7 @@ def test_the_commands(good, tmp_path, capsys):
     assert len(list((tmp_path / "all").glob("*.png"))) == 2
     (folder / "bad\x1b[31m.png").unlink()
     assert run(["prepare", str(folder), "--out", str(tmp_path / "out"), "--resolution", "128", "--choices", str(file)]) == DONE
-    assert "1 pictures" in capsys.readouterr().out and len(list((tmp_path / "out").glob("*.png"))) == 1
+    assert "Prepared 1 picture in" in capsys.readouterr().out and len(list((tmp_path / "out").glob("*.png"))) == 1
 
 
 def test_prepare_keeps_its_hands_off_folders_that_are_not_its_own(good, tmp_path, capsys):

@@ -10,12 +10,12 @@ from PIL import Image
 
 from dreambooth_ext.errors import Cancelled, Diverged, StorageError
 from dreambooth_ext.jobs import Job
-from dreambooth_ext.progress import duration
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.ui import choose_panel, runs_panel, tab, train_panel, watch_panel
 from dreambooth_ext.ui.errands import Errands
 from dreambooth_ext.ui.run_cards import run_list
 from dreambooth_ext.ui.sentences import Sentences
+from dreambooth_ext.words import counted, duration
 
 NASTY = '<script>alert("1")</script>'
 
@@ -63,7 +63,7 @@ def test_a_running_job_and_those_that_wait(service):
     assert "rex: step 4 of 10" in shown and "loss 0.1250" in shown and "1 min 15 s left" in shown
     assert "Waiting: &lt;script&gt;" in shown and "<script" not in shown
     service.stop(first.id, "this tab")
-    assert "Stopping, asked by this tab" in watch_panel.status_html(service)
+    assert "Stopping, as asked by this tab" in watch_panel.status_html(service)
     go_on.set()
     assert second.done.wait(120)
 
@@ -246,6 +246,10 @@ def test_missing_libraries_are_named_at_the_top(service, monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (95, "1 min 35 s"), (4000, "1 h 06 min")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_one_thing_and_several():
+    assert [counted(number, "picture") for number in (0, 1, 2)] == ["0 pictures", "1 picture", "2 pictures"]
 
 
 def test_a_page_of_ten_thousand_points_stays_small(service, values):
