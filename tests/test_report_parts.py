@@ -48,7 +48,7 @@ def test_every_part_is_there(run):
         progress.report(2, 3, memory_gib=4.0)
     page = report_html(run)
     for told in ("step 2 (best)", "near 75 %", "near 20 %", "Step 2: 75 % of the way", "learning rate", "validation",
-                 "sha256 " + "ab" * 32, "1, and 1 captions", "5 of &quot;dog&quot;", "1 picture looked at", "0.25 s (median of 3)",
+                 "sha256 " + "ab" * 32, "1, and 1 caption;", "5 of &quot;dog&quot;", "1 picture looked at", "0.25 s (median of 3)",
                  "5.2 GiB", "3e-06", "rxz dog"):
         assert told in page, told
     assert page.count("<img") == 4 and page.count("<svg") == 3

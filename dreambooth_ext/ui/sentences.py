@@ -111,7 +111,7 @@ class Sentences:
             return ""
         steps = values.get("steps")
         if isinstance(steps, int) and steps > 0:
-            text = f"{steps} steps: {steps / count:.0f} for each of {counted(count, 'picture')}"
+            text = f"{counted(steps, 'step')}: {steps / count:.3g} for each of {counted(count, 'picture')}"
         else:
             steps = count * STEPS_PER_PICTURE
             text = f"{counted(count, 'picture')} x {STEPS_PER_PICTURE} = {steps} steps"

@@ -141,7 +141,7 @@ def test_sentences_of_a_half_filled_form(service, values):
     told = told_at_last(form, {**values, "instance_dir": "/nowhere"})
     assert "no such folder" in told[1]
     told = told_at_last(form, {**values, "steps": 1, "resolution": 64})
-    assert "Ready." in told[9] and "1 steps: 0 for each of 3 pictures" in told[3]
+    assert "Ready." in told[9] and "1 step: 0.333 for each of 3 pictures" in told[3]
 
 
 def test_without_any_checkpoint_it_says_how_to_get_one(service, values):
