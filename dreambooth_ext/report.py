@@ -103,10 +103,11 @@ def _texts(config: TrainConfig, names: Iterable[str]) -> list[str]:
 
 def _paths_of(config: TrainConfig, run: RunFolder) -> list[str]:
     """Folders of this machine that a message or the log may name, also as they are written out in full."""
+    usual = {TrainConfig.models_dir, TrainConfig.runs_dir}  # words that stand in many a sentence and file name
     named = [*_texts(config, PATHS), str(run.path), str(run.path.parent)]
     written_out = [str(path) for text in named for path in (Path(text).expanduser(), Path(text).expanduser().resolve())]
     around = [str(Path(text).parent) for text in written_out if Path(text).parent != Path(text).parent.parent]
-    return [text for text in (*named, *written_out, *around, str(Path.home())) if len(text) > 2]
+    return [text for text in (*named, *written_out, *around, str(Path.home())) if len(text) > 2 and text not in usual]
 
 
 def _without(text: str, secrets: Iterable[str]) -> str:

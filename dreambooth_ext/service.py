@@ -347,6 +347,8 @@ def schema() -> dict[str, Any]:
         return found
 
     concept = {"type": "object", "properties": properties(Concept), "additionalProperties": False}
-    run = {**properties(TrainConfig), "concepts": {"type": "array", "items": concept}}
+    several = {"type": "array", "items": concept, "title": "Concepts",
+               "description": "Several subjects; a single one may stand on the top level instead."}
+    run = {**properties(TrainConfig), **properties(Concept), "concepts": several}
     return {"type": "object", "title": "TrainConfig", "additionalProperties": False,
             "required": ["base", "output_name"], "properties": run}

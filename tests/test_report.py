@@ -40,6 +40,17 @@ def test_the_page_needs_nothing_else_and_names_no_folder(run):
     assert "/home/someone/secret/base.ckpt" in report_html(run, with_paths=True)
 
 
+def test_words_that_are_also_the_usual_folders_names_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(base="b.ckpt", output_name="rex", concepts=(Concept(instance_dir="pics", token="rxz", class_noun="dog"),))
+    run = RunFolder.for_config(config)
+    run.create(config)
+    run.log(f"dreambooth_ext/models/load.py read {tmp_path}/models/x.ckpt")
+    with zipfile.ZipFile(explain_failure(run, tmp_path / "failure.zip")) as archive:
+        log = archive.read("log.txt").decode()
+    assert "dreambooth_ext/models/load.py" in log and str(tmp_path) not in log
+
+
 def test_a_failure_is_explained_without_paths_and_prompts(run, tmp_path):
     with zipfile.ZipFile(explain_failure(run, tmp_path / "failure.zip")) as archive:
         everything = "\n".join(archive.read(name).decode() for name in archive.namelist())
