@@ -24,6 +24,7 @@ from .run_folder import RunFolder
 
 BASE = "base"
 SUBJECT, CLASS = "subject", "class"  # what a prompt shows: whether it names the token
+PROMPTS_AT_MOST = 99  # their numbers have two digits in the pictures' names
 HARDLY_DIFFER = 0.05  # of nearness less drift: nobody would see less
 SNAPSHOT = re.compile(r"step-(\d{6,12})")
 
@@ -47,6 +48,8 @@ class Wishes:
         """Raises ConfigError with every fault."""
         taken, faults = from_mapping(cls, values)
         faults = faults or faults_of(cls(**taken))
+        if not faults and len(taken.get("prompts", ())) > PROMPTS_AT_MOST:
+            faults = [f"--prompts: {len(taken['prompts'])} are too many; {PROMPTS_AT_MOST} are the most"]
         if faults:
             raise ConfigError(faults, "Nothing was rendered. Put it right, and try again.")
         return cls(**taken)
@@ -152,7 +155,7 @@ def read_comparison(run: RunFolder) -> Comparison | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
     sane = len(found.kinds) == len(found.prompts) and set(found.kinds) <= {SUBJECT, CLASS} and 0 < len(found.seeds) <= 64
-    return found if sane and len(found.prompts) <= 99 else None
+    return found if sane and len(found.prompts) <= PROMPTS_AT_MOST else None
 
 
 def prompts_for(config: TrainConfig, wished: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -22,7 +22,8 @@ from typing import IO, Any
 
 from .errors import DiskFull, NotWritable, StorageError, UnsafePath
 
-_NAME = re.compile(r"[A-Za-z0-9._ -]{1,120}")
+NAME_AT_MOST = 120  # characters of a run's or model's name
+_NAME = re.compile(rf"[A-Za-z0-9._ -]{{1,{NAME_AT_MOST}}}")
 _PARTIAL, _FORMER = ".partial", ".former"  # what is being written, and what is being removed, have such hidden names
 # What Pillow may raise for a damaged picture: its plugins check little before they read on.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
@@ -259,6 +260,9 @@ def require_writable(folder: Path) -> None:
 
 def require_safe_name(name: str, what: str) -> str:
     """Return `name` if it can name a file on every platform and in the WebUI's lists; else raise UnsafePath."""
+    if len(name) > NAME_AT_MOST:
+        raise UnsafePath(f"{what} is to be {name[:20]}...", f"it has {len(name)} characters, and {NAME_AT_MOST} are the most",
+                         "Use a shorter name.")
     stem = name.split(".")[0].strip().lower()
     if not _NAME.fullmatch(name) or stem in _RESERVED or name[0] in ". " or name[-1] in ". ":
         raise UnsafePath(

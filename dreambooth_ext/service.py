@@ -18,7 +18,7 @@ from .check import check, require_new_model
 from .comparison import Wishes, read_comparison
 from .config import PATHS, TrainConfig
 from .errors import Cancelled, ConfigError, DreamboothError, HostError, ResumeError, RunBusy, StorageError
-from .files import require_inside, require_safe_name
+from .files import NAME_AT_MOST, require_inside, require_safe_name
 from .host import Host, on_device_of
 from .jobs import JOBS, Job, Jobs
 from .options import options_of
@@ -233,7 +233,8 @@ class Service:
     def free_name(self, name: str) -> str:
         """name-2, name-3, ...: the first that no run has."""
         taken = {run.path.name for run in list_runs(self.host.runs_dir)}
-        return next(f"{name}-{number}" for number in range(2, 10_000) if f"{name}-{number}" not in taken)
+        stem = name[: NAME_AT_MOST - len("-9999")]
+        return next(f"{stem}-{number}" for number in range(2, 10_000) if f"{stem}-{number}" not in taken)
 
     def details(self, name: str) -> dict[str, Any]:
         """What is known of one run: its row in the list, its last figures, its snapshots, and the end of its log."""

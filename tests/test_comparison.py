@@ -49,7 +49,7 @@ def test_prompts_with_the_token_show_the_subject():
 @pytest.mark.parametrize(("values", "named"), [
     ({"count": 0}, "--count"), ({"count": "many"}, "--count"), ({"render_steps": 1000}, "--render-steps"), ({"seed": -1}, "--seed"),
     ({"guidance_scale": "strong"}, "--guidance-scale"), ({"prompts": "a dog"}, "--prompts"), ({"nonsense": 1}, "nonsense"),
-    ({"count": True}, "--count"), ({"snapshots": [1]}, "--snapshots"),
+    ({"count": True}, "--count"), ({"snapshots": [1]}, "--snapshots"), ({"prompts": ["a dog"] * 100}, "--prompts: 100 are too"),
 ])
 def test_bad_wishes_are_refused_by_name(values, named):
     with pytest.raises(ConfigError) as caught:

@@ -245,3 +245,11 @@ def test_a_caption_stays_beside_the_picture_that_it_came_with(service, tmp_path,
     folder = service.keep_uploads(sent("a.png", "a.txt", "b.caption", content=b"2"), str(folder))
     assert {path.name: path.read_bytes()[:1] for path in folder.iterdir()} == {
         "a.png": b"1", "1-a.png": b"2", "1-a.txt": b"2", "b.jpg": b"1", "b.txt": b"2"}
+
+
+def test_a_free_name_can_be_used_however_long_the_former_is(service, values):
+    config = service.settings({**values, "output_name": "x" * 120})
+    RunFolder.for_config(config).create(config)
+    service.settings({**values, "output_name": service.free_name("x" * 120)}).validate()
+    with pytest.raises(ConfigError, match="it has 121 characters, and 120 are the most"):
+        service.settings({**values, "output_name": "x" * 121}).validate()
