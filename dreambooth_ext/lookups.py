@@ -23,6 +23,7 @@ class Answer:
     find: Callable[[Progress], Any]
     value: Any = None
     error: Exception | None = None
+    broke: bool = False  # by a mistake, and not by what was asked about: the next question tries again
     done: int = 0
     total: int = 0
     progress: Progress = field(default_factory=Progress)
@@ -58,7 +59,7 @@ class Lookups:
         """
         with self._lock:
             answer = self._answers.get((topic, key))
-            if answer is None:
+            if answer is None or answer.broke:
                 answer = self._answers[topic, key] = Answer(topic, find)
                 self._give_up(topic, answer, self._waiting.setdefault(lane, []))
                 if lane not in self._working:
@@ -92,6 +93,7 @@ class Lookups:
             except (DreamboothError, ImportError) as error:
                 answer.error = error
             except Exception as error:  # noqa: BLE001  a sentence less, and no page that breaks
+                answer.broke = True
                 answer.error = HostError("Something is to be looked up", f"{type(error).__name__}: {error}",
                                          "Try again; if it stays so, report it with this line.")
             answer.event.set()

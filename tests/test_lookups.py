@@ -14,6 +14,22 @@ def waited(answer):
     return answer
 
 
+def test_what_broke_is_tried_again_and_what_was_refused_is_not():
+    lookups, tried = Lookups(patience_s=60), []
+
+    def find(error):
+        tried.append(error)
+        if len(tried) in (1, 3):
+            raise error
+        return 1
+
+    assert "ZeroDivisionError" in str(lookups.ask("a", 0, lambda progress: find(ZeroDivisionError())).error)
+    assert lookups.ask("a", 0, lambda progress: find(None)).value == 1
+    for _ in range(2):
+        assert isinstance(lookups.ask("b", 0, lambda progress: find(PictureError("a", "b"))).error, PictureError)
+    assert len(tried) == 3
+
+
 def test_a_quick_answer_is_there_at_once_and_is_found_once():
     lookups, times = Lookups(patience_s=120), []
     for _ in range(3):

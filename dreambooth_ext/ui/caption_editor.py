@@ -77,10 +77,10 @@ class CaptionEditor:
 
         try:
             pictures = folder(values)
+            self._service.jobs.start(Job("captions", lambda progress: caption_with(
+                pictures, self._service.host, captioner, progress=progress), "captions"))
         except DreamboothError as error:
             return html.note(str(error), "fault")
-        self._service.jobs.start(Job("captions", lambda progress: caption_with(
-            pictures, self._service.host, captioner, progress=progress)))
         return html.note(f"{captioner} writes the captions; the right side shows how it goes. Open a picture again to see its own.",
                          "good")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ..errors import DreamboothError
+from ..errors import DreamboothError, RunBusy
 from ..jobs import Job
 from ..service import Service
 from ..words import counted
@@ -65,7 +66,8 @@ class ClassPanel:
                 return [list(token_pictures(Path(config.base), config.concepts[0], host, progress, resolution=side,
                                             prediction_type=config.prediction_type, clip_skip=config.clip_skip))]
 
-        self._service.jobs.start(Job(TOKEN_CHECK, work))
+        with suppress(RunBusy):  # what is being drawn already is shown when it is there
+            self._service.jobs.start(Job(TOKEN_CHECK, work, TOKEN_CHECK))
         return self.drawn_html()
 
     def drawn_html(self) -> str:

@@ -223,6 +223,23 @@ def test_without_a_named_folder_no_other_one_is_worked_on(service, tmp_path, mon
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["a.png"] and service.jobs.all() == []
 
 
+def test_what_is_being_drawn_or_captioned_is_not_begun_twice(service, values, tmp_path):
+    go_on = threading.Event()
+    service.jobs.start(Job("first", lambda progress: go_on.wait(120)))
+    form = form_of(service)
+    try:
+        for _ in range(2):
+            assert "The base draws the token" in form.drawn._check({**values, "resolution": 64})
+        folder = Sentences(service).folder
+        told = [form.review.captions._describe(folder, "BLIP", values) for _ in range(2)]
+        assert "writes the captions" in told[0] and "running or waiting already" in told[1]
+        assert [job.name for job in service.jobs.all()] == ["first", "token check", "captions"]
+        for job in service.jobs.all()[1:]:
+            service.stop(job.id, "a test")
+    finally:
+        go_on.set()
+
+
 def test_the_answer_to_an_opened_page_leaves_what_was_typed_meanwhile(service):
     """It may be slow, and comes after the first field was filled; another checkpoint that was loaded since is taken over."""
     form = form_of(service)
