@@ -65,7 +65,7 @@
 
     function notice(data) {
         const known = page.last;
-        page.last = {job: data.job, state: data.state, waiting: data.waiting};
+        page.last = {job: data.job, state: data.state, waiting: data.waiting, phase: data.phase};
         const another = known && known.job && known.job !== data.job;
         if (known && (known.waiting !== data.waiting || another)) click('dreambooth_runs_poll');
         if (another) click('dreambooth_choose_poll');
@@ -79,12 +79,12 @@
             document.title = page.title;
             page.title = null;
         }
-        if (known && known.job === data.job && isBusy(known.state)) ended(data);
+        if (known && known.job === data.job && isBusy(known.state)) ended(data, known.phase === 'comparing');
     }
 
-    function ended(data) {
+    function ended(data, compared) {
         click('dreambooth_runs_poll');
-        click('dreambooth_choose_poll');
+        click(compared ? 'dreambooth_choose_poll' : 'dreambooth_choose_refresh');  // a run that is new is in its list from now on
         click('dreambooth_tell');
         const wanted = root().querySelector('#dreambooth_sound input');
         if (wanted && wanted.checked) ring();
@@ -385,7 +385,10 @@
     }).observe({type: 'resource'});
 
     document.addEventListener('blur', (event) => {
-        if (!event.target.closest || !event.target.closest('#dreambooth_tabs') || !isUploading(Date.now())) return;
+        const element = event.target.closest ? event.target : null;
+        // A list closes when it is left, and nobody is asked about it then.
+        if (!element || !element.closest('#dreambooth_tabs') || element.dataset.testid !== 'textbox') return;
+        if (!isUploading(Date.now())) return;
         event.stopPropagation();
         page.unjudged = true;
     }, true);

@@ -135,6 +135,24 @@ class Sentences:
             return ""  # the step of the model says what is wrong with it
         return _looked_at(lambda: answer, lambda text: text, "Working out what memory this takes")
 
+    def unusable(self, values: Mapping[str, Any]) -> list[str]:
+        """Labels of the fields of which `model` and `pictures` say that no run can start from what they name."""
+        found = []
+        for label, name, ask in (("Base model", "base", lambda: self._of_base(values["base"])),
+                                 ("Pictures", "instance_dir", lambda: self.audit(values))):
+            try:
+                answer = ask() if values.get(name) else None
+            except (DreamboothError, OSError):
+                found.append(label)
+                continue
+            if answer is not None and (isinstance(answer.error, DreamboothError) or self._unreadable(answer, values)):
+                found.append(label)
+        return found
+
+    def _unreadable(self, answer: Answer, values: Mapping[str, Any]) -> set[str]:
+        names = {name for name, _ in getattr(answer.value, "unreadable", ())}
+        return names - self._dropped(values) if names else names
+
     # ---- what the sentences are made of; Review shows it too
 
     def audit(self, values: Mapping[str, Any]) -> Answer:

@@ -161,14 +161,14 @@ def told_of(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
     notes = {"model": say.model(values), "pictures": say.pictures(values), "class": say.concept(values), "train": say.steps(values)}
     faults = [fault for fault in _faults(panel, values) if not _is_about_empty(fault, values)]
     return [*(notes[step] for step in STEPS), *(fields.faults_of_group(faults, step) for step in STEPS), say.memory(values),
-            _ready(values, faults)]
+            _ready(values, faults, say.unusable(values))]
 
 
-def _ready(values: Mapping[str, Any], faults: list[str]) -> str:
+def _ready(values: Mapping[str, Any], faults: list[str], unusable: list[str]) -> str:
     """What stands between these settings and a run, in one line."""
     lacking = [label for name, label in NEEDED.items() if not values.get(name)]
-    if faults:
-        wrong = [option.label if option else "a setting" for option in map(fields.option_of, faults)]
+    wrong = [*unusable, *(option.label if option else "a setting" for option in map(fields.option_of, faults))]
+    if wrong:
         return html.note(f"To be put right: {', '.join(dict.fromkeys(wrong))}.", "warning")
     return html.note(f"Still needed: {', '.join(lacking)}." if lacking else "Ready.", "note" if lacking else "good")
 

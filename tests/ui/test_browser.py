@@ -272,8 +272,7 @@ def test_a_snapshot_is_chosen_and_published(page, webui):
     page.wait_for_selector("#txt2img_prompt textarea", state="visible")  # opened by itself
     to_tab(page, "Dreambooth", "tabs")
     to_tab(page, "Choose")
-    page.click("#dreambooth_choose_refresh")
-    choose(page, "dreambooth_choose_run", "chosen")
+    choose(page, "dreambooth_choose_run", "chosen")  # it is listed without Refresh
     page.wait_for_selector('#dreambooth_choose_grid .dreambooth-cell[data-snapshot="step-000010"]')
     assert page.locator("#dreambooth_choose_grid img").count() == 4
     screenshot(page, "tab_choose")

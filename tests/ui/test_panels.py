@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from dreambooth_ext.errors import Cancelled, Diverged, StorageError
 from dreambooth_ext.jobs import Job
+from dreambooth_ext.playground.base import playground_base_path
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.ui import choose_panel, runs_panel, tab, train_panel, watch_panel
 from dreambooth_ext.ui.errands import Errands
@@ -130,7 +132,7 @@ def told_at_last(form, values):
 
 
 def test_sentences_of_a_half_filled_form(service, values):
-    form = form_of(service)
+    form, values = form_of(service), {**values, "base": str(playground_base_path())}
     told = train_panel.told_of(form, {"base": "", "instance_dir": "", "token": "", "class_noun": "", "output_name": ""})
     assert "5 to 75 pictures" in told[1] and not any(told[4:9])  # what is still empty is no mistake yet
     assert "Still needed: base model, pictures, token, class, name." in told[9]
@@ -139,9 +141,21 @@ def test_sentences_of_a_half_filled_form(service, values):
     assert "&quot;rxz dog&quot; against &quot;dog&quot;" in told[2]
     assert "<b>Steps:</b> 0 is less than 1" in told[7] and "To be put right: Steps." in told[9]
     told = told_at_last(form, {**values, "instance_dir": "/nowhere"})
-    assert "no such folder" in told[1]
+    assert "no such folder" in told[1] and "To be put right: Pictures." in told[9]
     told = told_at_last(form, {**values, "steps": 1, "resolution": 64})
     assert "Ready." in told[9] and "1 step: 0.333 for each of 3 pictures" in told[3]
+
+
+def test_a_picture_that_cannot_be_read_stands_between_the_form_and_a_run(service, values):
+    values = {**values, "base": str(playground_base_path())}
+    broken = Path(values["instance_dir"]) / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    told = told_at_last(form_of(service), {**values, "steps": 1, "resolution": 64})
+    assert "broken.jpg cannot be used" in told[1] and "To be put right: Pictures." in told[9]
+    assert any("broken.jpg" in fault for fault in service.faults({**values, "steps": 1, "resolution": 64}))  # so it would end
+    broken.unlink()
+    told = told_at_last(form_of(service), {**values, "steps": 1, "resolution": 64, "base": "gone.ckpt"})
+    assert "To be put right: Base model." in told[9]
 
 
 def test_without_any_checkpoint_it_says_how_to_get_one(service, values):

@@ -200,6 +200,19 @@ def test_fields_may_be_filled_while_pictures_are_on_their_way(page, served):
 
 
 @pytest.mark.any_gradio
+def test_a_list_that_is_left_while_pictures_are_on_their_way_closes(page, served):
+    let_go = on_its_way(page, sorted((served[1] / "given").iterdir())[:1])
+    chosen = page.locator("#dreambooth_memory_profile input").first
+    chosen.click()
+    options = page.locator("ul.options li:visible, [role=option]:visible")
+    sync_api.expect(options).not_to_have_count(0)
+    field(page, "dreambooth_output_name").click()
+    sync_api.expect(options).to_have_count(0)
+    let_go()
+    note(page, "pictures", "1 picture: ")
+
+
+@pytest.mark.any_gradio
 def test_why_an_upload_was_refused_stands_until_the_next_one(page, served):
     (served[1] / "letter.pdf").write_text("no picture")
     chosen = page.locator("#dreambooth_upload input[type=file]")
