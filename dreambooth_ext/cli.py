@@ -16,7 +16,7 @@ from .commands import COMMANDS
 from .errors import Cancelled, CheckpointError, ConfigError, DreamboothError, PictureError, ResumeError, StorageError
 from .progress import Progress
 from .run_folder import resume_command
-from .terminal import listener
+from .terminal import listener, silence
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 BAD_INPUT_ERRORS = (ConfigError, PictureError, CheckpointError, ResumeError, StorageError)
@@ -36,6 +36,8 @@ def run(arguments: Sequence[str]) -> int:
         if not _follows():
             _tell("Stopped. What was finished is kept." + _how_to_resume(parsed))
         return INTERRUPTED
+    except BrokenPipeError:  # what was asked for is done, and nobody reads on
+        silence(sys.stdout)
     except DreamboothError as error:
         _tell(str(error) + (_how_to_resume(parsed) if started["work"] else ""))
         return BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) and not started["work"] else FAILED

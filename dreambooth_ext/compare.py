@@ -13,7 +13,7 @@ from . import recipe
 from .comparison import BASE, Column, Comparison, Wishes, folder_of, prompts_for, read_comparison, small_of, step_of_snapshot
 from .config import TrainConfig
 from .errors import ConfigError, OutOfMemory, ResumeError
-from .files import is_link, make_folder, require_safe_name, write_atomically
+from .files import DAMAGED, is_link, make_folder, require_safe_name, write_atomically
 from .host import Host, Txt2Img, on_device_of
 from .likeness import measure
 from .patience import patiently
@@ -65,10 +65,12 @@ def plan(run: RunFolder, wishes: Wishes, host: Host) -> Comparison:
 
 
 def compare(run: RunFolder, host: Host, progress: Progress, wishes: Wishes) -> Comparison:
-    """Render what is missing, measure, and write RUN/comparison. Raises ResumeError, ConfigError, HostError, Cancelled.
+    """Render what is missing, measure, and write RUN/comparison. Raises ResumeError, ConfigError, HostError, UnsafePath,
+    Cancelled.
 
     What was rendered before with the same prompts, seeds and settings is not rendered again.
     """
+    run.require_own()
     asked, config = plan(run, wishes, host), run.config()
     with reported(run, progress), host.job(run.path.name, progress):
         _forget_other(run, asked)
@@ -160,7 +162,7 @@ def _save(image: Image, path: Path) -> None:
 
 def _measured(run: RunFolder, config: TrainConfig, asked: Comparison, progress: Progress) -> Comparison:
     """With the base as the eye. What cannot be measured (no prompt of the subject, no prepared picture) stays None."""
-    subjects = _pictures(sorted(run.dataset_dir.glob("concept-*/*.png")))
+    subjects = _pictures(run.prepared())
     if not subjects:
         progress.log("The run's prepared pictures are gone, so that nothing can be measured against them.")
         return asked
@@ -178,9 +180,17 @@ def _measured(run: RunFolder, config: TrainConfig, asked: Comparison, progress: 
 
 
 def _pictures(paths: Sequence[Path]) -> list[Image]:
+    """Raises ResumeError for one that is damaged."""
     from PIL import Image
 
-    return [Image.open(path).convert("RGB") for path in paths if not path.is_symlink()]
+    opened = []
+    for path in paths:
+        try:
+            opened.append(Image.open(path).convert("RGB"))
+        except DAMAGED as error:
+            raise ResumeError(f"{path.name} is to be measured", "it is damaged, or no picture",
+                              f"Delete it from {path.parent.name} in the run's folder, and compare again.") from error
+    return opened
 
 
 def _features(config: TrainConfig, side: int, images: list[Image], progress: Progress) -> Any:

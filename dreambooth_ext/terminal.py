@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TextIO
 
 from .progress import Report
@@ -16,10 +18,22 @@ LINE_INTERVAL_S = 5.0  # between two plain lines of one phase
 
 def listener(as_json: bool, stream: TextIO | None = None) -> Callable[[Report], None]:
     """The listener that suits where the output goes."""
-    if as_json:
-        return JsonLines(stream or sys.stdout)
-    stream = stream or sys.stderr
-    return Bars(stream) if stream.isatty() else PlainLines(stream)
+    stream = stream or (sys.stdout if as_json else sys.stderr)
+    tell = JsonLines(stream) if as_json else Bars(stream) if stream.isatty() else PlainLines(stream)
+
+    def listen(report: Report) -> None:
+        try:
+            tell(report)
+        except BrokenPipeError:  # whoever read it has gone, and the work goes on
+            silence(stream)
+
+    return listen
+
+
+def silence(stream: TextIO) -> None:
+    """What is written from now on goes nowhere, and breaks nothing."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class JsonLines:

@@ -263,6 +263,16 @@ def test_a_base_that_cannot_be_trained_is_refused(write, base, arguments, tmp_pa
     assert not (tmp_path / "runs" / "rxz_dog").exists()
 
 
+@pytest.mark.parametrize("command", [["audit", "--json"], ["runs", "--json", "--runs-dir"], ["audit"]])
+def test_a_reader_that_goes_away_breaks_nothing(command, pictures, tmp_path):
+    """... | head -1"""
+    name, *flags = command
+    process = subprocess.Popen([sys.executable, "-m", "dreambooth_ext", name, *flags, str(pictures)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read().count("Traceback") == 0 and process.wait(300) == DONE
+
+
 def test_a_common_word_as_token_is_a_warning(arguments, capsys):
     arguments["--token"] = "dog"
     assert run(["train", *flat(arguments)]) == DONE

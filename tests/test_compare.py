@@ -12,7 +12,7 @@ from dreambooth_ext import recipe
 from dreambooth_ext.compare import BORROWED, compare, plan
 from dreambooth_ext.comparison import BASE, Wishes, folder_of, read_comparison
 from dreambooth_ext.config import Concept, TrainConfig
-from dreambooth_ext.errors import Cancelled, ConfigError, HostError, ResumeError, RunBusy
+from dreambooth_ext.errors import Cancelled, ConfigError, HostError, ResumeError, RunBusy, UnsafePath
 from dreambooth_ext.host import Txt2Img
 from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.progress import Progress
@@ -145,6 +145,21 @@ def test_a_lora_is_rendered_merged_into_its_base(trained, tmp_path):
     found = compare(run, host, Progress(), replace(WISHES, count=1))
     pixels = [np.asarray(Image.open(found.path(run, column.name, 0, 1))) for column in found.columns]
     assert len(pixels) == 3 and not np.array_equal(pixels[0], pixels[2])
+
+
+def test_a_damaged_picture_is_told_and_a_link_in_the_run_is_not_followed(run, host, tmp_path):
+    damaged = next((run.dataset_dir / "concept-0").glob("*.png"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(b"no picture")
+    with pytest.raises(ResumeError, match="it is damaged, or no picture"):
+        compare(run, host, Progress(), WISHES)
+    damaged.write_bytes(content)
+    shutil.rmtree(folder_of(run))
+    (tmp_path / "elsewhere").mkdir()
+    folder_of(run).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UnsafePath):
+        compare(run, host, Progress(), WISHES)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_what_cannot_be_compared_is_refused(run, host):
