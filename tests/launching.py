@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from holding import STEP, UNTIL, hold
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from zygote import start
 
 LIMIT_S = 600
+COPIES = "COMPUTE_WITH_COPIES"  # a variable for `forked`: bf16 copies compute in the profile `fast`, as on a GPU
 HOLDING = Path(__file__).with_name("holding.py")
 
 
@@ -92,6 +94,11 @@ def as_told(arguments):
 
     if UNTIL in os.environ:
         hold(os.environ)
+    if COPIES in os.environ:
+        from dreambooth_ext.training import half_copies, memory
+
+        half_copies.COLLECTED_BYTES = 0  # gradients are handed over one by one where they may be
+        memory._with_mixed_precision = lambda plan, *rest: replace(plan, autocast="no", half_copies=True)
     return run(arguments[1:])
 
 

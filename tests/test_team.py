@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from launching import LIMIT_S, ended, forked, held_after, launch, metrics, wait_for, weights
+from launching import COPIES, LIMIT_S, ended, forked, held_after, launch, metrics, wait_for, weights
 
 from dreambooth_ext.team import Team
 
@@ -41,6 +41,21 @@ def test_two_processes_learn_what_one_learns(room):
     assert max(float((of_one[name] - of_two[name]).abs().max()) for name in of_one) < 1e-4
     assert list((room / "models").glob("both.*"))
     assert output.count("Finished") == 1  # one process speaks
+
+
+def test_two_processes_average_the_gradients_of_bf16_copies(room):
+    """In `fast` on GPUs: what the processes average are the copies' gradients, what they train are the fp32 weights."""
+    for name, processes in (("copies-alone", 1), ("copies-both", 2)):
+        command = ["train", "--config", "settings.json", "--output-name", name, "--train-batch-size", str(2 // processes),
+                   "--memory-profile", "fast", "--snapshot-every", "8", "--preview-steps", "0"]
+        assert "bf16 copies of them that compute" in ended(forked(room, processes, command, **{COPIES: "1"}))
+    alone, both, wide = (metrics(room, name) for name in ("copies-alone", "copies-both", "alone"))
+    losses = [[line["loss"] for line in lines] for lines in (alone, both, wide)]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3) and losses[0] != losses[2]
+    of_one, of_two, of_wide = (weights(room, name) for name in ("copies-alone", "copies-both", "alone"))
+    by_processes, by_rounding = (sum(float((of_one[name] - others[name]).square().sum()) for name in of_one)
+                                 for others in (of_two, of_wide))
+    assert 0 < by_processes < 0.5 * by_rounding
 
 
 def test_stopped_with_two_processes_and_taken_up_by_one(room):

@@ -148,7 +148,7 @@ def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers:
     chunk = min(CHUNK, max(each.numel() for each in learnt))
     held = held_bytes(sum(sizes)) if config.max_grad_norm else 0
     held += LEAVING_BYTES if plan.optimizer == "offloaded_adamw" and plan.device != "cpu" else 0
-    widened = 3 * COLLECTED_BYTES if plan.half_copies else 0  # as they came, and in fp32
+    widened = 0 if not plan.half_copies else 3 * COLLECTED_BYTES if processes() == 1 else sum(sizes) // 2  # as they came, in bf16
     pieces = processes() if plan.sharded else 1
     return Estimate(
         profile=plan.name, weights=(weights + (sum(sizes) if config.lora_rank else 0)) // pieces,

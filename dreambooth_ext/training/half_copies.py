@@ -17,13 +17,15 @@ COLLECTED_BYTES = 64 * 2**20  # of gradients that are widened at once
 
 
 class HalfCopies:
-    """`modules` are the copies, by part. Their gradients become those of the fp32 weights, in fp32, while a pass goes on."""
+    """`modules` are the copies, by part. Their gradients become those of the fp32 weights, in fp32, while a pass goes on; with
+    `at_end` when it is over, since several processes average the copies' own."""
 
-    def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, torch.nn.Module], at_end: bool = False) -> None:
         self.modules: dict[str, Any] = {part: _copied(module) for part, module in modules.items()}
         self._weights = {half: weight for part, module in modules.items()
                          for half, weight in zip(self.modules[part].parameters(), module.parameters(), strict=True)
                          if weight.requires_grad}
+        self._at_once = float("inf") if at_end else COLLECTED_BYTES
         self._come: list[torch.nn.Parameter] = []
         self._come_bytes = 0
         for half in self._weights:
@@ -52,7 +54,7 @@ class HalfCopies:
         assert isinstance(half, torch.nn.Parameter)
         self._come.append(half)
         self._come_bytes += half.numel() * half.element_size()
-        if self._come_bytes > COLLECTED_BYTES:
+        if self._come_bytes > self._at_once:
             self.collect()
 
 

@@ -109,10 +109,12 @@ def plan_for(config: TrainConfig, profile: str | None = None, eight_bit: str | N
 def _with_mixed_precision(plan: Plan, config: TrainConfig, device: str) -> Plan:
     """By bf16 copies where no memory is saved: they stay while the optimizer works, and autocast's do not.
 
-    Frozen weights under adapters need no second copy; and several processes would average the copies' gradients, in bf16.
+    Frozen weights under adapters need no second copy. Several processes average the copies' gradients, and could not add up
+    those of several passes but in bf16.
     """
     best = precision.best_autocast(device)
-    if best == "bf16" and plan.name == "fast" and not config.lora_rank and processes() == 1:
+    adds_up = processes() > 1 and config.gradient_accumulation_steps > 1
+    if best == "bf16" and plan.name == "fast" and not (config.lora_rank or adds_up or sharding.launched()):
         return replace(plan, autocast="no", half_copies=True)
     return replace(plan, autocast=best)
 

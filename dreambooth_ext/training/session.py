@@ -81,7 +81,7 @@ class Session:
             if plan.gradient_checkpointing:
                 _checkpoint_gradients(module)
         if plan.half_copies:
-            self._halves = HalfCopies(self.modules)
+            self._halves = HalfCopies(self.modules, at_end=self.accelerator.num_processes > 1)
         if plan.computes_in_bf16 and self.device.type == "cpu":
             self._widened = upcast.install((self._halves or self).modules.values())
         if not whole:
