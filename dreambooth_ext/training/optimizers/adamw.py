@@ -81,6 +81,7 @@ def _quantized_step(values: torch.Tensor, gradient: torch.Tensor, state: dict[st
     |m'| / sqrt(v') is then at most 1 / sqrt(1 - b1^2 / b2), 2.3 by default: what shares can hold.
     """
     (beta1, beta2), step, eps = group["betas"], state["step"], group["eps"]
+    beta2 = max(beta2, 1e-6)  # at 0 the root would be gone of which the first moment is a share
     blocks = slice(piece.start // BLOCK, padded(piece.stop) // BLOCK)
     roots, scales = state["root_codes"][piece.start : padded(piece.stop)], state["root_scales"][blocks]
     shares = state["share_codes"][piece]
