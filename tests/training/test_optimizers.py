@@ -256,7 +256,8 @@ def test_a_blocks_largest_root_never_wraps_around():
     assert torch.allclose(back.view(-1, BLOCK).amax(dim=1), top, rtol=1e-6)
 
 
-@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.99), (0.5, 0.999), (0.95, 0.99), (0.99, 0.99), (0.999, 0.9), (0.9, 0.0), (0.0, 0.999)])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.99), (0.5, 0.999), (0.95, 0.99), (0.99, 0.99), (0.999, 0.9), (0.9, 0.0),
+                                   (0.0, 0.999)])
 def test_shares_stay_within_what_they_can_hold(betas):
     """With gradients that agree, then with ever larger ones."""
     weight = torch.nn.Parameter(torch.zeros(64, 64))
