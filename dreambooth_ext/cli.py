@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     return DONE
 
 
-_WORK_PHASES = {"preparing", "class images", "training", "publishing", "rendering"}
+_WORK_PHASES = {"preparing", "class images", "training", "publishing", "rendering", "comparing"}
 
 
 class _Interrupter:

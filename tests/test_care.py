@@ -11,8 +11,9 @@ from PIL import Image
 
 from dreambooth_ext import recipe
 from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, run
+from dreambooth_ext.commands import care
 from dreambooth_ext.config import Concept, TrainConfig
-from dreambooth_ext.errors import HostError
+from dreambooth_ext.errors import HostError, ResumeError
 from dreambooth_ext.run_folder import RunFolder, RunState
 
 
@@ -77,6 +78,15 @@ def test_commands_to_be_typed_can_be_typed(capsys, tmp_path, config):
     assert run(["ask", "my dog", "stop", "--runs-dir", "my runs"]) == BAD_INPUT
     command = capsys.readouterr().err.partition("python -m dreambooth_ext ")[2]
     assert shlex.split(command) == ["resume", "my dog", "--runs-dir", "my runs"]
+
+
+def test_a_comparison_that_fails_after_it_has_begun_is_no_bad_input(rex, monkeypatch):
+    def fails(run, host, progress, wishes):
+        progress.start("comparing", 9)
+        raise ResumeError("a.png is to be measured", "it is damaged", "Delete it.")
+
+    monkeypatch.setattr(care, "compare_snapshots", fails)
+    assert run(["compare", "rex"]) == FAILED
 
 
 def test_json_is_one_object_a_line(rex, capsys, config):
