@@ -355,6 +355,8 @@ def _select(path: Path, host: Host, progress: Progress) -> None:
         host.select(path)
     except (HostError, StorageError) as error:
         progress.log(str(error))
+    except OSError as error:  # a disk that has gone meanwhile
+        progress.log(f"{path.name} is to be selected: {error.strerror or error}\nSelect it by hand once the disk is there.")
 
 
 def _follow(team: Team, host: Host, progress: Progress) -> Finished:

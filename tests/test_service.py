@@ -11,6 +11,7 @@ from dreambooth_ext.compare import snapshot_folder
 from dreambooth_ext.errors import ConfigError, ResumeError, RunBusy, UnsafePath
 from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.jobs import Jobs
+from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.service import Service, schema
 
@@ -253,3 +254,12 @@ def test_a_free_name_can_be_used_however_long_the_former_is(service, values):
     service.settings({**values, "output_name": service.free_name("x" * 120)}).validate()
     with pytest.raises(ConfigError, match="it has 121 characters, and 120 are the most"):
         service.settings({**values, "output_name": "x" * 121}).validate()
+
+
+def test_a_model_that_cannot_be_read_when_it_is_to_be_selected_fails_no_run(host):
+    """Its disk has gone since it was written there."""
+    heard = []
+    (host.models_dir / "rex.safetensors").mkdir()
+    host.select = lambda path: path.read_bytes()
+    recipe._select(host.models_dir / "rex.safetensors", host, Progress(lambda report: heard.append(report.text)))
+    assert len(heard) == 1 and heard[0].startswith("rex.safetensors is to be selected: ")
