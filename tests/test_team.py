@@ -43,6 +43,7 @@ def test_two_processes_learn_what_one_learns(room):
     assert output.count("Finished") == 1  # one process speaks
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.1."), reason="gloo of torch 2.1 cannot add up bf16; NCCL, for which it is, can")
 def test_two_processes_average_the_gradients_of_bf16_copies(room):
     """In `fast` on GPUs: what the processes average are the copies' gradients, what they train are the fp32 weights."""
     for name, processes in (("copies-alone", 1), ("copies-both", 2)):

@@ -109,12 +109,13 @@ def plan_for(config: TrainConfig, profile: str | None = None, eight_bit: str | N
 def _with_mixed_precision(plan: Plan, config: TrainConfig, device: str) -> Plan:
     """By bf16 copies where no memory is saved: they stay while the optimizer works, and autocast's do not.
 
-    Frozen weights under adapters need no second copy. Several processes average the copies' gradients, and could not add up
-    those of several passes but in bf16.
+    Frozen weights under adapters need no second copy. Several processes average the copies' gradients, which gloo (Windows has
+    no NCCL) cannot do in bf16 in all versions of torch; and they could add up those of several passes in bf16 alone.
     """
     best = precision.best_autocast(device)
-    adds_up = processes() > 1 and config.gradient_accumulation_steps > 1
-    if best == "bf16" and plan.name == "fast" and not (config.lora_rank or adds_up or sharding.launched()):
+    fits_launch = processes() == 1 or (config.gradient_accumulation_steps == 1 and torch.distributed.is_nccl_available()
+                                       and not sharding.launched())
+    if best == "bf16" and plan.name == "fast" and fits_launch and not config.lora_rank:
         return replace(plan, autocast="no", half_copies=True)
     return replace(plan, autocast=best)
 

@@ -142,7 +142,7 @@ def test_copies_lie_and_round_as_their_weights_do():
         assert torch.equal(half, weight.bfloat16()) and half.data_ptr() != weight.data_ptr()
 
 
-@pytest.mark.parametrize(("changes", "bf16", "processes", "copies", "autocast"), [
+@pytest.mark.parametrize(("changes", "bf16", "processes", "copies", "autocast"), [  # two processes: with NCCL
     ({"memory_profile": "fast"}, True, 1, True, "no"),
     ({"memory_profile": "balanced"}, True, 1, False, "bf16"),
     ({"memory_profile": "fast"}, False, 1, False, "fp16"),
@@ -159,6 +159,9 @@ def test_when_they_are_used(changes, bf16, processes, copies, autocast, config, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     config = dataclasses.replace(config, device="auto", **changes)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    assert plan_for(config).half_copies == (copies and processes == 1)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     plan = plan_for(config)
     assert (plan.half_copies, plan.autocast) == (copies, autocast)
     assert ("copies of them" in plan.sentence) == copies
