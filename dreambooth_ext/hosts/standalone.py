@@ -42,7 +42,8 @@ class StandaloneHost:
 
     def checkpoints(self) -> list[Checkpoint]:
         selected = self.selected()
-        files = sorted(path for path in self.models_dir.glob("*") if path.suffix in SUFFIXES and not _is_lora(path))
+        files = sorted(path for path in self.models_dir.glob("*")
+                       if path.suffix in SUFFIXES and path.is_file() and not _is_lora(path))
         return [Checkpoint(path, path.name, path == selected) for path in files]
 
     def selected(self) -> Path | None:
@@ -108,7 +109,11 @@ class StandaloneHost:
     def _loaded(self, base: Path, prediction_type: str) -> Any:
         from ..models.load import load_checkpoint
 
-        status = base.stat()
+        try:
+            status = base.stat()
+        except OSError as error:
+            raise HostError(f"{base.name} is to render", f"it cannot be read ({error.strerror})",
+                            "Choose a base that is there.") from error
         key = (base.resolve(), status.st_size, status.st_mtime_ns, prediction_type)
         if key != self._model_key:
             self._release()
@@ -127,11 +132,14 @@ class StandaloneHost:
 
 
 def _is_lora(path: Path) -> bool:
-    """True for a LoRA file, by the start of its header; damaged files are for others to judge."""
+    """True for a LoRA file, by the start of its header; damaged files, and those that cannot be read, are for others to judge."""
     if path.suffix != ".safetensors":
         return False
-    status = path.stat()
-    return _names_lora_keys(path, status.st_size, status.st_mtime_ns)
+    try:
+        status = path.stat()
+        return _names_lora_keys(path, status.st_size, status.st_mtime_ns)
+    except OSError:
+        return False
 
 
 @lru_cache(maxsize=4096)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dreambooth_ext.errors import HostError
 from dreambooth_ext.host import Txt2Img
 from dreambooth_ext.hosts import standalone
 from dreambooth_ext.hosts.standalone import StandaloneHost
@@ -24,6 +25,18 @@ def test_what_the_user_says_of_the_base_is_how_it_renders(tmp_path):
 
     assert drawn("auto") == drawn("epsilon") != drawn("v_prediction")
     assert drawn("auto") == drawn("epsilon")
+
+
+def test_what_is_no_readable_file_hides_no_checkpoint(tmp_path):
+    specimen(SD1, size=SMALL["sd1"]).write(tmp_path / "base.safetensors")
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.safetensors").mkdir()
+    assert [each.path.name for each in StandaloneHost(tmp_path, tmp_path).checkpoints()] == ["base.safetensors"]
+
+
+def test_a_base_that_has_gone_is_told(tmp_path):
+    with pytest.raises(HostError, match="No such file"):
+        list(StandaloneHost(tmp_path, tmp_path).txt2img(tmp_path / "gone.safetensors", REQUEST, Progress()))
 
 
 REQUEST = Txt2Img("a red circle", (1, 2, 3), steps=8, width=64, height=64)
