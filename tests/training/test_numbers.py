@@ -52,8 +52,8 @@ def test_weights_that_went_bad_without_the_loss_telling_are_not_written(tiny_mod
     """The last step's update is followed by no loss any more."""
     update, steps = session.Session.update, []
 
-    def spoil(self):
-        update(self)
+    def spoil(self, last=False):
+        update(self, last)
         steps.append(1)
         if len(steps) == 4:
             with torch.no_grad():
