@@ -12,7 +12,7 @@ from dreambooth_ext.errors import Cancelled
 from dreambooth_ext.models.load import load_diffusers
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
-from dreambooth_ext.training import half_copies, loop, memory, passes, session
+from dreambooth_ext.training import half_copies, loop, memory, passes, precision, session
 from dreambooth_ext.training.half_copies import HalfCopies
 from dreambooth_ext.training.loop import train
 from dreambooth_ext.training.memory import faults, plan_for
@@ -80,6 +80,17 @@ def test_a_recorded_pass_hands_its_gradients_over(tiny, tiny_model, tiny_dataset
     assert len(graphs) == 2 and all(graph.plays for graph in graphs)
     assert losses(recorded) == losses(launched)
     assert all(torch.equal(ends[name], tensor) for name, tensor in ends_again.items())
+
+
+def test_compiled_copies_learn_the_same(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch, with_copies):
+    """By a compiler that traces, and leaves the kernels as they are."""
+    monkeypatch.setattr(precision, "COMPILER", "eager")
+    config = dataclasses.replace(config, memory_profile="fast", steps=2)
+    launched, ends = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "launched")
+    compiled, ends_again = trained(dataclasses.replace(config, speed_up="compile"), tiny, tiny_model, tiny_dataset,
+                                   tmp_path / "compiled")
+    assert losses(compiled) == pytest.approx(losses(launched), rel=1e-4)
+    assert ends.keys() == ends_again.keys()
 
 
 def test_validation_puts_what_computes_into_eval_mode(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch, with_copies):
