@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, DreamboothError, HostError, RunBusy
+from .files import unforeseen
 from .origin import anybody, nobody, require_own_name, require_own_page
 from .picture_routes import routes as routes_of_pictures
 from .run_routes import routes as routes_of_runs
@@ -59,9 +60,10 @@ def mount(
                 body = await _object(request, LONGER_BODIES.get(path, BODY_BYTES_AT_MOST)) if method == "POST" else {}
                 answer = await run_in_threadpool(handler, body, dict(request.path_params))
                 return FileResponse(answer, filename=answer.name) if isinstance(answer, Path) else JSONResponse(answer)
-            except DreamboothError as error:
-                faults = list(error.faults) if isinstance(error, ConfigError) else [error.why]
-                return JSONResponse({"error": str(error), "faults": faults}, 409 if isinstance(error, RunBusy) else 422)
+            except (DreamboothError, OSError) as caught:
+                told = caught if isinstance(caught, DreamboothError) else unforeseen(caught)
+                faults = list(told.faults) if isinstance(told, ConfigError) else [told.why]
+                return JSONResponse({"error": str(told), "faults": faults}, 409 if isinstance(told, RunBusy) else 422)
 
         # Starlette's own routes: no response model, so that every FastAPI and pydantic will do.
         app.router.add_route(PREFIX + path, endpoint, methods=[method])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def foreign_model(config: TrainConfig, name: str) -> Path | None:
     texts = _read(Path(f"{stem}.json"))
     if any(str(texts.get(each, "")).startswith(OURS) for each in ("description", "notes")):
         return None
-    return next((path for suffix in ("ckpt", "safetensors", "yaml") if (path := Path(f"{stem}.{suffix}")).exists()), None)
+    return next((path for suffix in ("ckpt", "safetensors", "yaml") if os.path.exists(path := Path(f"{stem}.{suffix}"))), None)
 
 
 def _texts(config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:

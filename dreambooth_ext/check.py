@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +42,7 @@ def check(config: TrainConfig) -> Checked:
     pictures = tuple(_count_pictures(concept, faults) for concept in config.concepts)
     if config.with_prior_preservation:
         faults += [f"--class-dir: {concept.class_dir} is a file, and no folder" for concept in config.concepts
-                   if concept.class_dir and Path(concept.class_dir).expanduser().is_file()]
+                   if concept.class_dir and os.path.isfile(Path(concept.class_dir).expanduser())]
     of_base = _resolution_of_base(config, faults)
     resolution = config.resolution or of_base
     for folder in (config.models_dir, config.runs_dir):
@@ -74,7 +75,7 @@ def _with_choices(config: TrainConfig) -> TrainConfig:
 
     def chosen(concept: Concept) -> Concept:
         path = choices_file(Path(config.runs_dir).expanduser(), Path(concept.instance_dir).expanduser())
-        return replace(concept, choices=str(path)) if not concept.choices and path.is_file() else concept
+        return replace(concept, choices=str(path)) if not concept.choices and os.path.isfile(path) else concept
 
     return replace(config, concepts=tuple(chosen(concept) for concept in config.concepts))
 

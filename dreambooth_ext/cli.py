@@ -14,6 +14,7 @@ from typing import Any
 from . import __version__
 from .commands import COMMANDS
 from .errors import Cancelled, CheckpointError, ConfigError, DreamboothError, PictureError, ResumeError, StorageError
+from .files import unforeseen
 from .progress import Progress
 from .run_folder import resume_command
 from .terminal import listener, silence
@@ -38,9 +39,10 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # what was asked for is done, and nobody reads on
         silence(sys.stdout)
-    except DreamboothError as error:
-        _tell(str(error) + (_how_to_resume(parsed) if started["work"] else ""))
-        return BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) and not started["work"] else FAILED
+    except (DreamboothError, OSError) as caught:
+        told = caught if isinstance(caught, DreamboothError) else unforeseen(caught)
+        _tell(str(told) + (_how_to_resume(parsed) if started["work"] else ""))
+        return BAD_INPUT if isinstance(told, BAD_INPUT_ERRORS) and not started["work"] else FAILED
     finally:
         signal.signal(signal.SIGINT, former)
     return DONE

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, UnsafePath
-from .files import require_safe_name
+from .files import expanded, require_safe_name
 from .options import faults_of, from_mapping, option
 
 VERSION = 1  # of the settings file; older ones are brought up to date by `migrated`
@@ -233,9 +233,9 @@ def _faults_of_home(owner: TrainConfig | Concept) -> list[str]:
         path = getattr(owner, name, "")
         if isinstance(path, str) and path.startswith("~"):
             try:
-                Path(path).expanduser()
-            except (RuntimeError, ValueError):
-                found.append(f"--{name.replace('_', '-')}: {path!r} is in the home of a user whom this computer does not know")
+                expanded(path)
+            except ConfigError as error:
+                found += [f"--{name.replace('_', '-')}: {fault}" for fault in error.faults]
     return found
 
 

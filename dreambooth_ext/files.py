@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import DiskFull, NotWritable, StorageError, UnsafePath
+from .errors import ConfigError, DiskFull, NotWritable, StorageError, UnsafePath
 
 NAME_AT_MOST = 120  # characters of a run's or model's name
 _NAME = re.compile(rf"[A-Za-z0-9._ -]{{1,{NAME_AT_MOST}}}")
@@ -28,7 +28,7 @@ _PARTIAL, _FORMER = ".partial", ".former"  # what is being written, and what is 
 # What Pillow may raise for a damaged picture: its plugins check little before they read on.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
            struct.error, zlib.error)
-_NAME_AT_MOST = 150  # a file system takes 255 bytes, and a hidden name is longer
+_NAME_BYTES_KEPT = 150  # a file system takes 255, and a hidden name is longer
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 
 
@@ -41,9 +41,11 @@ def write_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     temporary: Path | None = None
     try:
         make_folder(path.parent)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:_NAME_AT_MOST]}.", suffix=_PARTIAL, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_hidden(path), suffix=_PARTIAL, dir=path.parent)
         temporary = Path(name)
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+        # A file's name that is no text is written as JSON escapes it, and so is read again.
+        encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
+        with os.fdopen(handle, mode, encoding=encoding, errors=errors) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -113,7 +115,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     try:
         make_folder(folder.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:_NAME_AT_MOST]}.", suffix=_PARTIAL, dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_hidden(folder), suffix=_PARTIAL, dir=folder.parent))
     except OSError as error:
         raise storage_error(folder, error) from error
     try:
@@ -145,6 +147,11 @@ def remove_folder(folder: Path) -> None:
     with suppress(OSError):
         os.replace(folder, aside)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _hidden(path: Path) -> str:
+    """How the name begins under which `path` is written; letters may have several bytes, and the last one is left out whole."""
+    return f".{os.fsencode(path.name)[:_NAME_BYTES_KEPT].decode('utf-8', 'ignore')}."
 
 
 def _aside(folder: Path) -> Path:
@@ -237,6 +244,12 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     return StorageError(asked, str(error.strerror or error), "Check that the drive is there and the path is right.")
 
 
+def unforeseen(error: OSError) -> StorageError:
+    """Our own error for what the operating system said of a path that nobody judged before: no permission, too long a name."""
+    name = error.filename if isinstance(error.filename, str) else "a file"
+    return StorageError(f"{name} is to be used", str(error.strerror or error), "Check the path, and that you may use it.")
+
+
 def require_space(folder: Path, bytes_needed: int, what: str) -> None:
     """Raise DiskFull if the disk of `folder` has less room than `bytes_needed` plus a tenth."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -281,6 +294,14 @@ def require_inside(path: Path, roots: list[Path]) -> Path:
         f"{path} is to be used", "this WebUI is shared, and the path lies outside the folders open to its users",
         "Put the files into one of: " + ", ".join(str(root) for root in roots),
     )
+
+
+def expanded(text: str) -> Path:
+    """A path as people write it, with ~ for a home. Raises ConfigError for ~somebody, where there is no somebody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError([f"{text!r} is in the home of a user whom this computer does not know"]) from error
 
 
 def gib(count_bytes: float) -> str:

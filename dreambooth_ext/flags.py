@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from .config import Concept, TrainConfig
+from .files import expanded
 from .options import Option, options_of
 
 _NOT_GIVEN = object()
@@ -41,7 +41,7 @@ def config_from_flags(parsed: argparse.Namespace, preset: Mapping[str, Any] | No
     """
     values: dict[str, Any] = dict(preset or {})
     if getattr(parsed, "config", None):
-        values |= TrainConfig.read(Path(parsed.config)).to_dict()
+        values |= TrainConfig.read(expanded(parsed.config)).to_dict()
     known = {option.name for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
     given = {name: value for name, value in vars(parsed).items() if name in known and value is not _NOT_GIVEN}
     return TrainConfig.from_dict({**values, **given}).require_usable()

@@ -32,7 +32,7 @@ from .errors import ConfigError, HostError, NotACheckpoint, PictureError
 from .files import write_atomically
 from .host import Host, Txt2Img
 from .progress import SILENT, Progress
-from .words import counted
+from .words import counted, printable
 
 if TYPE_CHECKING:
     from .dataset.verdict import Audit
@@ -175,7 +175,7 @@ def caption_with(folder: Path, host: Host, captioner: str, *, overwrite: bool = 
                     image.thumbnail((CAPTIONED_PX, CAPTIONED_PX), reducing_gap=2.0)
                     images.append((path, image))
                 except PictureError as error:
-                    refused.append((path.name, error.why))
+                    refused.append((printable(path.name), error.why))
             texts = host.caption([image for _, image in images], captioner) if images else []
             for (path, _), text in zip(images, texts, strict=True):
                 written.append(write_caption(path, text))

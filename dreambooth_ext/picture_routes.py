@@ -22,6 +22,7 @@ from typing import Any
 
 from .config import Concept, TrainConfig
 from .errors import ConfigError
+from .files import expanded
 from .options import options_of
 from .progress import Progress
 from .service import Service
@@ -144,7 +145,7 @@ def _folder(service: Service, body: Mapping[str, Any], more: set[str]) -> Path:
     folder = body.get("folder")
     if not isinstance(folder, str) or not folder.strip() or "\x00" in folder:
         raise ConfigError(["folder: the folder of pictures is needed"])
-    return service.require_allowed(Path(folder).expanduser())
+    return service.require_allowed(expanded(folder))
 
 
 def _picture(folder: Path, body: Mapping[str, Any]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Imported:
 
 def names(folder: Path) -> list[str]:
     """Our presets, then the user's."""
-    own = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+    own = sorted(path.stem for path in folder.glob("*.json")) if os.path.isdir(folder) else []
     return [*PRESETS, *(name for name in own if name not in PRESETS)]
 
 
@@ -42,7 +43,7 @@ def load(name: str, folder: Path) -> dict[str, Any]:
     if name in PRESETS:
         return dict(PRESETS[name])
     path = folder / f"{require_safe_name(name, 'the preset')}.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError([f"there is no preset named {name}"], "Choose one of: " + ", ".join(names(folder)))
     values = _object(path)
     TrainConfig.from_dict(values).require_usable()  # what is no setting, or no value of one, is refused

@@ -44,6 +44,7 @@ from .files import (
     write_json,
 )
 from .metrics import entry_of
+from .words import printable
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        return (self.path / "config.json").is_file()
+        return os.path.isfile(self.path / "config.json")
 
     def create(self, config: TrainConfig, inputs: Mapping[str, str] | None = None) -> None:
         """Make it a run. Raises StorageError, and then it is none."""
@@ -260,7 +261,8 @@ class RunFolder:
         return [] if is_link(folder) else sorted(path for path in folder.glob("step-*.png") if not is_link(path))
 
     def log(self, text: str) -> None:
-        with suppress(OSError), self.log_path.open("a", encoding="utf-8") as stream:  # no run ends for want of its log
+        with suppress(OSError), self.log_path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            # No run ends for want of its log.
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def last_log_lines(self, count: int) -> list[str]:
@@ -318,11 +320,6 @@ def _lines_of(path: Path) -> Iterator[str]:
     with path.open("rb") as stream:
         while line := stream.readline(_LINE_BYTES_AT_MOST):
             yield line.decode("utf-8", "replace")
-
-
-def printable(text: str) -> str:
-    """Without halves of characters, which JSON and file systems can write, and nothing can print."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _with_printable_texts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from .host import Host, on_device_of
 from .jobs import JOBS, Job, Jobs
 from .options import options_of
 from .progress import Progress
-from .run_folder import RunFolder, list_runs, printable, require_run_name
+from .run_folder import RunFolder, list_runs, require_run_name
 from .watchdog import watched
+from .words import printable
 
 LOG_LINES = 60  # of a run, in its details
 

@@ -207,6 +207,12 @@ def test_bad_input_is_refused_before_anything_starts(flag, make, said, arguments
     ("token --base BASE --token rxz --resolution abc", "--resolution: 'abc' is not a whole number"),
     ("token --base BASE --token rxz --count 0", "--count: 0 is less than 1"),
     ("estimate --resolution abc --train-batch-size 0", "for 2 reasons"),
+    *((f"{command} {'x' * 300}", "File name too long") for command in (
+        "audit", "captions", "prepare --out out", "render --prompt x --base", "estimate --base",
+        "token --token rxz --base", "queue", "import")),
+    *((f"{command} ~nobody-of-this-name/x", "a user whom this computer does not know") for command in (
+        "audit", "captions", "prepare pictures --out", "render --prompt x --base", "convert BASE", "merge-lora BASE BASE",
+        "show", "runs --runs-dir", "models --models-dir", "queue", "import", "check --config")),
 ])
 def test_what_cannot_be_is_told_by_every_command(command, said, base, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import sys
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreambooth_ext import files
-from dreambooth_ext.errors import DiskFull, NotWritable, StorageError, UnsafePath
+from dreambooth_ext.errors import ConfigError, DiskFull, NotWritable, StorageError, UnsafePath
 
 
 def test_a_failed_write_leaves_the_former_file(tmp_path):
@@ -21,6 +22,19 @@ def test_a_failed_write_leaves_the_former_file(tmp_path):
         raise RuntimeError
     assert path.read_bytes() == b"former"
     assert os.listdir(tmp_path) == ["model.ckpt"]
+
+
+def test_a_name_that_is_no_text_comes_back_from_what_is_written(tmp_path):
+    files.write_json(tmp_path / "names.json", ["caf\udce9.png", "é\n"])
+    assert json.loads((tmp_path / "names.json").read_text(encoding="utf-8")) == ["caf\udce9.png", "é\n"]
+
+
+def test_a_home_of_nobody_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert files.expanded("~/pictures") == tmp_path / "pictures"
+    with pytest.raises(ConfigError, match="a user whom this computer does not know"):
+        files.expanded("~nobody-of-this-name/pictures")
 
 
 def test_the_file_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):

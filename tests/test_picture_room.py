@@ -85,6 +85,20 @@ def test_a_caption_is_written_read_back_and_taken_away(folder):
             picture_room.write_caption(folder / "0.png", text)
 
 
+def test_a_caption_in_utf_16_without_its_mark_is_told_and_not_read_as_noise(folder):
+    (folder / "0.txt").write_bytes("a dog".encode("utf-16-le"))
+    (folder / "1.txt").write_bytes("a dog".encode("utf-16"))
+    first, second, _ = picture_room.captions(folder, CONCEPT)
+    assert first.text is None and "UTF-8" in first.problem
+    assert second.text == "a dog"
+
+
+def test_a_caption_beside_a_picture_of_a_long_name(folder):
+    """255 bytes are the most that a file system takes, and these letters have three each."""
+    picture = (folder / "0.png").rename(folder / ("写" * 83 + ".png"))
+    assert picture_room.write_caption(picture, "a dog").name == "写" * 83 + ".txt"
+
+
 def test_a_caption_that_leads_elsewhere_is_neither_read_nor_written(folder, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")

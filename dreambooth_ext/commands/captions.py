@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import Concept
 from ..errors import ConfigError
+from ..files import expanded
 from ..flags import add_config_flags, given
 from ..progress import Progress
 from .command import Command, say
@@ -19,7 +20,7 @@ def captions(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..dataset.captions import TOKENS_AT_MOST
     from ..dataset.verdict import plain
 
-    folder = Path(parsed.folder).expanduser()
+    folder = expanded(parsed.folder)
     concept = Concept(instance_dir=str(folder), **{name: given(parsed, name, "") for name in _OPTIONS})
     if parsed.set:
         _write(folder, parsed.set[0], " ".join(parsed.set[1:]))

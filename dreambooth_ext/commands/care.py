@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
 from .. import recipe
 from ..compare import compare as compare_snapshots
 from ..comparison import Comparison, Wishes, percent
 from ..config import TrainConfig
 from ..errors import ConfigError, DreamboothError, ResumeError, RunBusy
-from ..files import gib
+from ..files import expanded, gib
 from ..flags import add_flags_of, given_of
 from ..hosts.standalone import StandaloneHost
 from ..jobs import Jobs
@@ -77,7 +76,7 @@ def explain(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..report import explain_failure
 
     run = run_of(parsed)
-    path = Path(parsed.out or f"{run.path.name}-failure.zip").expanduser()
+    path = expanded(parsed.out or f"{run.path.name}-failure.zip")
     if path.suffix != ".zip":
         raise ConfigError([f"--out: {path.name} does not end in .zip"])
     explain_failure(run, path, with_paths=parsed.with_paths, with_prompts=parsed.with_prompts)
@@ -105,10 +104,10 @@ def delete(parsed: argparse.Namespace, progress: Progress) -> None:
 
 def queue(parsed: argparse.Namespace, progress: Progress) -> None:
     """Each as `train --config FILE`: all are judged before the first one starts, and one that fails keeps none from its turn."""
-    configs = [TrainConfig.read(Path(file).expanduser()).validate() for file in parsed.files]
+    configs = [TrainConfig.read(expanded(file)).validate() for file in parsed.files]
     names = [(config.runs_dir, config.output_name) for config in configs]
     faults = [f"{file}: a run named {name[1]} is there already" for file, name in zip(parsed.files, names, strict=True)
-              if RunFolder(Path(name[0]).expanduser() / name[1]).exists]
+              if RunFolder(expanded(name[0]) / name[1]).exists]
     faults += [f"--output-name: {name[1]} stands in two files" for name in dict.fromkeys(names) if names.count(name) > 1]
     if faults:
         raise ConfigError(faults)

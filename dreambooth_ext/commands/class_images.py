@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from .. import recipe
 from ..check import check
 from ..errors import ConfigError
-from ..files import write_atomically
+from ..files import expanded, write_atomically
 from ..flags import add_config_flags, config_from_flags
 from ..progress import Progress
 from ..words import counted
@@ -32,8 +31,8 @@ def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
     config = config_from_flags(parsed)
     checked = check(replace(config, output_name=config.output_name or "class-images"))
     host = host_of(checked.config)
-    base_sha256 = recipe.sha256_of(Path(checked.config.base).expanduser())
-    sheet = Path(parsed.sheet).expanduser() if parsed.sheet else None
+    base_sha256 = recipe.sha256_of(expanded(checked.config.base))
+    sheet = expanded(parsed.sheet) if parsed.sheet else None
     if sheet is not None and sheet.suffix.lower() not in (".html", ".htm"):
         raise ConfigError([f"--sheet: the name {sheet.name} is to end in .html"])
     plans = recipe.class_image_plans(checked, base_sha256, host.name)
@@ -70,7 +69,7 @@ def token(parsed: argparse.Namespace, progress: Progress) -> None:
     if not config.base:
         say(parsed, told + " With --base FILE you see what that model draws for it.", told=told, drawn=[])
         return
-    base = Path(config.base).expanduser()
+    base = expanded(config.base)
     side = config.resolution or picture_room.resolution_of(base)
     drawn = picture_room.token_pictures(base, concept, host_of(config), progress, resolution=side,
                                         prediction_type=config.prediction_type, clip_skip=config.clip_skip, count=parsed.count)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from .. import presets
 from ..config import TrainConfig
 from ..errors import ConfigError, ResumeError
-from ..files import require_safe_name
+from ..files import expanded, require_safe_name
 from ..flags import add_config_flags, config_from_flags, given
 from ..host import Host
 from ..hosts.standalone import StandaloneHost
@@ -46,7 +45,7 @@ def settings_of(parsed: argparse.Namespace) -> TrainConfig:
     if parsed.config:
         raise ConfigError(["--preset: --config is given as well"], "Give one of the two, and the rest as flags.")
     runs_dir = given(parsed, "runs_dir", TrainConfig().runs_dir)
-    return config_from_flags(parsed, presets.load(parsed.preset, Path(runs_dir).expanduser() / "presets"))
+    return config_from_flags(parsed, presets.load(parsed.preset, expanded(runs_dir) / "presets"))
 
 
 def declare_run(parser: argparse.ArgumentParser) -> None:
@@ -57,15 +56,15 @@ def declare_run(parser: argparse.ArgumentParser) -> None:
 
 def host_of(config: TrainConfig) -> Host:
     """Ourselves, with the folders of these settings."""
-    models_dir, runs_dir = Path(config.models_dir).expanduser(), Path(config.runs_dir).expanduser()
+    models_dir, runs_dir = expanded(config.models_dir), expanded(config.runs_dir)
     return StandaloneHost(models_dir, runs_dir, device=config.device, batch_size=config.class_batch_size)
 
 
 def run_of(parsed: argparse.Namespace) -> RunFolder:
     """The run that is named, or whose folder is given. Raises ResumeError if there is none."""
-    path = Path(parsed.run).expanduser()
+    path = expanded(parsed.run)
     if len(path.parts) == 1:
-        path = Path(parsed.runs_dir).expanduser() / require_safe_name(parsed.run, "the run's name")
+        path = expanded(parsed.runs_dir) / require_safe_name(parsed.run, "the run's name")
     run = RunFolder(path)
     if not run.exists:
         raise ResumeError(f"{parsed.run} is to be opened", f"there is no such run in {path.parent}",

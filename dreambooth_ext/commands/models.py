@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import gib
+from ..files import expanded, gib
 from ..progress import Progress
 from .command import Command, say
 
@@ -22,9 +23,9 @@ def convert(parsed: argparse.Namespace, progress: Progress) -> None:
     if parsed.half and parsed.dtype not in (None, "fp16"):
         raise ConfigError([f"--half: it means --dtype fp16, and --dtype {parsed.dtype} is given as well"], "Give one of the two.")
     dtype = "fp16" if parsed.half else parsed.dtype or "source"
-    wishes = Wishes(dtype, _path(parsed.vae) if parsed.vae else None, parsed.prune, parsed.prediction_type, parsed.overwrite,
+    wishes = Wishes(dtype, expanded(parsed.vae) if parsed.vae else None, parsed.prune, parsed.prediction_type, parsed.overwrite,
                     parsed.zero_terminal_snr)
-    written = convert_model(_path(parsed.source), _path(parsed.destination), parsed.format or "", wishes, progress)
+    written = convert_model(expanded(parsed.source), expanded(parsed.destination), parsed.format or "", wishes, progress)
     size = sum(path.stat().st_size for path in ([written] if written.is_file() else written.rglob("*")) if path.is_file())
     say(parsed, f"Wrote {written} ({gib(size)}).", written=str(written), bytes=size)
 
@@ -39,8 +40,8 @@ def extract_lora(parsed: argparse.Namespace, progress: Progress) -> None:
         raise ConfigError(["--rank: must be 1 or more, and --conv-rank 0 or more"])
     destination = _lora_path(parsed.destination, parsed.overwrite)
     dtype: torch.dtype = DTYPES[DTYPE_OF[parsed.dtype]]
-    result = extract(_path(parsed.base), _path(parsed.tuned), destination, parsed.rank, conv_rank=parsed.conv_rank, dtype=dtype,
-                     metadata={"title": destination.stem}, progress=progress)
+    result = extract(expanded(parsed.base), expanded(parsed.tuned), destination, parsed.rank, conv_rank=parsed.conv_rank,
+                     dtype=dtype, metadata={"title": destination.stem}, progress=progress)
     say(parsed, f"Wrote {destination} ({gib(destination.stat().st_size)}): {result}.", written=str(destination),
         layers=result.layers, difference=result.difference, error=result.error, least_error=result.bound, beyond=result.beyond)
 
@@ -49,32 +50,28 @@ def merge_lora(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..models.lora_file import merge_lora as merge
     from ..models.publish import require_other_files
 
-    destination = _path(parsed.destination)
+    destination = expanded(parsed.destination)
     if not math.isfinite(parsed.weight):
         raise ConfigError([f"--weight: {parsed.weight} is not a finite number"])
     if destination.suffix not in (".ckpt", ".safetensors"):
         raise ConfigError([f"DESTINATION: {destination.name} ends neither in .safetensors nor in .ckpt"])
     form = destination.suffix[1:]
-    require_other_files(_path(parsed.base), destination.parent, destination.stem, form)
+    require_other_files(expanded(parsed.base), destination.parent, destination.stem, form)
     _require_new(destination, parsed.overwrite)
-    paths = merge(_path(parsed.base), _path(parsed.lora), destination.parent, destination.stem, parsed.weight,
+    paths = merge(expanded(parsed.base), expanded(parsed.lora), destination.parent, destination.stem, parsed.weight,
                   publish_format=form, dtype=parsed.dtype, metadata={"title": destination.stem}, progress=progress)
     say(parsed, f"Wrote {paths[0]} ({gib(paths[0].stat().st_size)}).", written=str(paths[0]))
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
 def _lora_path(text: str, overwrite: bool) -> Path:
-    path = _path(text)
+    path = expanded(text)
     if path.suffix != ".safetensors":
         raise ConfigError([f"DESTINATION: {path.name} does not end in .safetensors"])
     return _require_new(path, overwrite)
 
 
 def _require_new(path: Path, overwrite: bool) -> Path:
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise ConfigError([f"DESTINATION: {path.name} is there already"], "Choose another name, or add --overwrite.")
     return path
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..config import TrainConfig, colour_of
 from ..errors import ConfigError, PictureError
-from ..files import write_atomically
+from ..files import expanded, write_atomically
 from ..options import options_of
 from ..progress import Progress
 from ..words import counted
@@ -24,12 +25,12 @@ def audit(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..dataset.audit_page import page
     from ..dataset.choices import read_choices, write_choices
 
-    folder, resolution = _path(parsed.folder), _resolution(parsed)
-    file = _path(parsed.choices) if parsed.choices else None
-    page_file = _path(parsed.html) if parsed.html else None
+    folder, resolution = expanded(parsed.folder), _resolution(parsed)
+    file = expanded(parsed.choices) if parsed.choices else None
+    page_file = expanded(parsed.html) if parsed.html else None
     for path in (file, page_file):
         _require_outside(path, folder)
-    former = read_choices(file) if file and file.exists() else {}
+    former = read_choices(file) if file and os.path.exists(file) else {}
     progress.start("auditing", 0)
     found = look_at(folder, kind=parsed.kind, resolution=resolution, choices=former, progress=progress)
     if file:
@@ -48,11 +49,11 @@ def prepare(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..dataset.prepare import prepare as prepare_pictures
     from ..dataset.verdict import plain
 
-    folder, out, resolution = _path(parsed.folder), _path(parsed.out), _resolution(parsed)
+    folder, out, resolution = expanded(parsed.folder), expanded(parsed.out), _resolution(parsed)
     _require_own(out, folder)
     if colour_of(parsed.flatten_on) is None:
         raise ConfigError([f"--flatten-on: {parsed.flatten_on!r} is no colour: white, black, grey, or #rrggbb"])
-    leave_out, boxes = orders(read_choices(_path(parsed.choices)), folder) if parsed.choices else (set(), {})
+    leave_out, boxes = orders(read_choices(expanded(parsed.choices)), folder) if parsed.choices else (set(), {})
     refused: dict[str, str] = {}
     progress.start("cropping", 0)
     prepared = prepare_pictures(folder, out, resolution=resolution, crop=parsed.crop, flatten_on=parsed.flatten_on,
@@ -70,10 +71,6 @@ def prepare(parsed: argparse.Namespace, progress: Progress) -> None:
                            f"{len(refused)} of them cannot be used", "The others are prepared. Remove these, or save them anew.")
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
 def _resolution(parsed: argparse.Namespace) -> int:
     fault = _OPTIONS["resolution"].fault(parsed.resolution)
     if fault:
@@ -85,7 +82,7 @@ def _require_outside(path: Path | None, folder: Path) -> None:
     """Nothing is written over a picture, nor anything that is no file of ours."""
     if path is not None and path.suffix.lower() not in (".json", ".html", ".htm"):
         raise ConfigError([f"{path.name}: its name is to end in .json for --choices, in .html for --html"])
-    if path is not None and path.is_dir():
+    if path is not None and os.path.isdir(path):
         raise ConfigError([f"{path}: it is a folder"], f"Give the name of a file; the pictures are in {folder}.")
 
 
@@ -93,7 +90,7 @@ def _require_own(out: Path, folder: Path) -> None:
     """Preparation removes what it no longer wants, so its folder is to be new, empty, or one that it made."""
     if out.resolve() == folder.resolve():
         raise ConfigError(["--out: it is the folder of the pictures themselves"], "Give another one: originals stay as they are.")
-    if out.is_dir() and not (out / "prepared.json").is_file() and any(out.iterdir()):
+    if os.path.isdir(out) and not (out / "prepared.json").is_file() and any(out.iterdir()):
         raise ConfigError([f"--out: {out} holds files that preparation did not make"], "Give a new or an empty folder.")
 
 

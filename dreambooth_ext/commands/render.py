@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import require_writable, write_atomically
+from ..files import expanded, require_writable, write_atomically
 from ..flags import add_flags_of, given_of
 from ..host import Txt2Img
 from ..hosts.standalone import StandaloneHost
@@ -43,7 +43,7 @@ class Wishes:
 def render(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..models.load import inspect
 
-    base, out, wishes = Path(parsed.base).expanduser(), Path(parsed.out).expanduser(), Wishes(**given_of(parsed, Wishes))
+    base, out, wishes = expanded(parsed.base), expanded(parsed.out), Wishes(**given_of(parsed, Wishes))
     wishes.require_possible()
     side = inspect(base, prediction_type=wishes.prediction_type, check_numbers=False).resolution
     side = wishes.size or side

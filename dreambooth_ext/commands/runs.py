@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from .. import recipe
 from ..compare import snapshot_folder
-from ..files import gib
+from ..files import expanded, gib
 from ..flags import add_config_flags, given
 from ..progress import Progress
 from ..run_folder import list_runs
@@ -36,7 +35,7 @@ def publish(parsed: argparse.Namespace, progress: Progress) -> None:
     changes = {name: given(parsed, name, getattr(config, name)) for name in _PUBLISH_OPTIONS}
     config = replace(config, **changes).validate()
     host = host_of(config)
-    snapshot = Path(parsed.snapshot).expanduser() if parsed.snapshot else None
+    snapshot = expanded(parsed.snapshot) if parsed.snapshot else None
     if snapshot and len(snapshot.parts) == 1:
         snapshot = snapshot_folder(run, parsed.snapshot)
     paths = recipe.publish(run, progress, snapshot=snapshot, name=parsed.name, config=config)
@@ -45,7 +44,7 @@ def publish(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def runs(parsed: argparse.Namespace, progress: Progress) -> None:
-    rows = [run.described() for run in list_runs(Path(parsed.runs_dir).expanduser())]
+    rows = [run.described() for run in list_runs(expanded(parsed.runs_dir))]
     if parsed.json:
         for row in rows:
             print(json.dumps(row))
@@ -61,7 +60,7 @@ def runs(parsed: argparse.Namespace, progress: Progress) -> None:
 def demo(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..demo import run_demo
 
-    result = run_demo(Path(parsed.out).expanduser(), progress, seed=parsed.seed, compare=not parsed.quick)
+    result = run_demo(expanded(parsed.out), progress, seed=parsed.seed, compare=not parsed.quick)
     say(parsed, result.table() + f"\nLook at {result.sheet} ({duration(result.seconds)})", **result.figures())
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from .. import presets
 from ..errors import ConfigError
-from ..files import write_json
+from ..files import expanded, write_json
 from ..hosts.standalone import StandaloneHost
 from ..jobs import Jobs
 from ..progress import Progress
@@ -28,7 +29,7 @@ def check(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def models(parsed: argparse.Namespace, progress: Progress) -> None:
-    found = StandaloneHost(Path(parsed.models_dir).expanduser(), Path(parsed.models_dir)).checkpoints()
+    found = _service(parsed.models_dir, parsed.models_dir).host.checkpoints()
     rows = [{"file": str(each.path), "title": each.title, "loaded": each.loaded} for each in found]
     lines = [f"{'*' if each.loaded else ' '} {each.title}" for each in found]
     say(parsed, "\n".join(lines) or f"There are no checkpoints in {parsed.models_dir}.", checkpoints=rows)
@@ -54,9 +55,9 @@ def delete_preset(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def import_settings(parsed: argparse.Namespace, progress: Progress) -> None:
-    imported = presets.import_settings(Path(parsed.file).expanduser())
-    out = Path(parsed.out).expanduser()
-    if out.exists():
+    imported = presets.import_settings(expanded(parsed.file))
+    out = expanded(parsed.out)
+    if os.path.exists(out):
         raise ConfigError([f"--out: {out.name} is there already"], "Give another name.")
     write_json(out, imported.settings)
     lines = [f"Wrote {out}: {len(imported.settings)} settings were taken, {len(imported.not_taken)} were not.", *imported.not_taken]
@@ -64,7 +65,7 @@ def import_settings(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def _service(models_dir: str, runs_dir: str) -> Service:
-    return Service(StandaloneHost(Path(models_dir).expanduser(), Path(runs_dir).expanduser()), jobs=Jobs())
+    return Service(StandaloneHost(expanded(models_dir), expanded(runs_dir)), jobs=Jobs())
 
 
 def _presets_dir(runs_dir: str) -> Path:

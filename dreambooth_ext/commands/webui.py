@@ -6,8 +6,8 @@ import argparse
 import gc
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 
+from ..files import expanded
 from ..hosts.standalone import StandaloneHost
 from ..progress import Progress
 from .command import Command, say
@@ -35,14 +35,14 @@ def ui(parsed: argparse.Namespace, progress: Progress) -> None:
 
     print("Loading the libraries; right after an installation this takes a minute.", flush=True)
     load_libraries()
-    host = StandaloneHost(Path(parsed.models_dir).expanduser(), Path(parsed.runs_dir).expanduser(), device=parsed.device)
+    host = StandaloneHost(expanded(parsed.models_dir), expanded(parsed.runs_dir), device=parsed.device)
     launch(host, port=parsed.port, open_browser=parsed.open)
 
 
 def playground(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..playground.install import install_into
 
-    paths = install_into(Path(parsed.into).expanduser())
+    paths = install_into(expanded(parsed.into))
     say(parsed, f"{paths[0]} is there. Press the refresh button beside the WebUI's list of checkpoints, and choose it.",
         files=[str(path) for path in paths])
 

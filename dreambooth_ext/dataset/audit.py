@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import PictureError
 from ..progress import SILENT, Progress
+from ..words import printable
 from . import collection, quality
 from .checks import Subject, verdicts_on
 from .choices import Choice, choice_for
@@ -42,8 +43,8 @@ def audit(folder: Path, *, kind: str = "subject", resolution: int = 512, choices
             pictures.append(replace(picture, choice=choice_for(picture.name, picture.sha256, choices or {})))
             traces.append(trace)
         except PictureError as error:
-            unreadable.append((path.name, error.why))
-        progress.report(number, len(paths), path.name)
+            unreadable.append((printable(path.name), error.why))
+        progress.report(number, len(paths), printable(path.name))
     return _together(Audit(folder.name, kind, resolution, tuple(pictures), tuple(unreadable),
                            SetAudit(0, {}, {}, {}, (), (), (), "", ())), traces, progress)
 

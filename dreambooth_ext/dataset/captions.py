@@ -58,9 +58,10 @@ def caption_of(picture: Path) -> str | None:
         raise _refused(path, "it may not be read") from error
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
     try:
-        if len(data) > LONGEST_BYTES:
+        text = data.decode(encoding)
+        if len(data) > LONGEST_BYTES or "\0" in text:  # UTF-16 without its mark is UTF-8 with a zero after each letter
             raise ValueError
-        return " ".join(data.decode(encoding).split())
+        return " ".join(text.split())
     except ValueError as error:
         raise _refused(path, "it is no text in UTF-8 or UTF-16") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ def choices_file(runs_dir: Path, folder: Path) -> Path:
 
 def remembered(path: Path) -> dict[str, Choice]:
     """As `read_choices`, or nothing where nothing was chosen yet. Raises PictureError if the file cannot be read."""
-    return read_choices(path) if path.exists() else {}
+    return read_choices(path) if os.path.exists(path) else {}
 
 
 def choose(path: Path, name: str, choice: Choice | None) -> dict[str, Choice]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from ..errors import HostError
 from ..files import append_line, sweep, write_atomically
 from ..host import Txt2Img
 from ..progress import Progress
-from ..words import counted
+from ..words import counted, printable
 from . import pace
 from .manifest import TrainingImage, sha256_of
 from .pictures import list_pictures, open_picture, reason_against
@@ -151,8 +152,9 @@ def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch
         sisters = [_request_key(request, each) for each in prompts]
         found, strangers = _sorted_out(folder, request, sisters)
         if foreign == "use":
-            unusable.update({path.name: why for path in strangers if (why := reason_against(path))})
-            strangers = [path for path in strangers if path.name not in unusable]
+            bad = {path: why for path in strangers if (why := reason_against(path))}
+            unusable.update({printable(path.name): why for path, why in bad.items()})
+            strangers = [path for path in strangers if path not in bad]
         share = count // len(prompts) + (number < count % len(prompts))
         plans.append(PromptPlan(request, folder, share, tuple(found), tuple(strangers)))
     seconds = pace.seconds_for(library, host, pace.work_of(class_steps, resolution, resolution))
@@ -274,7 +276,7 @@ def _unused_seeds(seed: int, used: set[int], count: int) -> list[int]:
 
 def _sorted_out(folder: Path, request: Request, sisters: list[dict[str, Any]]) -> tuple[list[Path], list[Path]]:
     """(pictures that this request made and no one changed, pictures that no request of this concept made)."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return [], []
     rows = {row["file"]: row for row in _rows(folder)}
     found, foreign = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -15,6 +16,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from ..errors import PictureError
 from ..files import DAMAGED
+from ..words import printable
 from .fringe import HALO_AT_MOST, cleaned, halo
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jfif"}
@@ -29,14 +31,24 @@ def list_pictures(folder: Path) -> list[Path]:
 
     Raises PictureError if there is no such folder.
     """
-    if not folder.is_dir():
-        why = "it is a file, not a folder" if folder.is_file() else "there is no such folder"
+    if not os.path.isdir(folder):  # which, unlike Path's, answers whatever keeps the path from being looked at
+        why = "it is a file, not a folder" if os.path.isfile(folder) else _why_not(folder)
         raise PictureError(f"Pictures are to be read from {folder}", why, "Give the folder that holds the pictures.")
     try:
         found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     except OSError as error:
         raise PictureError(f"Pictures are to be read from {folder}", str(error.strerror), "Check its permissions.") from error
     return sorted(found, key=_natural)
+
+
+def _why_not(folder: Path) -> str:
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass
+    except OSError as error:  # no permission for a folder above it; too long a name
+        return f"it cannot be looked at ({error.strerror})"
+    return "there is no such folder"
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class Original:
 def require_pictures(folder: Path, leave_out: Collection[str] = ()) -> list[Path]:
     """The pictures of a folder, each of which was opened whole. Raises PictureError naming all that cannot be used."""
     paths = pictures_of(folder, leave_out)
-    require_none_bad(folder, len(paths), {path.name: reason for path in paths if (reason := reason_against(path))})
+    require_none_bad(folder, len(paths), {printable(path.name): reason for path in paths if (reason := reason_against(path))})
     return paths
 
 
@@ -150,43 +162,44 @@ def require_own_file(path: Path) -> None:
 
     Links lead elsewhere, and a pipe or a device would be read without end.
     """
-    def refuse(why: str) -> PictureError:
-        return PictureError(f"{path.name} is to be opened", why, "Remove it, or save it anew.")
-
+    if printable(path.name) != path.name:
+        raise _refused(path, "its name is no text in UTF-8, as of a file that came from another system; give it another one")
     try:
         if is_link_elsewhere(path):
-            raise refuse("it is a link to a file elsewhere")
+            raise _refused(path, "it is a link to a file elsewhere")
         if not path.is_file():
-            raise refuse("it is a folder, or no file at all")
+            raise _refused(path, "it is a folder, or no file at all")
         if path.stat().st_size == 0:
-            raise refuse("the file is empty")
+            raise _refused(path, "the file is empty")
     except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError
-        raise refuse("it may not be read") from error
+        raise _refused(path, "it may not be read") from error
+
+
+def _refused(path: Path, why: str) -> PictureError:
+    return PictureError(f"{printable(path.name)} is to be opened", why, "Remove it, or save it anew.")
 
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
     """Whatever goes wrong with a file is a PictureError that says it in plain words."""
-    def refuse(why: str) -> PictureError:
-        return PictureError(f"{path.name} is to be opened", why, "Remove it, or save it anew.")
-
     try:
         require_own_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns below our own limit, and about odd metadata
             yield
     except UnidentifiedImageError as error:
-        kind = path.suffix.lower().strip(".").upper()
-        raise refuse(f"this Pillow has no decoder for {kind}; save it as JPEG or PNG" if path.suffix.lower() in NEED_A_DECODER
-                     else "it is no picture, or of a kind that cannot be read here") from error
+        kind = path.suffix.lower()
+        why = f"this Pillow has no decoder for {kind[1:].upper()}; save it as JPEG or PNG" if kind in NEED_A_DECODER else \
+            "it is no picture, or of a kind that cannot be read here"
+        raise _refused(path, why) from error
     except Image.DecompressionBombError as error:
-        raise refuse("it has far too many pixels") from error
+        raise _refused(path, "it has far too many pixels") from error
     except MemoryError as error:
-        raise refuse("it needs more memory than there is") from error
+        raise _refused(path, "it needs more memory than there is") from error
     except PermissionError as error:
-        raise refuse("it may not be read") from error
+        raise _refused(path, "it may not be read") from error
     except DAMAGED as error:
-        raise refuse("it is damaged or cut off") from error
+        raise _refused(path, "it is damaged or cut off") from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

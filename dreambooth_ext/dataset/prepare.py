@@ -22,6 +22,7 @@ from ..config import Concept, colour_of
 from ..errors import HostError, PictureError, StorageError
 from ..files import storage_error, write_atomically, write_json
 from ..progress import SILENT, Progress
+from ..words import printable
 from .buckets import bucket_for
 from .captions import caption_of, prompt_for
 from .choices import orders_of
@@ -99,8 +100,8 @@ def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "
             try:  # the others are looked at as well, so that all that are bad are named at once
                 index[source.name] = _entry(source, out_dir, manner, (overrides or {}).get(source.name), former)
             except PictureError as error:
-                bad[source.name] = error.why
-            progress.report(number, len(sources), source.name)
+                bad[printable(source.name)] = error.why
+            progress.report(number, len(sources), printable(source.name))
     except BaseException:
         with suppress(StorageError):  # stopped in the middle: what is done is not done again
             write_json(index_path, {"version": 1, "pictures": {**former, **index}})

@@ -42,8 +42,11 @@ class StandaloneHost:
 
     def checkpoints(self) -> list[Checkpoint]:
         selected = self.selected()
-        files = sorted(path for path in self.models_dir.glob("*")
-                       if path.suffix in SUFFIXES and path.is_file() and not _is_lora(path))
+        try:
+            files = sorted(path for path in self.models_dir.iterdir()
+                           if path.suffix.lower() in SUFFIXES and path.is_file() and not _is_lora(path))
+        except OSError:  # no such folder, or none that may be read
+            files = []
         return [Checkpoint(path, path.name, path == selected) for path in files]
 
     def selected(self) -> Path | None:
@@ -133,7 +136,7 @@ class StandaloneHost:
 
 def _is_lora(path: Path) -> bool:
     """True for a LoRA file, by the start of its header; damaged files, and those that cannot be read, are for others to judge."""
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return False
     try:
         status = path.stat()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -133,7 +134,7 @@ def open_checkpoint(path: Path) -> CheckpointFile:
     What it is, is told by its content, not by its name.
     """
     asked = f"{path.name} is to be used"
-    if path.is_dir():
+    if os.path.isdir(path):
         raise NotACheckpoint(asked, "it is a folder", "Choose a .safetensors or .ckpt file.")
     try:
         stream = path.open("rb", buffering=0)

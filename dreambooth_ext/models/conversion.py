@@ -5,6 +5,7 @@ Tensors go through one at a time; every step is exact unless another precision i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -81,11 +82,11 @@ def convert(
     form = form or (destination.suffix[1:] if destination.suffix in (".ckpt", ".safetensors") else "diffusers")
     if form != "diffusers" and destination.suffix != f".{form}":
         destination = destination.with_name(f"{destination.name}.{form}")
-    if source.is_dir() and form == "diffusers":
+    if os.path.isdir(source) and form == "diffusers":
         raise NotACheckpoint(f"{source.name} is to be converted", "it is a folder already", "Give a file's name to write to.")
     require_safe_name(destination.name, "the converted model")
     _require_free(destination, wishes)
-    if source.is_dir():
+    if os.path.isdir(source):
         folder_to_file(source, destination, wishes, progress)
     elif form == "diffusers":
         file_to_folder(source, destination, wishes, progress)
@@ -281,9 +282,9 @@ def _indices(family: Family, settings: Mapping[str, Mapping[str, Any]], taken: C
 
 def _require_free(destination: Path, wishes: Wishes) -> None:
     """Raise UnsafePath where something would be lost."""
-    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+    is_folder = os.path.isdir(destination)
+    if not os.path.exists(destination) or (is_folder and not any(destination.iterdir())):
         return
-    is_folder = destination.is_dir()
     if not wishes.overwrite or (is_folder and not (destination / "model_index.json").is_file()):
         raise UnsafePath(f"{destination.name} is to be written", "there is something of that name already",
                          "Choose another name, or add --overwrite." if not wishes.overwrite else "Choose another name.")

@@ -6,6 +6,7 @@ read, checked and written a piece at a time, so that memory stays at about one t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def require_other_files(source: Path, destination_dir: Path, name: str, publish_
     for suffix in (*formats, "yaml"):
         path = destination_dir / f"{name}.{suffix}"
         for other, why in ((source, "it is the base itself"), (sidecar_path(source), "it belongs to the base of that name")):
-            if path.exists() and other.exists() and path.samefile(other):
+            if os.path.exists(path) and os.path.exists(other) and path.samefile(other):
                 raise UnsafePath(f"{path.name} is to be written", f"{why}, which is never written to", "Choose another name.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ def sidecar_path(checkpoint: Path) -> Path:
 def read_sidecar(checkpoint: Path) -> Sidecar | None:
     """The configuration beside the file, or None if there is none. Raises NotACheckpoint if it cannot be read."""
     path = sidecar_path(checkpoint)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     asked = f"{path.name} is to be read"
     instead = "Correct it, or move it away if the model does not need it."

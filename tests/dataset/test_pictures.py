@@ -85,6 +85,20 @@ def test_what_cannot_be_used_is_named_with_its_reason(tmp_path, name, data):
     assert name in str(caught.value) and "good.png" not in caught.value.why and caught.value.instead
 
 
+def test_a_name_that_is_no_text_is_told_so(tmp_path):
+    """As of a file that was packed on a Windows of another language; a system that takes no such names has none."""
+    with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.png"), "wb") as stream:
+        stream.write(whole_png())
+    with pytest.raises(PictureError, match=r"caf\?.png: its name is no text") as caught:
+        require_pictures(tmp_path)
+    str(caught.value).encode()  # can be printed, and sent to a page
+
+
+def test_a_folder_that_cannot_be_looked_at_is_told_so(tmp_path):
+    with pytest.raises(PictureError, match=r"it cannot be looked at .File name too long"):
+        list_pictures(tmp_path / ("x" * 300))
+
+
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "LARGEST_PIXELS", 500)
     (tmp_path / "a.png").write_bytes(whole_png())
