@@ -18,7 +18,7 @@ from .checkpoint_writer import Output, Wrote, output_of, write_safetensors
 from .convert import require_all
 from .family import SD1, SD2, SDXL, Family
 from .layout import missing
-from .ldm_keys import canonical
+from .ldm_keys import canonical, present_vae_name
 from .networks import CLASSES, build, class_of, fill, shapes_of, tensors_of
 from .stable_diffusion import StableDiffusion
 from .tokenizer import Tokenizer, tokenizer_folder
@@ -127,9 +127,9 @@ class PartFiles:
             raise NotACheckpoint(f"{folder.name} is to be read", f"{WEIGHT_FILES[part]} is not there",
                                  "Choose a whole diffusers folder.")
         self.files = [open_checkpoint(path) for path in paths]
+        ours = present_vae_name if part == "vae" else canonical
         self.where: dict[str, tuple[CheckpointFile, str]] = {
-            _ours(part, name): (file, name) for file in self.files for name in file.entries
-            if not name.endswith("position_ids")
+            ours(name): (file, name) for file in self.files for name in file.entries if not name.endswith("position_ids")
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -141,14 +141,6 @@ class PartFiles:
     def __exit__(self, *_: object) -> None:
         for file in self.files:
             file.close()
-
-
-def _ours(part: str, name: str) -> str:
-    """Our name of a tensor in a folder; VAEs of before diffusers 0.18 call their attention's layers otherwise."""
-    if part == "vae":
-        for early, now in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
-            name = name.replace(f".attentions.0.{early}.", f".attentions.0.{now}.")
-    return canonical(name)
 
 
 def settings_of(folder: Path, part: str) -> dict[str, Any]:

@@ -221,6 +221,13 @@ def canonical(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
+def present_vae_name(name: str) -> str:
+    """A tensor of diffusers' VAE by its name of now: before 0.18 its attention's layers had others, which many files keep."""
+    for early, now in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        name = name.replace(f".attentions.0.{early}.", f".attentions.0.{now}.")
+    return name
+
+
 # One name at a time, for who has a diffusers module of known structure and wants to name it as a file does.
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 

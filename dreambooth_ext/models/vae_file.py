@@ -12,7 +12,7 @@ from .checkpoint_file import CheckpointFile, open_checkpoint
 from .convert import read_part, require_all, resolved
 from .family import VAE
 from .layout import Reader
-from .ldm_keys import Rule, vae_rules
+from .ldm_keys import CONV, SAME, Rule, present_vae_name, vae_rules
 
 
 def vae_tensors(
@@ -20,7 +20,8 @@ def vae_tensors(
 ) -> dict[str, torch.Tensor]:
     """The VAE in a file under diffusers' names, which must be those `wanted`, of the same shapes.
 
-    Takes ldm's names, with and without `first_stage_model.`, and diffusers'. Raises the errors of `load_checkpoint`.
+    Takes ldm's names, with and without `first_stage_model.`, and diffusers', early and present. Raises the errors of
+    `load_checkpoint`.
     """
     with open_checkpoint(path) as file:
         return read_part(file, vae_rules_in(file, wanted), dtype)
@@ -43,5 +44,7 @@ def vae_rules_in(file: CheckpointFile, wanted: Mapping[str, tuple[int, ...]]) ->
 
 
 def _in_diffusers_names(file: CheckpointFile, wanted: Mapping[str, tuple[int, ...]]) -> list[Rule]:
-    require_all(wanted, file.entries, file.path.name)
-    return resolved([Rule(name, (name,)) for name in wanted], file.shapes, wanted, file.path.name)
+    shapes, names = file.shapes, {present_vae_name(name): name for name in file.entries}
+    require_all(wanted, names, file.path.name)
+    rules = [Rule(names[ours], (ours,), CONV if len(shapes[names[ours]]) > len(shape) else SAME) for ours, shape in wanted.items()]
+    return resolved(rules, shapes, wanted, file.path.name)

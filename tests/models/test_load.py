@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dreambooth_ext.errors import BadNumbers, MissingTensors, NotACheckpoint
 from dreambooth_ext.host import Txt2Img
@@ -210,16 +211,20 @@ def test_old_names_of_attention_and_text_encoder_load(tmp_path, specimens):
         assert all(torch.equal(tensor, tensors_of(old.parts[part])[name]) for name, tensor in tensors_of(module).items())
 
 
-@pytest.mark.parametrize("form", ["whole", "ldm", "diffusers"])
+@pytest.mark.parametrize("form", ["whole", "ldm", "diffusers", "early diffusers"])
 def test_another_vae_is_used_in_every_form(tmp_path, tiny_base, form):
     other = specimen(SD1)
     values = {name: other.value(name, torch.float32) * 2 for name in other.shapes if name.startswith("first_stage_model.")}
-    if form == "diffusers":
+    if form.endswith("diffusers"):
         from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES
 
         donor = load_checkpoint(write_with_sidecar(tmp_path / "donor.safetensors", {**other.tensors(), **values}, tiny_base))
         save_diffusers(donor, tmp_path / "folder")
         path = tmp_path / "folder" / WEIGHT_FILES["vae"]
+        if form == "early diffusers":  # as sd-vae-ft-mse is published to this day; some keep 1x1 convolutions
+            own = {name: tensor.clone() for name, tensor in load_file(path).items()}
+            write(path, {early_name(name): tensor[..., None, None] if early_name(name) != name and tensor.ndim == 2 else tensor
+                         for name, tensor in own.items()})
     else:
         cut = len("first_stage_model.") if form == "ldm" else 0
         path = write(tmp_path / "vae.safetensors", {name[cut:]: tensor for name, tensor in values.items()})
@@ -227,6 +232,12 @@ def test_another_vae_is_used_in_every_form(tmp_path, tiny_base, form):
     expected = values["first_stage_model.decoder.mid.attn_1.q.weight"][:, :, 0, 0]
     assert torch.equal(model.vae.decoder.mid_block.attentions[0].to_q.weight, expected)
     assert torch.equal(model.vae.encoder.conv_in.weight, values["first_stage_model.encoder.conv_in.weight"])
+
+
+def early_name(name):
+    for early, now in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        name = name.replace(f".{now}.", f".{early}.")
+    return name
 
 
 def write_with_sidecar(path, tensors, base):
