@@ -12,6 +12,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 EMA = "model_ema."
+WEIGHT_PREFIXES = (UNET, VAE, "cond_stage_model.", "conditioner.")  # what is below them are weights; beside them stand schedules
 V_PRED, ZTSNR = "v_pred", "ztsnr"  # empty tensors that tell velocity, and a last timestep without signal
 
 
@@ -60,17 +61,22 @@ SDXL = Family("sdxl", "Stable Diffusion XL", 1024,
 FAMILIES = (SD1, SD2, SDXL)
 
 # What a file is, by a part of some tensor's name. The first that fits counts.
-_OTHERS = (
+_ADDITIONS = (  # to a model; trainers of 2022 left such tensors in whole models, too
+    (".hada_w1", "a LyCORIS file, not a whole model"),
+    (".lokr_w1", "a LyCORIS file, not a whole model"),
+    (".oft_", "a LyCORIS file, not a whole model"),
     ("lora_unet_", "a LoRA, not a whole model"),
     ("lora_te", "a LoRA, not a whole model"),
     (".lora_up.", "a LoRA, not a whole model"),
+    (".lora.up.", "a LoRA, not a whole model"),
+    ("_lora.up.", "a LoRA, not a whole model"),
     (".lora_A.", "a LoRA, not a whole model"),
-    (".hada_w1", "a LyCORIS file, not a whole model"),
-    (".oft_", "a LyCORIS file, not a whole model"),
-    ("control_model.", "a ControlNet"),
-    ("controlnet_", "a ControlNet"),
     ("emb_params", "a textual inversion"),
     ("string_to_param", "a textual inversion"),
+)
+_OTHERS = (
+    ("control_model.", "a ControlNet"),
+    ("controlnet_", "a ControlNet"),
     ("individual_token_refiner.", "HunyuanVideo"),
     ("distilled_guidance_layer.", "Chroma"),
     ("double_blocks.", "Flux"),
@@ -119,14 +125,14 @@ def detect(shapes: Shapes, dtypes: Mapping[str, str], file: str) -> Family:
     """The family of a file with these tensors. Raises UnsupportedFamily, NotACheckpoint, MissingTensors."""
     asked = f"{file} is to be trained"
     instead = "Use a whole checkpoint of " + ", ".join(family.name for family in FAMILIES) + "."
-    for sign, what in _OTHERS:
+    entrance = shapes.get(UNET + "input_blocks.0.0.weight", ())
+    for sign, what in _OTHERS if entrance else (*_ADDITIONS, *_OTHERS):
         if any(sign in name for name in shapes):
             raise UnsupportedFamily(asked, f"it is {what}", instead)
-    quantised = next((name for name in shapes if name.startswith(UNET) and dtypes.get(name) in _UNUSABLE_DTYPES), None)
+    quantised = next((name for name in shapes if name.startswith(WEIGHT_PREFIXES) and dtypes.get(name) in _UNUSABLE_DTYPES), None)
     if quantised is not None:
         raise UnsupportedFamily(asked, f"it is quantised to {dtypes[quantised]}", "Use the fp16 or fp32 file of it.")
     family = _by_text_encoder(shapes, asked, instead)
-    entrance = shapes.get(UNET + "input_blocks.0.0.weight", ())
     channels = entrance[1] if len(entrance) == 4 else 0
     if channels in _CHANNELS:
         raise UnsupportedFamily(asked, f"it is {_CHANNELS[channels]}", instead)

@@ -22,7 +22,7 @@ from .checkpoint_file import DTYPE_OF, DTYPES, CheckpointFile, Entry, is_finite,
 from .checkpoint_writer import Output, output_of, write_ckpt, write_safetensors
 from .convert import resolved
 from .diffusers_folder import WEIGHT_FILES, PartFiles, read_json
-from .family import EMA, SD2, UNET, V_PRED, VAE, ZTSNR, Family
+from .family import EMA, SD2, V_PRED, WEIGHT_PREFIXES, ZTSNR, Family
 from .layout import PartLayout
 from .ldm_keys import CONV, SAME, Rule
 from .load import recognise
@@ -32,9 +32,6 @@ from .prediction import prediction_of
 from .sidecar import sidecar_path
 from .sidecar_yaml import sidecar_for
 from .vae_file import vae_rules_in
-
-# Only what is below these is cast when another precision is asked for: schedules beside them keep theirs.
-WEIGHT_PREFIXES = (UNET, VAE, "cond_stage_model.", "conditioner.")
 
 
 class Replaces(Protocol):

@@ -50,7 +50,10 @@ OTHERS = {
     "Lumina": ["cap_embedder.1.weight"], "Qwen-Image": ["transformer_blocks.0.img_mod.1.weight"],
     "Stable Video Diffusion": ["conditioner.embedders.0.open_clip.model.ln_final.weight", ENTRANCE],
     "Kolors": ["encoder_hid_proj.weight", "conv_in.weight"], "a LoRA": ["lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"],
-    "a LyCORIS file": ["lycoris_unet.hada_w1_a"], "a ControlNet": ["control_model.input_blocks.0.0.weight"],
+    "a LyCORIS file": ["lycoris_unet.hada_w1_a"], "a LyCORIS": ["lora_unet_mid_block_attentions_0_proj_in.lokr_w1"],
+    "LoRA, not": ["unet.down_blocks.0.attentions.0.proj_in.lora_A.weight"],
+    "it is a LoRA": ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight"],
+    "a ControlNet": ["control_model.input_blocks.0.0.weight"],
     "a textual inversion": ["emb_params"], "AnimateDiff": ["down_blocks.0.motion_modules.0.temporal_transformer.norm.bias"],
     "an IP-Adapter": ["image_proj.proj.weight"], "Stable unCLIP": ["noise_augmentor.betas", ENTRANCE],
     "the depth model": ["depth_model.model.pretrained.conv.weight", ENTRANCE], "an upscaler": ["low_scale_model.betas", ENTRANCE],
@@ -72,6 +75,12 @@ def test_other_models_are_refused_by_their_names(name):
         family_of(dict.fromkeys(OTHERS[name], (320, 4, 3, 3)))
     for family in FAMILIES:  # what can be used is said too, unless there is a better way
         assert family.name in caught.value.instead or "convert" in caught.value.instead
+
+
+@pytest.mark.parametrize("left", ["embedding_manager.string_to_param_dict.*", "emb_params", "lora_unet_x.alpha"])
+def test_what_a_trainer_left_in_a_whole_model_does_not_make_it_another(family, left):
+    """Dreambooth's first trainers, forks of textual inversion, kept its embedding among the weights."""
+    assert family_of(specimen(family).shapes | {left: (1, 768)}) is family
 
 
 @pytest.mark.parametrize("width, name", [(1280, "the refiner of SDXL"), (1024, "SD-Turbo")])
@@ -96,9 +105,12 @@ def test_smaller_sdxl_is_named():
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "F4"])
 def test_quantised_weights_are_named(family, dtype):
+    """Of the UNet, the VAE, or a text encoder; what beside them is unknown may be anything."""
     shapes = specimen(family).shapes
-    with pytest.raises(UnsupportedFamily, match=dtype):
-        family_of(shapes, {ENTRANCE: dtype})
+    for name in (ENTRANCE, "first_stage_model.encoder.conv_in.weight", next(name for name in shapes if name.startswith("cond"))):
+        with pytest.raises(UnsupportedFamily, match=dtype):
+            family_of(shapes, {name: dtype})
+    assert family_of(shapes | {"unknown": (4,)}, {"unknown": dtype}) is family
 
 
 def test_a_unet_alone_is_no_model():
