@@ -48,7 +48,7 @@ def extract_lora(parsed: argparse.Namespace, progress: Progress) -> None:
 
 def merge_lora(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..models.lora_file import merge_lora as merge
-    from ..models.publish import require_other_files
+    from ..models.publish import require_no_sidecar, require_other_files
 
     destination = expanded(parsed.destination)
     if not math.isfinite(parsed.weight):
@@ -58,6 +58,8 @@ def merge_lora(parsed: argparse.Namespace, progress: Progress) -> None:
     form = destination.suffix[1:]
     require_other_files(expanded(parsed.base), destination.parent, destination.stem, form)
     _require_new(destination, parsed.overwrite)
+    if not parsed.overwrite:
+        require_no_sidecar(destination)
     paths = merge(expanded(parsed.base), expanded(parsed.lora), destination.parent, destination.stem, parsed.weight,
                   publish_format=form, dtype=parsed.dtype, metadata={"title": destination.stem}, progress=progress)
     say(parsed, f"Wrote {paths[0]} ({gib(paths[0].stat().st_size)}).", written=str(paths[0]))

@@ -64,6 +64,12 @@ class CheckpointFile:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: entry.shape for name, entry in self.entries.items()}
 
+    @property
+    def global_step(self) -> int:
+        """How many steps its trainer says that it took; 0 where it says nothing, or what is no count."""
+        number = self.numbers.get("global_step", 0)
+        return int(number) if 0 <= number < 2**31 else 0
+
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor in memory of its own, contiguous, in its own dtype. Raises NotACheckpoint, UnsupportedFamily."""
         entry = self.entries[name]

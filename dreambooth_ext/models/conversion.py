@@ -36,6 +36,7 @@ from .publish import (
     marked,
     overlay,
     own_output,
+    require_no_sidecar,
     require_other_files,
     scheduler_facts,
     vae_tensors,
@@ -79,13 +80,18 @@ def convert(
     Raises the errors of `load_checkpoint`, StorageError, Cancelled; nothing half-written is left.
     """
     wishes = wishes or Wishes()
-    form = form or (destination.suffix[1:] if destination.suffix in (".ckpt", ".safetensors") else "diffusers")
+    if destination.suffix.lower() in (".ckpt", ".safetensors"):
+        destination = destination.with_suffix(destination.suffix.lower())
+        form = form or destination.suffix[1:]
+    form = form or "diffusers"
     if form != "diffusers" and destination.suffix != f".{form}":
         destination = destination.with_name(f"{destination.name}.{form}")
     if os.path.isdir(source) and form == "diffusers":
         raise NotACheckpoint(f"{source.name} is to be converted", "it is a folder already", "Give a file's name to write to.")
     require_safe_name(destination.name, "the converted model")
-    _require_free(destination, wishes)
+    if form != "diffusers" and not os.path.isdir(source):
+        require_other_files(source, destination.parent, destination.stem, form)
+    _require_free(destination, form, wishes)
     if os.path.isdir(source):
         folder_to_file(source, destination, wishes, progress)
     elif form == "diffusers":
@@ -97,7 +103,6 @@ def convert(
 
 def file_to_file(source: Path, destination: Path, wishes: Wishes, progress: Progress = SILENT) -> None:
     """Another file format, precision or VAE; every other tensor, and every name that we do not know, stays as it is."""
-    require_other_files(source, destination.parent, destination.stem, destination.suffix[1:])
     with ExitStack() as stack:
         file = stack.enter_context(open_checkpoint(source))
         family, sidecar, parts = recognise(file)
@@ -105,7 +110,7 @@ def file_to_file(source: Path, destination: Path, wishes: Wishes, progress: Prog
         replacements = vae_tensors(file, wishes.vae, parts, stack) if wishes.vae is not None else {}
         outputs = overlay(file, replacements, wishes.dtype, progress, wishes.prune)
         told: dict[str, Any] = {"prediction_type": kind, "zero_terminal_snr": zero_snr}
-        steps = {"global_step": int(file.numbers["global_step"])} if "global_step" in file.numbers else {}
+        steps = {"global_step": file.global_step} if file.global_step else {}
         progress.start("converting", 0)
         write_outputs(file, outputs, destination.parent, destination.stem, destination.suffix[1:], told | steps, progress,
                       same_model=wishes.vae is None)
@@ -280,9 +285,11 @@ def _indices(family: Family, settings: Mapping[str, Mapping[str, Any]], taken: C
             for name, part in names.items() if name not in taken]
 
 
-def _require_free(destination: Path, wishes: Wishes) -> None:
+def _require_free(destination: Path, form: str, wishes: Wishes) -> None:
     """Raise UnsafePath where something would be lost."""
     is_folder = os.path.isdir(destination)
+    if form != "diffusers" and not wishes.overwrite:
+        require_no_sidecar(destination)
     if not os.path.exists(destination) or (is_folder and not any(destination.iterdir())):
         return
     if not wishes.overwrite or (is_folder and not (destination / "model_index.json").is_file()):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import BadNumbers, MissingTensors, UnsafePath
-from ..files import require_safe_name, require_space, write_atomically
+from ..files import require_safe_name, require_space, storage_error, write_atomically
 from ..progress import SILENT, Progress
 from .checkpoint_file import DTYPE_OF, DTYPES, CheckpointFile, Entry, is_finite, open_checkpoint
 from .checkpoint_writer import Output, output_of, write_ckpt, write_safetensors
@@ -119,13 +119,23 @@ def write_files(
     paths: Sequence[Path], outputs: Sequence[Output], header: Mapping[str, str], beside: bytes | None, global_step: int,
     progress: Progress,
 ) -> None:
-    """The same tensors as each of these files; `beside` is their sidecar. Raises DiskFull before anything is written."""
+    """The same tensors as each of these files; `beside` is their sidecar, and a former model's goes without it.
+
+    Raises DiskFull before anything is written.
+    """
     require_space(paths[0].parent, sum(output.nbytes for output in outputs) * len(paths), "The finished model")
     for path in paths:
         _write(path, outputs, header, global_step, progress)
+    sidecar = sidecar_path(paths[0])
     if beside is not None:
-        with write_atomically(sidecar_path(paths[0])) as stream:
+        with write_atomically(sidecar) as stream:
             stream.write(beside)
+    elif os.path.exists(sidecar):
+        progress.log(f"{sidecar.name} is removed: it told of the former model of that name.")
+        try:
+            sidecar.unlink()
+        except OSError as error:
+            raise storage_error(sidecar, error) from error
 
 
 def require_other_files(source: Path, destination_dir: Path, name: str, publish_format: str) -> None:
@@ -136,6 +146,14 @@ def require_other_files(source: Path, destination_dir: Path, name: str, publish_
         for other, why in ((source, "it is the base itself"), (sidecar_path(source), "it belongs to the base of that name")):
             if os.path.exists(path) and os.path.exists(other) and path.samefile(other):
                 raise UnsafePath(f"{path.name} is to be written", f"{why}, which is never written to", "Choose another name.")
+
+
+def require_no_sidecar(path: Path) -> None:
+    """Raise UnsafePath if there is a sidecar that a model file of this name would be read with: it is another model's."""
+    sidecar = sidecar_path(path)
+    if os.path.exists(sidecar):
+        raise UnsafePath(f"{path.name} is to be written", f"{sidecar.name} is there already, and tells of another model",
+                         "Choose another name, or add --overwrite.")
 
 
 def scheduler_facts(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dreambooth_ext.models.conversion import Wishes, convert
 from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES
 from dreambooth_ext.models.family import FAMILIES, SD1, SD2, SDXL, UNET, VAE
 from dreambooth_ext.models.load import inspect
+from dreambooth_ext.models.lora_file import extract_lora
 from dreambooth_ext.models.publish import publish
 from dreambooth_ext.models.specimen import Size, specimen
 from dreambooth_ext.progress import Progress
@@ -266,6 +267,46 @@ def test_marks_that_are_no_longer_true_go(world, tmp_path):
     assert run(["convert", str(base), str(tmp_path / "folder"), *asked]) == DONE
     scheduler = json.loads((tmp_path / "folder" / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["prediction_type"] == "v_prediction" and scheduler["rescale_betas_zero_snr"] is True
+
+
+@pytest.mark.parametrize("way", ["convert", "publish", "merge-lora"])
+def test_the_sidecar_of_a_model_that_is_replaced_goes_with_it(world, tmp_path, way):
+    """It would make hosts render the new one as the former one predicts: noise."""
+    base, folder = world("sd1")
+    plain = Path(shutil.copy(base, tmp_path / "plain.safetensors"))  # of eight heads, as all of SD 1.x: it needs none
+    convert(plain, tmp_path / "x.ckpt", wishes=Wishes(prediction_type="v_prediction"))
+    assert inspect(tmp_path / "x.ckpt").prediction_type == "v_prediction"
+    if way == "publish":
+        publish(plain, folder, tmp_path, "x", publish_format="ckpt")
+    else:
+        command = ["convert", str(plain)]
+        if way == "merge-lora":
+            lora = tmp_path / "lora.safetensors"
+            extract_lora(plain, convert(folder, tmp_path / "tuned.safetensors"), lora, 1)
+            command = ["merge-lora", str(plain), str(lora)]
+        (tmp_path / "x.ckpt").unlink()  # of the same name, in another format, a sidecar is another model's
+        assert run([*command, str(tmp_path / "x.ckpt")]) == BAD_INPUT
+        assert inspect_sidecar(tmp_path / "x.yaml") == "v" and not (tmp_path / "x.ckpt").exists()
+        assert run([*command, str(tmp_path / "x.ckpt"), "--overwrite"]) == DONE
+    assert not (tmp_path / "x.yaml").exists() and inspect(tmp_path / "x.ckpt").prediction_type == "epsilon"
+
+
+def inspect_sidecar(path):
+    return yaml.safe_load(path.read_text())["model"]["params"]["parameterization"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**30, -1])
+def test_a_count_of_steps_that_is_none_breaks_no_conversion(world, tmp_path, number):
+    base, _ = world("sd1")
+    torch.save({"state_dict": tensors(base), "global_step": number}, tmp_path / "odd.ckpt")
+    with open_checkpoint(convert(tmp_path / "odd.ckpt", tmp_path / "x.ckpt")) as file:
+        assert file.numbers == {"global_step": 0}
+
+
+def test_an_ending_in_capitals_is_an_ending(world, tmp_path):
+    base, _ = world("sd1")
+    written = convert(base, tmp_path / "OUT.CKPT")
+    assert written.name == "OUT.ckpt" and written.read_bytes()[:2] == b"PK"
 
 
 def test_a_stored_schedule_that_ends_in_zero_is_seen(tmp_path):
