@@ -29,7 +29,7 @@ _PARTIAL, _FORMER = ".partial", ".former"  # what is being written, and what is 
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
            struct.error, zlib.error)
 _NAME_BYTES_KEPT = 150  # a file system takes 255, and a hidden name is longer
-_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}  # of Windows
 
 
 @contextmanager
@@ -277,7 +277,7 @@ def require_safe_name(name: str, what: str) -> str:
         raise UnsafePath(f"{what} is to be {name[:20]}...", f"it has {len(name)} characters, and {NAME_AT_MOST} are the most",
                          "Use a shorter name.")
     stem = name.split(".")[0].strip().lower()
-    if not _NAME.fullmatch(name) or stem in _RESERVED or name[0] in ". " or name[-1] in ". ":
+    if not _NAME.fullmatch(name) or stem in RESERVED or name[0] in ". " or name[-1] in ". ":
         raise UnsafePath(
             f"{what} is to be {name!r}", "such a name cannot stand in a models folder on every system",
             "Use letters, digits, dots, dashes, underscores and spaces; neither dots nor spaces at the ends.",

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from .errors import ConfigError
-from .files import gib, make_folder, require_space, storage_error
+from .files import RESERVED, gib, make_folder, require_space, storage_error
 
 FILES_AT_MOST = 1000
 BYTES_AT_MOST = 256 << 20  # of one file: a picture of 100 megapixels without compression
@@ -101,7 +101,8 @@ def _names_for(files: Sequence[str], there: Sequence[str]) -> dict[str, str]:
 
 
 def harmless(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._ -]", "_", name).lstrip(". ")[-100:] or "picture"
+    kept = re.sub(r"[^A-Za-z0-9._ -]", "_", name)[-100:].lstrip(". ") or "picture"  # a dot in front would hide it
+    return f"_{kept}" if kept.partition(".")[0].strip().lower() in RESERVED else kept
 
 
 def _faults(sizes: dict[str, int]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from dreambooth_ext import recipe
 from dreambooth_ext.compare import snapshot_folder
+from dreambooth_ext.dataset.pictures import list_pictures
 from dreambooth_ext.errors import ConfigError, ResumeError, RunBusy, UnsafePath
 from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.jobs import Jobs
@@ -198,12 +199,15 @@ def test_snapshots_that_hold_a_model_can_be_published(service, values):
 
 def test_uploads_are_kept_under_harmless_names(service, tmp_path):
     files = []
-    for number, name in enumerate(("a.png", "a.png", "bö se?.jpg", ".hidden.png")):
+    for number, name in enumerate(("a.png", "a.png", "bö se?.jpg", ".hidden.png", "CON.png",
+                                     "x" * 60 + "." + "y" * 99 + ".png")):
         (tmp_path / str(number)).mkdir()
         files.append(tmp_path / str(number) / name)
         files[-1].write_bytes(name.encode())
     folder = service.keep_uploads([str(file) for file in files])
-    assert sorted(path.name for path in folder.iterdir()) == ["1-a.png", "a.png", "b_ se_.jpg", "hidden.png"]
+    assert sorted(path.name for path in folder.iterdir()) == ["1-a.png", "_CON.png", "a.png", "b_ se_.jpg", "hidden.png",
+                                                                "y" * 99 + ".png"]
+    assert len(list_pictures(folder)) == len(files)
     assert service.host.runs_dir in folder.parents
 
 
