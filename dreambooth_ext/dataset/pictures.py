@@ -138,9 +138,9 @@ def _opened(path: Path, at_least: tuple[int, int] | None) -> Original:
             # EXIF may turn the picture by a quarter, so the larger bound holds for both sides.
             side = max(at_least)
             image.draft("RGB", (side, side))
-        image.load()
-        # Read before the picture is turned, which takes the tag away.
+        # Read before the picture is turned, which takes the tag away, and before Pillow 9.5 closes a TIFF of several pages.
         orientation = image.getexif().get(ORIENTATION, 1)
+        image.load()
         rotated = orientation not in (0, 1)
         # Both copy a picture that needs nothing done; at 12 megapixels that is a tenth of the work.
         upright = (ImageOps.exif_transpose(image) or image) if rotated else image
@@ -207,7 +207,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         import numpy as np
 
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I") and values.max() > 255 else max(float(values.max()), 1.0)
+        if not np.isfinite(values).all():
+            raise ValueError("NaN or Inf among its pixels")
+        top = max(float(values.max()), 65535.0 if image.mode.startswith("I") and values.max() > 255 else 1.0)
         return Image.fromarray((values.clip(0, top) / top * 255 + 0.5).astype(np.uint8), "L")
     return image
 
@@ -230,7 +232,7 @@ def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
             converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             if converted is not None:
                 return converted
-        except ImageCms.PyCMSError:
+        except (ImageCms.PyCMSError, OSError):
             pass  # a damaged profile says nothing; the plain values are the best there is
     return image if image.mode == "RGB" else image.convert("RGB")
 

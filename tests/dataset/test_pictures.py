@@ -60,6 +60,29 @@ def test_a_colour_profile_is_applied(tmp_path):
     assert near(open_picture(tmp_path / "b.png"), RED)
 
 
+def test_a_damaged_colour_profile_says_nothing(tmp_path):
+    Image.new("RGB", (16, 16), RED).save(tmp_path / "a.png", icc_profile=b"no profile" * 50)
+    assert near(open_picture(tmp_path / "a.png"), RED, 0)
+
+
+@pytest.mark.parametrize(("values", "level"), [
+    (np.full((16, 16), 2**29, np.int32), 128), (np.full((16, 16), 0.5, np.float32), 128),
+])
+def test_scientific_numbers_become_eight_bits(tmp_path, values, level):
+    values[0] = 2 * values.max()
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert near(open_picture(tmp_path / "a.tif"), (level,) * 3, 0)
+    values = values.astype(np.float32)
+    values[3, 3] = np.nan
+    Image.fromarray(values).save(tmp_path / "b.tif")
+    assert reason_against(tmp_path / "b.tif") == "it is damaged or cut off"
+
+
+def test_the_first_page_of_a_tiff(tmp_path):
+    Image.new("RGB", (16, 16), RED).save(tmp_path / "a.tif", save_all=True, append_images=[Image.new("RGB", (9, 9), "white")])
+    assert near(open_picture(tmp_path / "a.tif"), RED, 0)
+
+
 def test_the_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
