@@ -23,6 +23,7 @@ from ..errors import ResumeError
 from ..files import remove_folder, replace_folder, require_space
 from ..models.checkpoint_writer import output_of, write_safetensors
 from ..models.diffusers_folder import saved_part
+from .memory import PROFILES
 
 NAME = re.compile(r"step-(\d{6,})")
 IN_FOLDER = "in_folder"  # in the state: the parts whose trained weights are those of the folder
@@ -114,15 +115,19 @@ def _require_tensors_alone(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """How a snapshot was made, as far as it must stay so: what "auto" was resolved to, and whose 8-bit state it holds."""
+    """How a snapshot was made, as far as it must stay so: what "auto" was resolved to, whose state it holds."""
 
     profile: str
+    optimizer: str  # empty: the settings' own
     eight_bit: str
 
 
 def made_of(folder: Path) -> Made:
     state = read_state(folder)
-    return Made(str(state.get("profile", "none")), str(state.get("eight_bit", "own")))
+    profile = str(state.get("profile", "none"))
+    # Until November 2026 a LoRA, too, had the optimizer of its profile, and nothing was written about it.
+    optimizer = state.get("optimizer_name") or (PROFILES[profile].optimizer if profile in PROFILES else "")
+    return Made(profile, str(optimizer), str(state.get("eight_bit", "own")))
 
 
 def read_state(folder: Path) -> dict[str, Any]:

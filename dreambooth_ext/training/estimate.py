@@ -94,7 +94,7 @@ def estimate(config: TrainConfig, model: StableDiffusion | None = None,
     for name in rows:
         asked = replace(config, memory_profile=name)
         plan = plan_for(asked)
-        key = (plan.computes_in_bf16, plan.autocast, plan.gradient_checkpointing, plan.fused_backward)
+        key = (plan.weights, plan.half_copies, plan.autocast, plan.gradient_checkpointing, plan.fused_backward)
         if key not in peaks:
             peaks[key] = _activations(asked, plan, model, trained)
         found.append(_estimate(asked, plan, trained, numbers, peaks[key], free))
@@ -140,8 +140,8 @@ def _outline(config: TrainConfig) -> StableDiffusion:
 
 def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers: int, activations: int, free: int) -> Estimate:
     """One row. `numbers`: how many the trained networks have, adapters left out."""
-    width = 2 if plan.weights == "bf16" else 4
-    weights = numbers * (width + (2 if plan.half_copies or (plan.autocast != "no" and not _grow(plan)) else 0))
+    width = 4 if plan.weights == "fp32" else 2
+    weights = numbers * (width + (2 if plan.half_copies or (_casts(plan) and not _grow(plan)) else 0))
     learnt = [parameter for module in trained.values() for parameter in module.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() * (4 if config.lora_rank else width) for parameter in learnt]
     row = OPTIMIZERS[plan.optimizer]
@@ -160,6 +160,11 @@ def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers:
         why_not="; ".join(fault.partition(": ")[2] for fault in faults(config)))
 
 
+def _casts(plan: Plan) -> bool:
+    """Autocast keeps the weights in half precision as well, until their gradients are there."""
+    return plan.autocast != "no" and plan.weights == "fp32"
+
+
 def _grow(plan: Plan) -> bool:
     """Gradients take the place of activations while the pass goes back; several processes have room for all from the start."""
     return not plan.fused_backward and processes() == 1
@@ -175,7 +180,7 @@ def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, traine
         _checkpoint(module, plan.gradient_checkpointing)
     weights = [parameter for module in trained.values() for parameter in module.parameters()]
     learnt = [parameter for parameter in weights if parameter.requires_grad]
-    gradient, cast = (4, 2 if plan.autocast != "no" else 0) if _grow(plan) else (0, 0)  # bytes; autocast's go as gradients come
+    gradient, cast = (4, 2 if _casts(plan) else 0) if _grow(plan) else (0, 0)  # bytes; autocast's go as gradients come
     held = Held()
     held.bytes = cast * sum(parameter.numel() for parameter in weights)
 

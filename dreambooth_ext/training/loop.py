@@ -77,11 +77,11 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
 
 
 def _plan(config: TrainConfig, model: StableDiffusion, before: checkpoint.Made | None, run: RunFolder) -> Plan:
-    """What "auto" was resolved to stays in force when a run is resumed, and whose 8-bit state it has. Raises ResumeError."""
+    """What "auto" was resolved to stays in force when a run is resumed, and whose state it has. Raises ResumeError."""
     profile = None
     if config.memory_profile == "auto":
         profile = before.profile if before and before.profile != "none" else profile_that_fits(config, model)
-    plan = plan_for(config, profile, before.eight_bit if before else None)
+    plan = plan_for(config, profile, before.optimizer, before.eight_bit) if before else plan_for(config, profile)
     if plan.eight_bit == BITSANDBYTES and not version_that_works(plan.device):
         raise ResumeError(f"{run.path.name} is to be continued", "its optimizer's state is bitsandbytes', which does not work here",
                           "Install the bitsandbytes that it was started with, or start it again under another name.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ResumeError
@@ -24,26 +24,24 @@ class Adapter(nn.Module):
         super().__init__()
         device = layer.weight.device
         if isinstance(layer, nn.Conv2d):
-            self.down: nn.Module = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding,  # type: ignore[arg-type]
-                                             bias=False, device=device)
-            self.up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False, device=device)
+            self.down: Any = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding,  # type: ignore[arg-type]
+                                       bias=False, device=device)
+            self.up: Any = nn.Conv2d(rank, layer.out_channels, 1, bias=False, device=device)
         else:
             self.down = nn.Linear(layer.in_features, rank, bias=False, device=device)
             self.up = nn.Linear(rank, layer.out_features, bias=False, device=device)
         self.alpha, self.scale = alpha, alpha / rank
         with torch.no_grad():
-            bound = 1 / math.sqrt(self.down.weight[0].numel())  # type: ignore[index,union-attr]
-            values = torch.empty(self.down.weight.shape).uniform_(-bound, bound, generator=draws)  # type: ignore[union-attr]
-            self.down.weight.copy_(values)  # type: ignore[union-attr,operator]
-            self.up.weight.zero_()  # type: ignore[union-attr,operator]
+            bound = 1 / math.sqrt(self.down.weight[0].numel())
+            self.down.weight.copy_(torch.empty(self.down.weight.shape).uniform_(-bound, bound, generator=draws))
+            self.up.weight.zero_()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.up(self.down(x.to(self.down.weight.dtype))) * self.scale  # type: ignore[union-attr]
-
-    def delta(self) -> torch.Tensor:
-        """What the layer's weight would have to gain, fp32."""
-        up, down = self.up.weight.flatten(1), self.down.weight.flatten(1)  # type: ignore[union-attr,operator]
-        return (up @ down).view(len(up), *self.down.weight.shape[1:]) * self.scale  # type: ignore[union-attr,index]
+        # The few weights take the width of the many activations: those would be kept in fp32 for the way back.
+        down, up = self.down.weight.to(x.dtype), (self.up.weight * self.scale).to(x.dtype)
+        if isinstance(self.down, nn.Conv2d):
+            return F.conv2d(self.down._conv_forward(x, down, None), up)
+        return F.linear(F.linear(x, down), up)
 
 
 class Lora:
@@ -83,24 +81,6 @@ class Lora:
         for name, layer in self._layers.items():
             layer.lora.down.weight.copy_(state[f"{name}.lora_down.weight"])
             layer.lora.up.weight.copy_(state[f"{name}.lora_up.weight"])
-
-    @contextmanager
-    def merged(self) -> Iterator[None]:
-        """Inside the block the layers have the adapters in their weights, and no adapters."""
-        weights = {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
-        adapters = {name: layer.lora for name, layer in self._layers.items()}
-        try:
-            with torch.no_grad():
-                for layer in self._layers.values():
-                    layer.weight.copy_(layer.weight.float() + layer.lora.delta())
-            for layer in self._layers.values():
-                delattr(layer, CHILD)
-            yield
-        finally:
-            with torch.no_grad():
-                for name, layer in self._layers.items():
-                    layer.weight.copy_(weights[name])
-                    layer.add_module(CHILD, adapters[name])
 
     def remove(self) -> None:
         for hook in self._hooks:

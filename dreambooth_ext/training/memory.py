@@ -17,12 +17,14 @@ from . import precision, sharding
 from .optimizers import vendor
 
 OWN, BITSANDBYTES = "own", "bitsandbytes"  # whose 8-bit AdamW
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Plan:
     """The memory techniques of one run.
 
-    weights: dtype of the trained networks on the device, "fp32" or "bf16" (stored by stochastic rounding).
+    weights: dtype of the trained networks on the device, "fp32" or "bf16" (stored by stochastic rounding); under adapters, which
+    are fp32 always, "fp16" too.
     autocast: Accelerate's mixed precision, "no", "fp16" or "bf16".
     half_copies: fp32 weights are trained through bf16 copies of the networks, instead of autocast.
     """
@@ -51,6 +53,11 @@ class Plan:
     def computes_in_bf16(self) -> bool:
         """The networks that passes go through have bf16 weights."""
         return self.half_copies or self.weights == "bf16"
+
+    @property
+    def precision(self) -> str:
+        """In which it computes, as `--mixed-precision` names it."""
+        return "bf16" if self.computes_in_bf16 and self.on_gpu else self.autocast
 
     @property
     def sentence(self) -> str:
@@ -84,8 +91,8 @@ PROFILES = {row.name: row for row in (
 AUTO_ORDER = ("fast", "balanced", "low", "ultra")
 
 
-def plan_for(config: TrainConfig, profile: str | None = None, eight_bit: str | None = None) -> Plan:
-    """The plan of the settings; `profile` is what "auto" was resolved to, `eight_bit` whose state a run has already."""
+def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | None = None, eight_bit: str | None = None) -> Plan:
+    """The plan of the settings; `profile` is what "auto" was resolved to, `optimizer` and `eight_bit` what a run has already."""
     device = precision.device_of(config)
     name = profile or config.memory_profile
     if name == "none":
@@ -94,13 +101,13 @@ def plan_for(config: TrainConfig, profile: str | None = None, eight_bit: str | N
         plan = PROFILES[name]
     if plan.autocast == "amp":
         plan = _with_mixed_precision(plan, config, device)
-    if config.lora_rank:  # little is trained: its gradients and state are small whatever is done
-        plan = replace(plan, fused_backward=False)
-    plan = replace(plan, device=device, speed_up=config.speed_up,
+    if config.lora_rank:
+        plan = _under_adapters(plan, config, device)
+    plan = replace(plan, device=device, optimizer=optimizer or plan.optimizer, speed_up=config.speed_up,
                    gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
     if sharding.launched():  # pieces of weights have one dimension: there is no layout to keep
         plan = replace(plan, sharded=True, channels_last=False)
-    if plan.optimizer == "adamw_8bit" and plan.weights == "fp32":
+    if plan.optimizer == "adamw_8bit" and (plan.weights == "fp32" or config.lora_rank):
         found = BITSANDBYTES if vendor.version_that_works(device) else OWN
         plan = replace(plan, eight_bit=eight_bit or found)
     return plan
@@ -120,13 +127,24 @@ def _with_mixed_precision(plan: Plan, config: TrainConfig, device: str) -> Plan:
     return replace(plan, autocast=best)
 
 
+def _under_adapters(plan: Plan, config: TrainConfig, device: str) -> Plan:
+    """A LoRA trains little: gradients and state are small whatever is done, and the optimizer is the user's choice. What is frozen
+    is kept as narrow as it computes: autocast would cast it in each pass, and keep both."""
+    plan = replace(plan, fused_backward=False, optimizer=config.optimizer)
+    if plan.autocast == "no" or not device.startswith("cuda"):
+        return plan
+    return replace(plan, weights=plan.autocast, autocast="no" if plan.autocast == "bf16" else plan.autocast)
+
+
 def loaded_dtypes(config: TrainConfig) -> dict[str, torch.dtype]:
     """In which the trained networks are best loaded, so that RAM never holds them wider than they are trained."""
-    plan = PROFILES.get(config.memory_profile)
-    if plan is None or plan.weights != "bf16" or plan.optimizer == "offloaded_adamw":  # that one starts from fp32
+    if config.memory_profile == "auto":
+        return {}
+    plan = plan_for(config)
+    if plan.weights == "fp32" or plan.optimizer == "offloaded_adamw":  # that one starts from fp32
         return {}
     trained = ("unet", "text_encoder", "text_encoder_2") if config.train_text_encoder else ("unet",)
-    return dict.fromkeys(trained, torch.bfloat16)
+    return dict.fromkeys(trained, DTYPES[plan.weights])
 
 
 def faults(config: TrainConfig) -> list[str]:
@@ -135,7 +153,7 @@ def faults(config: TrainConfig) -> list[str]:
     if config.memory_profile not in ("none", "auto"):
         found += _faults_of_profile(config, plan_for(config))
     if config.memory_profile == "auto" and precision.device_of(config).split(":")[0] != "cpu":
-        found += _faults_of_own_choice(config, "auto", "adamw")
+        found += _faults_of_own_choice(config, "auto", config.optimizer if config.lora_rank else "adamw")
     if config.speed_up != "none":
         found += _faults_of_speed_up(config, plan_for(config, "fast" if config.memory_profile == "auto" else None))
     if config.optimizer == "prodigy":
@@ -168,15 +186,15 @@ def _faults_of_profile(config: TrainConfig, plan: Plan) -> list[str]:
          "--memory-profile: offload keeps the optimizer's state in RAM, and a LoRA has next to none; choose low"),
     ]
     found = [text for wrong, text in rules if wrong]
-    return found + _faults_of_own_choice(config, name, plan.optimizer, "bf16" if plan.half_copies else plan.autocast)
+    return found + _faults_of_own_choice(config, name, plan.optimizer, plan.precision)
 
 
-def _faults_of_own_choice(config: TrainConfig, profile: str, optimizer: str, autocast: str = "no") -> list[str]:
+def _faults_of_own_choice(config: TrainConfig, profile: str, optimizer: str, computes: str = "no") -> list[str]:
     """What was chosen by itself, and the profile would replace."""
     instead = "leave it out, or choose --memory-profile none"
     rules = [
         (config.optimizer not in ("adamw", optimizer), f"--optimizer: memory profile {profile} brings its own; {instead}"),
-        (config.mixed_precision not in ("no", autocast), f"--mixed-precision: memory profile {profile} brings its own; {instead}"),
+        (config.mixed_precision not in ("no", computes), f"--mixed-precision: memory profile {profile} brings its own; {instead}"),
     ]
     return [text for wrong, text in rules if wrong]
 

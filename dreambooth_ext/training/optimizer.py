@@ -54,7 +54,7 @@ def lay_out(optimizer: Any) -> None:
 
 
 def _adamw(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
-    if plan.weights == "bf16":  # torch's own would lose updates by rounding to nearest
+    if groups[0]["params"][0].dtype == torch.bfloat16:  # torch's own would lose updates by rounding to nearest
         return AdamW(groups, **_adam_arguments(config))
     arguments = _adam_arguments(config)
     del arguments["seed"]

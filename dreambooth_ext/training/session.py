@@ -23,7 +23,7 @@ from .ema import Ema
 from .figures import Figures
 from .half_copies import HalfCopies
 from .lora import FILE, Lora
-from .memory import Plan, release
+from .memory import DTYPES, Plan, release
 from .optimizers.fused import FusedBackward
 from .schedule import lr_factor
 from .sharding import Sharding, clipped
@@ -46,6 +46,7 @@ class Session:
         self.sharding: Sharding | None = None
         self._halves: HalfCopies | None = None
         self._widened: list[Any] = []
+        self._hooks: list[Any] = []
         self._wishes: Figures | None = None  # of all processes, on their way
         self._skipped = 0  # updates that fp16's scaler left out
         self.optimizer = self._set_up_networks()
@@ -74,12 +75,12 @@ class Session:
         freeze_unread(self.model, config.clip_skip)
         early = self._build_optimizer() if plan.optimizer == "offloaded_adamw" else None  # from the fp32 weights
         for module in self.modules.values():
-            if plan.weights == "bf16":
-                module.to(torch.bfloat16)
+            if plan.weights != "fp32":
+                module.to(DTYPES[plan.weights])
             if not plan.sharded:  # else each block is moved as it is split
                 module.to(self.device, memory_format=torch.channels_last if plan.channels_last else torch.preserve_format)
             if plan.gradient_checkpointing:
-                _checkpoint_gradients(module)
+                self._hooks += _checkpoint_gradients(module)
         if plan.half_copies:
             self._halves = HalfCopies(self.modules, at_end=self.accelerator.num_processes > 1)
         if plan.computes_in_bf16 and self.device.type == "cpu":
@@ -223,16 +224,9 @@ class Session:
         with self.published_weights():
             save_diffusers(self.model, folder)
 
-    def save_result(self, folder: Path) -> None:
-        """The finished model as a folder of diffusers' format; a LoRA's own file lies beside the merged networks."""
-        self.save_model(folder)
-        if self.lora is not None:
-            with self.lora.merged():
-                save_diffusers(self.model, folder)
-
     def saving(self) -> Callable[[Path], None]:
         """What writes the finished model. Split networks are joined for it: all processes call this."""
-        return self.save_result if self.sharding is None else self._kept_of_split(self.sharding, 0).save_model
+        return self.save_model if self.sharding is None else self._kept_of_split(self.sharding, 0).save_model
 
     def kept(self, step: int) -> Kept:
         """What a snapshot is to hold. Split networks are joined for it: all processes call this."""
@@ -288,8 +282,9 @@ class Session:
 
     def state_dict(self, step: int) -> dict[str, Any]:
         scaler = self.accelerator.scaler
-        return {"step": step, "profile": self.plan.name, "eight_bit": self.plan.eight_bit, "skipped": self._skipped,
-                "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
+        return {"step": step, "profile": self.plan.name, "optimizer_name": self.plan.optimizer, "eight_bit": self.plan.eight_bit,
+                "skipped": self._skipped, "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict() if self.ema else None,
                 "clipping": self._fused.state_dict() if self._fused is not None else None,
                 "scaler": scaler.state_dict() if scaler is not None else None}
 
@@ -327,6 +322,8 @@ class Session:
             self._fused.remove()
         if self.lora is not None:
             self.lora.remove()
+        for hook in self._hooks:
+            hook.remove()
         upcast.remove(self._widened)
         for part, module in self.modules.items():
             if self.sharding is None:
@@ -339,8 +336,18 @@ class Session:
         return self.config.learning_rate if own is None else own
 
 
-def _checkpoint_gradients(module: Any) -> None:
+def _checkpoint_gradients(module: Any) -> list[Any]:
+    """Returns the hooks that this took.
+
+    Transformers before 5 checkpoints a layer by a function of torch's that gives no gradients to what is inside unless what goes
+    in wants one. Below adapters nothing does: a LoRA's text encoders would learn nothing, without a word.
+    """
     if hasattr(module, "enable_gradient_checkpointing"):
         module.enable_gradient_checkpointing()
-    else:
-        module.gradient_checkpointing_enable()
+        return []
+    module.gradient_checkpointing_enable()
+    return [module.get_input_embeddings().register_forward_hook(_want_gradient)]
+
+
+def _want_gradient(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() and not output.requires_grad else output

@@ -157,7 +157,7 @@ def test_copies_lie_and_round_as_their_weights_do():
     ({"memory_profile": "fast"}, True, 1, True, "no"),
     ({"memory_profile": "balanced"}, True, 1, False, "bf16"),
     ({"memory_profile": "fast"}, False, 1, False, "fp16"),
-    ({"memory_profile": "fast", "lora_rank": 4}, True, 1, False, "bf16"),
+    ({"memory_profile": "fast", "lora_rank": 4}, True, 1, False, "no"),
     ({"memory_profile": "fast"}, True, 2, True, "no"),
     ({"memory_profile": "fast", "gradient_accumulation_steps": 2}, True, 1, True, "no"),
     ({"memory_profile": "fast", "gradient_accumulation_steps": 2}, True, 2, False, "bf16"),

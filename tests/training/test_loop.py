@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dreambooth_ext.config import TrainConfig
 from dreambooth_ext.errors import Cancelled, Diverged, ResumeError
@@ -16,6 +17,12 @@ from dreambooth_ext.training.loop import train
 def weights_of(model):
     return {f"{part}.{name}": tensor.clone() for part, module in (("unet", model.unet), ("text", model.text_encoder))
             for name, tensor in module.state_dict().items()}
+
+
+def result_of(run, model):
+    """What the run ended in: networks, or a LoRA alone."""
+    lora = run.diffusers_dir / "lora.safetensors"
+    return load_file(lora) if lora.is_file() else weights_of(load_diffusers(run.diffusers_dir, model))
 
 
 def same(first, second):
@@ -44,7 +51,7 @@ def test_a_run_that_was_cut_ends_like_one_that_was_not(changes, tiny_dataset, co
                 train(config, model, tiny_dataset, run, stopped_at(3))
             model = fresh_model(request)
         train(config, model, tiny_dataset, run, Progress(), resume=name == "cut")
-        ends.append(weights_of(load_diffusers(run.diffusers_dir, model)))
+        ends.append(result_of(run, model))
         metrics.append([(entry["step"], entry["loss"], entry["lr"]) for entry in run.metrics()])
     assert metrics[0] == metrics[1]
     assert same(*ends)
@@ -90,7 +97,7 @@ def end_of(config, request, tmp_path, name):
     model = fresh_model(request)
     run = fresh_run(tmp_path / name, config)
     train(config, model, request.getfixturevalue("tiny_dataset"), run, Progress())
-    return weights_of(load_diffusers(run.diffusers_dir, model))
+    return result_of(run, model)
 
 
 @pytest.mark.parametrize("option", [*CHANGES, *NEEDS])
