@@ -130,7 +130,8 @@ def _with_mixed_precision(plan: Plan, config: TrainConfig, device: str) -> Plan:
 def _under_adapters(plan: Plan, config: TrainConfig, device: str) -> Plan:
     """A LoRA trains little: gradients and state are small whatever is done, and the optimizer is the user's choice. What is frozen
     is kept as narrow as it computes: autocast would cast it in each pass, and keep both."""
-    plan = replace(plan, fused_backward=False, optimizer=config.optimizer)
+    # SDXL's text encoders or VAE beside the UNet would outweigh a step.
+    plan = replace(plan, fused_backward=False, optimizer=config.optimizer, unet_yields=plan.gradient_checkpointing)
     if plan.autocast == "no" or not device.startswith("cuda"):
         return plan
     return replace(plan, weights=plan.autocast, autocast="no" if plan.autocast == "bf16" else plan.autocast)

@@ -89,6 +89,7 @@ def test_on_a_card_what_is_frozen_is_as_narrow_as_it_computes(settings, bf16, we
     config = dataclasses.replace(config, device="auto", lora_rank=4, **settings)
     plan = plan_for(config)
     assert (plan.weights, plan.autocast, plan.fused_backward) == (weights, autocast, False)
+    assert plan.unet_yields == (settings.get("memory_profile") in ("balanced", "low"))
     assert set(memory.loaded_dtypes(config).values()) == ({memory.DTYPES[weights]} - {torch.float32})
     assert not faults(dataclasses.replace(config, mixed_precision=plan.precision))
 
