@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
-from typing import Any
 
 from . import __version__
 from .commands import COMMANDS
@@ -17,6 +15,7 @@ from .errors import Cancelled, CheckpointError, ConfigError, DreamboothError, Pi
 from .files import unforeseen
 from .progress import Progress
 from .run_folder import resume_command
+from .signals import Interrupter, heard
 from .terminal import listener, silence
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -30,9 +29,9 @@ def run(arguments: Sequence[str]) -> int:
     progress = Progress(*([] if _follows() else [listener(parsed.json)]))
     started = {"work": False}
     progress.listen(lambda report: started.update(work=started["work"] or report.phase in _WORK_PHASES))
-    former = signal.signal(signal.SIGINT, _Interrupter(progress))
     try:
-        parsed.command(parsed, progress)
+        with heard(Interrupter(progress)):
+            parsed.command(parsed, progress)
     except (Cancelled, KeyboardInterrupt):
         if not _follows():
             _tell("Stopped. What was finished is kept." + _how_to_resume(parsed))
@@ -43,34 +42,10 @@ def run(arguments: Sequence[str]) -> int:
         told = caught if isinstance(caught, DreamboothError) else unforeseen(caught)
         _tell(str(told) + (_how_to_resume(parsed) if started["work"] else ""))
         return BAD_INPUT if isinstance(told, BAD_INPUT_ERRORS) and not started["work"] else FAILED
-    finally:
-        signal.signal(signal.SIGINT, former)
     return DONE
 
 
 _WORK_PHASES = {"preparing", "class images", "training", "publishing", "rendering", "comparing"}
-
-
-class _Interrupter:
-    """The first Ctrl+C asks the work to stop and save; the second one ends it.
-
-    A launcher of several processes passes on the one that the terminal has sent to all of them: what comes again within
-    ECHO_S there is the same one.
-    """
-
-    ECHO_S = 3.0
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress, self._since_s = progress, 0.0
-
-    def __call__(self, number: int, frame: Any) -> None:
-        if self._progress.cancelled:
-            if "RANK" in os.environ and time.monotonic() - self._since_s < self.ECHO_S:
-                return
-            raise KeyboardInterrupt
-        self._since_s = time.monotonic()
-        _tell("Stopping after this step (Ctrl+C again to end at once) ...")
-        self._progress.cancel()
 
 
 def _follows() -> bool:
@@ -79,7 +54,8 @@ def _follows() -> bool:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # of a terminal that was closed
+        print(text, file=sys.stderr, flush=True)
 
 
 def _how_to_resume(parsed: argparse.Namespace) -> str:

@@ -124,6 +124,13 @@ class Jobs:
         job.progress.cancel()
         return True
 
+    def stop_all(self, by: str) -> Job | None:
+        """Take what waits out of the queue, and cancel the running job, if there is one: its `done` tells when it has ended."""
+        for job in reversed(self.all()):
+            if job.state not in ENDED:
+                self.stop(job.id, by)
+        return self.running
+
     def _work(self) -> None:
         while True:
             with self._lock:

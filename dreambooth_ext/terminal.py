@@ -24,7 +24,7 @@ def listener(as_json: bool, stream: TextIO | None = None) -> Callable[[Report], 
     def listen(report: Report) -> None:
         try:
             tell(report)
-        except BrokenPipeError:  # whoever read it has gone, and the work goes on
+        except OSError:  # whoever read it has gone, a pipe or a terminal, or its disk is full; the work goes on
             silence(stream)
 
     return listen

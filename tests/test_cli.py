@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from campaign import SMALLEST
 from PIL import Image
 
-from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, run
+from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, INTERRUPTED, run
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 
@@ -379,10 +380,10 @@ def test_the_real_photographs_go_through_the_corridor(photos, arguments, tmp_pat
 
 
 def test_a_launchers_copy_of_ctrl_c_ends_nothing_at_once(monkeypatch):
-    from dreambooth_ext.cli import _Interrupter
+    from dreambooth_ext.signals import Interrupter
 
     progress = Progress()
-    press = _Interrupter(progress)
+    press = Interrupter(progress)
     monkeypatch.setenv("RANK", "1")
     press(signal.SIGINT, None)
     press(signal.SIGINT, None)  # what the launcher passes on
@@ -391,7 +392,77 @@ def test_a_launchers_copy_of_ctrl_c_ends_nothing_at_once(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         press(signal.SIGINT, None)
     monkeypatch.delenv("RANK")
-    alone = _Interrupter(Progress())
+    alone = Interrupter(Progress())
     alone(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         alone(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_what_ends_a_service_or_a_terminal_stops_the_work_as_ctrl_c_does(monkeypatch, capsys, name):
+    """A rented computer is told by SIGTERM that it will be taken away; a connection that is lost sends SIGHUP."""
+    from dreambooth_ext import cli
+
+    number = getattr(signal, name)
+    former = signal.getsignal(number)
+    heard = []
+
+    def work(parsed, progress):
+        os.kill(os.getpid(), number)
+        heard.append(progress.cancelled)
+        progress.check()
+
+    monkeypatch.setitem(cli.COMMANDS, "runs", (work, "", lambda parser: None))
+    assert run(["runs"]) == INTERRUPTED and heard == [True] and "Stopping after this step" in capsys.readouterr().err
+    assert signal.getsignal(number) == former
+
+
+def test_nohup_and_launchers_are_left_their_signals(monkeypatch):
+    from dreambooth_ext import cli
+
+    seen = {}
+
+    def work(parsed, progress):
+        seen.update({name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGHUP")})
+
+    monkeypatch.setitem(cli.COMMANDS, "runs", (work, "", lambda parser: None))
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(["runs"]) == DONE and seen["SIGHUP"] == signal.SIG_IGN and callable(seen["SIGTERM"])
+    finally:
+        signal.signal(signal.SIGHUP, former)
+    monkeypatch.setenv("RANK", "0")
+    assert run(["runs"]) == DONE and seen["SIGTERM"] == signal.SIG_DFL
+
+
+def test_ctrl_c_ends_the_page_and_its_run_keeps_what_it_has_learnt(monkeypatch, tmp_path, capsys):
+    from dreambooth_ext.commands import webui
+    from dreambooth_ext.jobs import JOBS, Job
+    from dreambooth_ext.ui import app
+
+    begun = threading.Event()
+
+    def train(progress):
+        begun.set()
+        while True:
+            progress.check()
+            time.sleep(0.01)
+
+    jobs = [Job("rex", train), Job("rex-2", train)]
+
+    def launch(*arguments, **named):
+        for job in jobs:
+            JOBS.start(job)
+        assert begun.wait(60)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt:  # as gradio does
+            print("closing server")
+
+    monkeypatch.setattr(app, "launch", launch)
+    monkeypatch.setattr(webui, "load_libraries", lambda: None)
+    assert run(["ui", "--models-dir", str(tmp_path), "--runs-dir", str(tmp_path)]) == DONE
+    told = capsys.readouterr()
+    assert "closing server" in told.out and "rex stops after this step" in told.out and "Stopping" not in told.err
+    assert [job.state for job in jobs] == ["cancelled", "cancelled"]

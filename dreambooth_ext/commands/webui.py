@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import gc
+import signal
 from contextlib import suppress
 from importlib import import_module
 
 from ..files import expanded
 from ..hosts.standalone import StandaloneHost
+from ..jobs import JOBS
 from ..progress import Progress
+from ..signals import heard
 from .command import Command, say
 
 
@@ -36,7 +39,12 @@ def ui(parsed: argparse.Namespace, progress: Progress) -> None:
     print("Loading the libraries; right after an installation this takes a minute.", flush=True)
     load_libraries()
     host = StandaloneHost(expanded(parsed.models_dir), expanded(parsed.runs_dir), device=parsed.device)
-    launch(host, port=parsed.port, open_browser=parsed.open)
+    with heard(signal.default_int_handler):  # the first one ends it: what works here is not this command's, but the page's
+        launch(host, port=parsed.port, open_browser=parsed.open)
+        job = JOBS.stop_all("the end of the page")
+        if job is not None:
+            print(f"{job.name} stops after this step, and what it has learnt is kept (Ctrl+C again to end at once) ...", flush=True)
+            job.done.wait()
 
 
 def playground(parsed: argparse.Namespace, progress: Progress) -> None:
