@@ -69,7 +69,7 @@ class A1111Host(WebuiTools):
         from modules import sd_models
 
         loaded = self._loaded_file() or self._selected_file()
-        return [Checkpoint(Path(info.filename), info.title, loaded is not None and same_file(info.filename, loaded))
+        return [Checkpoint(Path(info.filename), self._title(info), loaded is not None and same_file(info.filename, loaded))
                 for info in list(sd_models.checkpoints_list.values())]
 
     def select(self, path: Path) -> None:
@@ -122,7 +122,8 @@ class A1111Host(WebuiTools):
         if wish is not None:
             try:
                 self._select_now(wish)
-                progress.log(f"{wish.name} is selected.")
+                is_lora = _is_inside(wish, self.lora_dir)
+                progress.log(f"{wish.name} is {'in the list of LoRAs' if is_lora else 'selected'}.")
             except HostError as error:
                 progress.log(str(error))
 
@@ -155,6 +156,26 @@ class A1111Host(WebuiTools):
         info = getattr(sd_models.model_data.sd_model, "sd_checkpoint_info", None)
         return info.filename if info is not None else None
 
+    def _in_memory(self) -> set[str]:
+        """Files of the models that this host may use again without reading them."""
+        from modules import sd_models
+
+        data = sd_models.model_data
+        infos = [getattr(model, "sd_checkpoint_info", None) for model in (data.sd_model, *data.loaded_sd_models)]
+        return {info.filename for info in infos if info is not None}
+
+    @staticmethod
+    def _title(info: Any) -> str:
+        """What the host's own list calls this checkpoint."""
+        return str(info.title)
+
+    @staticmethod
+    def _prediction() -> str | None:
+        """What the loaded model predicts, in diffusers' words; None where it cannot be told."""
+        from modules import shared
+
+        return {"eps": "epsilon", "v": "v_prediction"}.get(getattr(shared.sd_model, "parameterization", ""))
+
     def _load_selected(self) -> None:
         """Load what `opts.data` names now, with its own VAE."""
         from modules import sd_models, sd_vae
@@ -174,12 +195,12 @@ class A1111Host(WebuiTools):
         if ram_too:
             self._borrowed = True
             webui_memory.throw_away()
-            return _nothing_to_do  # loaded again when the job ends, unless another model is selected then
+            return lambda: None  # loaded again when the job ends, unless another model is selected then
         moved = webui_memory.move_to_cpu()
         return lambda: webui_memory.move_back(moved)
 
     def _forget_loaded(self) -> None:
-        """The loaded file was written over: what is loaded must not be taken for it."""
+        """A file in memory was written over: what is there must not be taken for it."""
         webui_memory.throw_away()
 
     def _switch(self, title: str) -> None:
@@ -202,9 +223,9 @@ class A1111Host(WebuiTools):
             progress.check()
             shared.state.skipped, reloads = False, self._watch.reloads
             try:
-                with webui_settings.in_effect(shared.opts, values), _params_txt_kept():
+                with webui_settings.in_effect(shared.opts, values), webui_settings.params_txt_kept():
                     self._load_selected()
-                    webui_limits.require_prediction(base, request.prediction_type)
+                    webui_limits.require_prediction(base, request.prediction_type, self._prediction())
                     images = self._process(request)
             except (Cancelled, DreamboothError):
                 raise
@@ -238,6 +259,8 @@ class A1111Host(WebuiTools):
             disable_extra_networks=True, eta=0.0, s_min_uncond=0.0)
         with closing(p):
             p.scripts = None
+            if getattr(p, "scheduler", "") is None:
+                p.scheduler = "Automatic"  # which Forge would choose, with a warning
             # The LoRA of the last txt2img stays in the model until the next activation: this is one, of nothing.
             extra_networks.activate(p, {})
             processed = process_images(p)
@@ -255,13 +278,15 @@ class A1111Host(WebuiTools):
             after = self._snapshot()
             if after.folder != before.folder:
                 self._refresh_list()
+            written = {name for name, state in before.files.items() if after.files.get(name, state) != state}
             loaded = self._loaded_file()
-            if loaded in after.files and after.files[loaded] != before.files.get(loaded):
-                progress.log(f"{Path(loaded).name}, the WebUI's current model, was written anew: loading it again.")
+            if written & {loaded, *self._in_memory()}:
                 self._forget_loaded()
                 self._refresh_list()
-                self._name_selected(Path(loaded))
                 self._borrowed = True
+            if loaded is not None and loaded in written:
+                progress.log(f"{Path(loaded).name}, the WebUI's current model, was written anew: loading it again.")
+                self._name_selected(Path(loaded))
             # With nothing loaded, the next render or the selection that follows loads what it needs.
             if self._borrowed and not (self._wish is not None and self._loaded_file() is None):
                 self._load_as_user_wants()
@@ -279,7 +304,7 @@ class A1111Host(WebuiTools):
         if _is_inside(path, self.lora_dir):
             self._refresh_loras()
             return
-        title, previous = self._listed(path).title, self._selected_file()
+        title, previous = self._title(self._listed(path)), self._selected_file()
         try:
             self._switch(title)  # takes the lock
             with call_queue.queue_lock:
@@ -337,7 +362,7 @@ class A1111Host(WebuiTools):
     def _name_selected(self, path: Path) -> None:
         from modules import shared
 
-        shared.opts.data["sd_model_checkpoint"] = self._listed(path).title
+        shared.opts.data["sd_model_checkpoint"] = self._title(self._listed(path))
 
     def _selected_file(self) -> str | None:
         from modules import sd_models, shared
@@ -363,29 +388,9 @@ class A1111Host(WebuiTools):
         return launch_utils.git_tag()
 
 
-@contextmanager
-def _params_txt_kept() -> Iterator[None]:
-    """Rendering overwrites what txt2img's "paste last" button reads."""
-    from modules import paths
-
-    path = Path(paths.data_path) / "params.txt"
-    former = path.read_bytes() if path.is_file() else None
-    try:
-        yield
-    finally:
-        if former is not None:
-            path.write_bytes(former)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def same_file(first: str | Path, second: str | Path) -> bool:
     return os.path.normcase(os.path.realpath(first)) == os.path.normcase(os.path.realpath(second))
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
-
-
-def _nothing_to_do() -> None:
-    return None

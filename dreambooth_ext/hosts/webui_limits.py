@@ -24,11 +24,11 @@ def require_trainable() -> None:
                         "Switch the WebUI's execution mode back to the original one and restart it.")
 
 
-def require_prediction(base: Path, asked: str) -> None:
-    """Raise HostError if the loaded model predicts something else than `asked`: its pictures would be noise."""
-    from modules import shared
+def require_prediction(base: Path, asked: str, found: str | None) -> None:
+    """Raise HostError if the loaded model predicts something else than `asked`: its pictures would be noise.
 
-    found = {"eps": "epsilon", "v": "v_prediction"}.get(getattr(shared.sd_model, "parameterization", ""))  # Forge tells nothing
+    `found` is None where the host does not tell what it takes the model for.
+    """
     if found is not None and asked not in ("auto", found):
         raise HostError(f"{base.name} is to render class images by {asked}", f"the WebUI takes it for {found}",
                         f"Put the yaml that came with the model beside it, as {base.stem}.yaml, or set the prediction type to "

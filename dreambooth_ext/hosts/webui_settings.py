@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 # What a class image must not depend on. A name that a host does not have is left out.
@@ -14,6 +15,7 @@ NEUTRAL: dict[str, Any] = {
     "sd_vae_as_default": False,  # before 1.6
     "sd_vae_decode_method": "Full",
     "forge_additional_modules": [],
+    "forge_unet_storage_dtype": "Automatic",  # as the file has it, not in 4 or 8 bits
     "sd_unet": "None",
     "token_merging_ratio": 0.0,
     "tiling": False,
@@ -65,3 +67,19 @@ def in_effect(opts: Any, values: dict[str, Any]) -> Iterator[None]:
 
 def as_text(values: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in sorted(values.items()))
+
+
+@contextmanager
+def params_txt_kept() -> Iterator[None]:
+    """Rendering overwrites what txt2img's "paste last" button reads."""
+    from modules import paths
+
+    path = Path(paths.data_path) / "params.txt"
+    former = path.read_bytes() if path.is_file() else None
+    try:
+        yield
+    finally:
+        if former is not None:
+            path.write_bytes(former)
+        else:
+            path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 
 MAJOR = int(gr.__version__.split(".", maxsplit=1)[0])
 COPIES_KEPT_S = 24 * 3600
@@ -34,6 +35,11 @@ def on(
 def hidden(kind: type, elem_id: str, **arguments: Any) -> Any:
     """A component that scripts can reach but nobody sees: newer versions leave out what is not `visible`."""
     return kind(elem_id=elem_id, elem_classes=["dreambooth-hidden"], **arguments)
+
+
+def is_building() -> bool:
+    """Whether a page is being built. Version 4 makes components anew whenever a handler changes them, outside of any page."""
+    return Context.root_block is not None
 
 
 def uploads(files: Any) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from .compat import hidden, on
+from .compat import hidden, is_building, on
 
 if TYPE_CHECKING:
     from ..host import Host
@@ -29,6 +29,8 @@ class HandOver:
 
     def after_component(self, component: Any, **arguments: Any) -> None:
         """To be called for every component (script_callbacks.on_after_component)."""
+        if not is_building():
+            return
         name = arguments.get("elem_id") or ""
         if name == "setting_sd_model_checkpoint" or _is_forge_dropdown(arguments):
             button = hidden(gr.Button, "dreambooth_refresh_checkpoint", value="refresh")

@@ -133,7 +133,7 @@ def status_html(service: Service, said: str = "") -> str:
     status = job.status()
     share = status["done"] / status["total"] if status["total"] else 0.0
     body = html.bar(1.0 if status["state"] == "finished" else share, _label(status)) + html.figures(status)
-    body += html.note(said) + _outcome(job, status)
+    body += html.note(said) + _outcome(job, status, service.host.lora_dir)
     waiting = [other for other in service.jobs.all() if other.state == "queued"]
     if waiting:
         body += html.note("Waiting: " + ", ".join(other.name for other in waiting))
@@ -190,7 +190,7 @@ def _label(status: dict[str, Any]) -> str:
     return f"{status['name']}: {count}"
 
 
-def _outcome(job: Job, status: dict[str, Any]) -> str:
+def _outcome(job: Job, status: dict[str, Any], lora_dir: Path) -> str:
     if status["state"] == "running" and job.progress.cancelled:
         return html.note(f"Stopping, as asked by {job.stopped_by or STOPPED_BY_HOST} ...", "warning")
     if status["state"] == "running":
@@ -200,10 +200,12 @@ def _outcome(job: Job, status: dict[str, Any]) -> str:
     if status["state"] == "failed":
         return html.note(status["message"], "fault")
     if status["state"] == "finished":
-        names = ", ".join(path.name for path in _published(job))
+        published = _published(job)
+        names = ", ".join(path.name for path in published)
+        folder = "LoRA" if any(lora_dir.resolve() in path.resolve().parents for path in published) else "models"
         warnings = "\n".join(line for line in job.log if NOT_SELECTED in line)
         selected = ", and selected" if any(line.endswith(IS_SELECTED) for line in job.log) else ""
-        return html.note(f"{names} is in the models folder{selected}." if names else "Finished.", "good") + html.note(
+        return html.note(f"{names} is in the {folder} folder{selected}." if names else "Finished.", "good") + html.note(
             warnings, "warning")
     return ""
 

@@ -323,6 +323,8 @@ def test_a_base_that_was_put_there_a_moment_ago_is_found(host, webui, progress):
     (webui.folder / "new.ckpt").write_bytes(b"new")
     list(host.txt2img(webui.folder / "new.ckpt", REQUEST, progress))
     assert webui.processing.calls[-1]["checkpoint"] == "new.ckpt"
+    assert webui.opts.sd_model_checkpoint.startswith("a-first.ckpt")  # which is the user's choice, still
+    assert loaded(webui).sd_checkpoint_info.name == "a-first.ckpt" and "written anew" not in said(progress)
 
 
 def test_a_base_that_the_unpickler_rejects_is_told_and_the_previous_model_is_back(host, webui, progress):
@@ -424,6 +426,15 @@ def test_publishing_over_the_selected_file_loads_the_new_content(host, webui, ba
     assert loaded(webui).content == b"trained on top"
     assert webui.opts.sd_model_checkpoint == loaded(webui).sd_checkpoint_info.title
     assert "written anew" in said(progress)
+
+
+def test_publishing_over_another_file_that_is_kept_in_memory_loads_the_new_content(host, webui, base, progress):
+    """As with a limit of two models in memory: the WebUI would take the old one for it, by its name."""
+    webui.sd_models.model_data.loaded_sd_models.append(webui.sd_models.Model(webui.sd_models.CheckpointInfo(str(base))))
+    with host.job("run", progress):
+        base.write_bytes(b"trained anew")
+    assert [model.sd_checkpoint_info.name for model in webui.sd_models.model_data.loaded_sd_models] == ["a-first.ckpt"]
+    assert loaded(webui).sd_checkpoint_info.name == "a-first.ckpt" and "written anew" not in said(progress)
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_previous_one_selected(host, webui, base, progress):

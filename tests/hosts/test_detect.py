@@ -1,5 +1,8 @@
 """The host is told by what it offers, not by its name."""
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 
 from dreambooth_ext.hosts import detect
@@ -24,6 +27,15 @@ def offering(monkeypatch):
 ])
 def test_which_adapter(offering, modules, name):
     assert offering(*modules).name == name
+
+
+@pytest.mark.parametrize(("version", "name"), [
+    ("classic", "Forge Classic"), ("1.0.0v2-v1.10.1RC", "reForge"), ("0.0.17v1.8.0rc-latest", "Forge"), ("2.1", "Forge Classic"),
+])
+def test_forks_that_are_built_alike_are_told_apart_by_their_version(offering, monkeypatch, version, name):
+    monkeypatch.setitem(sys.modules, "modules_forge", ModuleType("modules_forge"))
+    monkeypatch.setitem(sys.modules, "modules_forge.forge_version", SimpleNamespace(version=version))
+    assert offering("ldm_patched.modules.model_management").name == name
 
 
 def test_one_adapter_for_the_process(offering):

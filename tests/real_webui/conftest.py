@@ -1,6 +1,8 @@
 """Run by hand: pytest tests/real_webui --webui-dir DIR [--webui-url URL [--webui-base NAME] [--webui-runs N]]
 
-DIR holds a WebUI's sources; URL is a running one with --api, this extension and a small checkpoint.
+DIR holds a WebUI's sources; URL is a running one with --api, this extension and a small checkpoint. Forge takes models of full
+size only: there, `--webui-base full.safetensors --webui-settings '{"lora_rank": 4}' --webui-long 12` takes minutes on a CPU, and
+`--webui-settings '{"memory_profile": "ultra", "steps": 1}'` trains the whole model in the 3 GiB that it can spare.
 """
 
 import json
@@ -18,6 +20,8 @@ def pytest_addoption(parser):
     group.addoption("--webui-url", help="address of a running WebUI with --api and this extension")
     group.addoption("--webui-base", default="playground.safetensors", help="a small checkpoint that it lists")
     group.addoption("--webui-size", type=int, default=64, help="side of the pictures that its base is made for")
+    group.addoption("--webui-settings", type=json.loads, default={}, help="settings of every run besides, as JSON")
+    group.addoption("--webui-long", type=int, default=60, help="steps of a run that is to be stopped before it ends")
     group.addoption("--webui-runs", type=int, default=3, help="how many runs the memory test makes")
 
 
@@ -36,8 +40,9 @@ def webui_dir(request):
 class Http:
     """A running WebUI's HTTP interface."""
 
-    def __init__(self, url, base, size, runs):
-        self.url, self.base, self.size, self.runs = url.rstrip("/"), base, size, runs
+    def __init__(self, url, option):
+        self.url, self.base, self.size = url.rstrip("/"), option("--webui-base"), option("--webui-size")
+        self.runs, self.settings, self.long = option("--webui-runs"), option("--webui-settings"), option("--webui-long")
 
     def get(self, path):
         return self._answer(urllib.request.Request(self.url + path))
@@ -116,5 +121,4 @@ class Http:
 @pytest.fixture(scope="session")
 def webui(request):
     url = wanted(request.config, "--webui-url", "a running WebUI")
-    option = request.config.getoption
-    return Http(url, option("--webui-base"), option("--webui-size"), option("--webui-runs"))
+    return Http(url, request.config.getoption)

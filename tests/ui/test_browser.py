@@ -37,7 +37,12 @@ DOUBLE = REPOSITORY / "tests" / "webui_double" / "webui" / "webui.py"
 @pytest.fixture(scope="module")
 def webui(tmp_path_factory):
     """The double as a process; yields its address and its folder."""
-    data = tmp_path_factory.mktemp("webui")
+    with served(tmp_path_factory.mktemp("webui")) as served_at:
+        yield served_at
+
+
+@contextmanager
+def served(data, *flags):
     for name in ("models/Stable-diffusion", "models/Lora", "pictures"):
         (data / name).mkdir(parents=True)
     (data / "models" / "Stable-diffusion" / "base.ckpt").write_bytes(b"base")
@@ -49,7 +54,7 @@ def webui(tmp_path_factory):
     log = (data / "log.txt").open("w")
     process = subprocess.Popen(
         [sys.executable, str(DOUBLE), "--data", str(data), "--port", str(port), "--extension", str(REPOSITORY),
-         "--pretend", "--seconds-a-step", "0.1"],
+         "--pretend", "--seconds-a-step", "0.1", *flags],
         stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"})
     try:
         end = time.monotonic() + 300
@@ -209,6 +214,25 @@ def test_a_prompt_that_somebody_typed_stays(page, webui):
     wait_for(page, "finished")
     page.wait_for_function("document.querySelector('#setting_sd_model_checkpoint input').value.startsWith('typed.ckpt')")
     assert page.input_value("#txt2img_prompt textarea") == "my own prompt"
+
+
+@ANY
+def test_in_forge_the_new_model_stays_selected(browser, tmp_path):
+    """Its list knows no hashes, and acts on what our script shows in it; the base is what it has in memory still."""
+    with served(tmp_path / "forge", "--forge") as forge:
+        page = open_tab(browser, forge)
+        box = page.locator(".model_selection input").first
+        sync_api.expect(box).to_have_value("base.ckpt")
+        start(page, forge, "rex", steps=2)
+        sync_api.expect(box).to_have_value("rex.ckpt")
+        page.wait_for_selector("#txt2img_generate", state="visible")
+        page.wait_for_timeout(500)  # what the list's change does
+        page.click("#txt2img_generate")
+        sync_api.expect(field(page, "txt2img_gallery")).to_have_value("rxz dog by rex.ckpt")
+        page.reload()
+        sync_api.expect(page.locator(".model_selection input").first).to_have_value("rex.ckpt")
+        page.close()
+        assert page.mistakes == [] and "Traceback" not in (forge[1] / "log.txt").read_text()
 
 
 def test_a_reloaded_page_and_a_second_browser_find_the_run_again(page, browser, webui):

@@ -13,8 +13,11 @@ WEBUI = Path(__file__).parent / "webui"
 
 
 @contextmanager
-def running(data: Path, checkpoints: dict[str, bytes]) -> Iterator[SimpleNamespace]:
-    """A WebUI with these checkpoints (name -> content), the first one loaded; yields its modules by name."""
+def running(data: Path, checkpoints: dict[str, bytes], *, forge: bool = False) -> Iterator[SimpleNamespace]:
+    """A WebUI with these checkpoints (name -> content), the first one loaded; yields its modules by name.
+
+    Forge has loaded none: it waits for the first picture.
+    """
     folder = data / "models" / "Stable-diffusion"
     for path in (folder, data / "models" / "Lora"):
         path.mkdir(parents=True, exist_ok=True)
@@ -22,9 +25,13 @@ def running(data: Path, checkpoints: dict[str, bytes]) -> Iterator[SimpleNamespa
         (folder / name).write_bytes(content)
     os.environ["WEBUI_DOUBLE_DATA"] = str(data)
     _forget()
+    path = list(sys.path)
     sys.path.insert(0, str(WEBUI))
     try:
         import modules
+
+        if forge:
+            modules.as_forge()
         from modules import call_queue, extra_networks, processing, progress, script_callbacks, sd_models, shared
 
         modules.start()
@@ -33,11 +40,12 @@ def running(data: Path, checkpoints: dict[str, bytes]) -> Iterator[SimpleNamespa
                               progress=progress, script_callbacks=script_callbacks, sd_models=sd_models, shared=shared,
                               opts=shared.opts, state=shared.state, folder=folder, data=data)
     finally:
-        sys.path.remove(str(WEBUI))
+        sys.path[:] = path
         os.environ.pop("WEBUI_DOUBLE_DATA", None)
         _forget()
 
 
 def _forget() -> None:
-    for name in [name for name in sys.modules if name == "modules" or name.startswith("modules.")]:
+    ours = ("modules", "modules_forge", "backend")
+    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         del sys.modules[name]

@@ -1,6 +1,6 @@
 """The double as a running program: quick settings, a txt2img tab, and the extension's tab, served on the loopback.
 
-python webui.py --data DIR --port N --extension DIR [--pretend] [--seconds-a-step X]
+python webui.py --data DIR --port N --extension DIR [--forge] [--pretend] [--seconds-a-step X]
 """
 
 import argparse
@@ -18,6 +18,7 @@ def main():
     parser.add_argument("--data", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--extension", required=True)
+    parser.add_argument("--forge", action="store_true", help="be Forge: nothing loaded yet, and its quick settings")
     parser.add_argument("--pretend", action="store_true", help="training is played, not done")
     parser.add_argument("--seconds-a-step", type=float, default=0.05)
     parser.add_argument("--api-auth")
@@ -26,6 +27,9 @@ def main():
     sys.path.insert(0, str(HERE))
 
     import modules
+
+    if arguments.forge:
+        modules.as_forge()
     from modules import shared
 
     modules.start()
@@ -57,7 +61,7 @@ def load_script(extension):
 
 def page(extension):
     import gradio as gr
-    from modules import script_callbacks, shared
+    from modules import script_callbacks
 
     def seen(component, **arguments):
         script_callbacks.after_component_callback(component, **arguments)
@@ -78,11 +82,7 @@ def page(extension):
     style = (extension / "style.css").read_text(encoding="utf-8")
     major = int(gr.__version__.split(".")[0])
     with gr.Blocks(title="double", analytics_enabled=False, **({"css": style} if major < 6 else {})) as root:
-        from modules import sd_models
-
-        checkpoint = gr.Dropdown(label="Stable Diffusion checkpoint", choices=sd_models.checkpoint_tiles(),
-                                 value=lambda: shared.opts.sd_model_checkpoint, elem_id="setting_sd_model_checkpoint")
-        seen(checkpoint, elem_id="setting_sd_model_checkpoint", label="Stable Diffusion checkpoint")
+        quick_settings(root, seen)
         with gr.Tabs(elem_id="tabs"):
             for blocks, label, name in tabs:
                 with gr.TabItem(label, id=name, elem_id=f"tab_{name}"):
@@ -91,6 +91,19 @@ def page(extension):
         code = "\n".join(path.read_text(encoding="utf-8") for path in scripts)
         root.load(None, **{"js" if major >= 4 else "_js": f"() => {{ {code} }}"})
     return root, ({"css": style} if major >= 6 else {})
+
+
+def quick_settings(root, seen):
+    import gradio as gr
+    from modules import sd_models, shared
+
+    if hasattr(sd_models, "forge_model_reload"):
+        from modules_forge import main_entry
+
+        main_entry.make_checkpoint_manager_ui(root)
+        return
+    about = {"label": "Stable Diffusion checkpoint", "elem_id": "setting_sd_model_checkpoint"}
+    seen(gr.Dropdown(choices=sd_models.checkpoint_tiles(), value=lambda: shared.opts.sd_model_checkpoint, **about), **about)
 
 
 def render(prompt, steps):

@@ -11,6 +11,7 @@ from modules import extra_networks, paths, sd_models, shared
 
 calls = []  # what each rendering was made of
 step_s = 0.0
+need_global_unload = False  # Forge's
 at_step = None  # called at each step, for tests that act in the middle
 
 
@@ -50,8 +51,7 @@ class Processed:
 def process_images(p):
     for name, value in p.override_settings.items():
         shared.opts.set(name, value, is_api=True, run_callbacks=False)
-    sd_models.reload_model_weights()
-    model = sd_models.model_data.sd_model
+    model = sd_models.for_rendering()
     assert model.device == "cuda", f"rendering with a model on {model.device}"
     with open(os.path.join(paths.data_path, "params.txt"), "w", encoding="utf8") as stream:
         stream.write(str(p.prompt))

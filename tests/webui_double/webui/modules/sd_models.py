@@ -1,57 +1,15 @@
-"""Checkpoints: the title changes once the hash is known; what is not found is replaced, in silence, by the first."""
+"""Checkpoints: what is not found is replaced, in silence, by the first."""
 
 import collections
-import hashlib
 import os
 import threading
 import types
 
-from modules import paths, safe, sd_vae, shared
+from modules import safe, sd_vae, shared
+from modules.checkpoint_list import CheckpointInfo, checkpoint_aliases, checkpoints_list, list_models, model_path
 
-model_path = os.path.join(paths.models_path, "Stable-diffusion")
-checkpoints_list = {}
-checkpoint_aliases = {}
+__all__ = ["CheckpointInfo", "list_models", "model_path"]
 checkpoints_loaded = collections.OrderedDict()
-hashes = {}  # (file, size, mtime) -> sha256, as the WebUI's cache on disk
-
-
-class CheckpointInfo:
-    def __init__(self, filename):
-        self.filename = filename
-        self.name = os.path.basename(filename)
-        self.sha256 = hashes.get(_key(filename))
-        self.shorthash = self.sha256[:10] if self.sha256 else None
-        self.title = f"{self.name} [{self.shorthash}]" if self.shorthash else self.name
-        self.ids = [self.name, self.title]
-
-    def register(self):
-        checkpoints_list[self.title] = self
-        for name in self.ids:
-            checkpoint_aliases[name] = self
-
-    def calculate_shorthash(self):
-        with open(self.filename, "rb") as stream:
-            self.sha256 = hashes[_key(self.filename)] = hashlib.sha256(stream.read()).hexdigest()
-        self.shorthash = self.sha256[:10]
-        checkpoints_list.pop(self.title, None)
-        self.title = f"{self.name} [{self.shorthash}]"
-        self.ids.append(self.title)
-        self.register()
-        return self.shorthash
-
-
-def _key(filename):
-    status = os.stat(filename)
-    return filename, status.st_size, status.st_mtime_ns
-
-
-def list_models():
-    checkpoints_list.clear()
-    checkpoint_aliases.clear()
-    for folder in dict.fromkeys(filter(None, (shared.cmd_opts.ckpt_dir, model_path))):
-        for name in sorted(os.listdir(folder)):
-            if name.endswith((".ckpt", ".safetensors")):
-                CheckpointInfo(os.path.join(folder, name)).register()
 
 
 def checkpoint_tiles():
@@ -138,6 +96,11 @@ def reload_model_weights(sd_model=None, info=None, forced_reload=False):
     model_data.was_loaded_at_least_once = True
     sd_vae.load_for(model)
     return model
+
+
+def for_rendering():
+    reload_model_weights()
+    return model_data.sd_model
 
 
 def unload_model_weights(sd_model=None, info=None):

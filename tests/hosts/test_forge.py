@@ -1,0 +1,199 @@
+"""The adapter in the double as Forge: what is selected is loaded by the next picture, and lists show no hashes."""
+
+from dataclasses import replace
+
+import pytest
+
+from dreambooth_ext.errors import HostError
+from dreambooth_ext.host import Txt2Img
+from dreambooth_ext.progress import Progress
+
+REQUEST = Txt2Img("dog", (1, 2), steps=2, width=16, height=16)
+
+
+@pytest.fixture
+def webui(tmp_path):
+    import double
+
+    with double.running(tmp_path / "webui", {"a-first.ckpt": b"first", "base.ckpt": b"base"}, forge=True) as running:
+        yield running
+
+
+@pytest.fixture
+def host(webui):
+    from dreambooth_ext.hosts.detect import webui_host
+
+    webui_host.cache_clear()
+    yield webui_host()
+    webui_host.cache_clear()
+
+
+@pytest.fixture
+def progress():
+    heard = []
+    progress = Progress(heard.append)
+    progress.heard = heard
+    return progress
+
+
+def said(progress):
+    return "\n".join(report.text for report in progress.heard if report.phase == "log")
+
+
+def in_memory(webui):
+    return webui.sd_models.model_data.sd_model
+
+
+def next_picture(webui):
+    """What the user's own txt2img renders with: (name, content)."""
+    model = webui.sd_models.for_rendering()
+    return model.sd_checkpoint_info.name, model.content
+
+
+def loaded(host):
+    return [checkpoint.title for checkpoint in host.checkpoints() if checkpoint.loaded]
+
+
+def train(host, base, progress, name="rex.ckpt", content=b"trained", *, class_images=True):
+    path = host.models_dir / name
+    with host.job("run", progress):
+        if class_images:
+            list(host.txt2img(base, REQUEST, progress))
+        with host.free_gpu():
+            path.write_bytes(content)
+        host.select(path)
+    return path
+
+
+def test_it_is_told_by_what_it_offers_and_nothing_is_loaded_yet(host, webui):
+    assert host.name == "Forge" and host.provenance()["host"] == "Forge"
+    assert not hasattr(in_memory(webui), "content")
+    assert [(c.path.name, c.title, c.loaded) for c in host.checkpoints()] == [
+        ("a-first.ckpt", "a-first.ckpt", True), ("base.ckpt", "base.ckpt", False)]
+
+
+@pytest.mark.parametrize("class_images", [True, False])
+def test_the_published_model_counts_as_loaded_and_renders_the_next_picture(host, webui, base, progress, class_images):
+    """Though the base, which rendered the class images, is still in memory: the page's list must not go back to it."""
+    train(host, base, progress, class_images=class_images)
+    assert loaded(host) == ["rex.ckpt"] and webui.opts.sd_model_checkpoint == "rex.ckpt"
+    assert "rex.ckpt is selected." in said(progress) and webui.opts.saved
+    assert next_picture(webui) == ("rex.ckpt", b"trained")
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_titles_are_those_of_its_own_list(host, webui, base, progress, short):
+    """With a hash, which is known once a model was loaded, the field of the next page would be empty."""
+    webui.opts.data["sd_checkpoint_dropdown_use_short"] = short
+    list(host.txt2img(base, REQUEST, progress))
+    host.select(base)
+    tiles = webui.sd_models.checkpoint_tiles(short)
+    assert [checkpoint.title for checkpoint in host.checkpoints()] == tiles
+    assert loaded(host) == [webui.opts.sd_model_checkpoint] and webui.opts.sd_model_checkpoint in tiles
+
+
+def test_two_files_that_differ_by_their_suffix_alone_are_told_apart_in_short_titles_too(host, webui, base):
+    webui.opts.data["sd_checkpoint_dropdown_use_short"] = True
+    other = base.with_suffix(".safetensors")
+    other.write_bytes(b"other")
+    for path in (base, other):
+        host.select(path)
+        assert next_picture(webui)[0] == path.name
+
+
+def test_weights_stay_on_the_device_between_batches(host, webui, base, progress):
+    from backend import memory_management
+
+    with host.job("run", progress):
+        for _ in range(3):
+            list(host.txt2img(base, REQUEST, progress))
+    assert memory_management.moves == ["in"]
+
+
+def test_the_users_settings_do_not_act_on_class_images_and_are_in_effect_afterwards(host, webui, base, progress):
+    before = dict(webui.opts.data)
+    list(host.txt2img(base, REQUEST, progress))
+    made_of = webui.processing.calls[-1]
+    assert (made_of["checkpoint"], made_of["vae"], made_of["clip_skip"]) == ("base.ckpt", None, 1)
+    assert in_memory(webui).weights is None  # not in 4 bits
+    assert webui.opts.data == before
+    assert next_picture(webui)[0] == "a-first.ckpt"
+    assert (in_memory(webui).vae, in_memory(webui).weights) == ("user.vae.pt", "nf4")
+
+
+@pytest.mark.parametrize("rendered_before", [True, False])
+def test_the_lora_of_the_last_picture_is_taken_out_of_the_model(host, webui, base, progress, rendered_before):
+    if rendered_before:
+        next_picture(webui)
+        webui.extra_networks.loaded[:] = ["the LoRA of the last txt2img"]
+    list(host.txt2img(webui.folder / "a-first.ckpt", REQUEST, progress))
+    assert webui.processing.calls[-1]["networks"] == () and webui.extra_networks.complaints == []
+
+
+def test_a_model_that_it_takes_for_another_kind_renders_nothing(host, webui, base, progress):
+    asked = replace(REQUEST, prediction_type="v_prediction")
+    with pytest.raises(HostError) as refused:
+        list(host.txt2img(base, asked, progress))
+    assert refused.value.why == "the WebUI takes it for epsilon"
+    base.with_suffix(".yaml").write_text("model: its makers' own")
+    webui.sd_models.model_data.forge_hash = ""  # as after a restart
+    assert len(list(host.txt2img(base, asked, progress))) == 2
+
+
+def test_a_file_that_it_does_not_recognise_is_told_and_the_users_model_renders_again(host, webui, progress):
+    (webui.folder / "bad.ckpt").write_bytes(b"rejected")
+    with pytest.raises(HostError, match=r"bad\.ckpt.*Forge does not know it.*\n?.*Keep the class as it is"):
+        list(host.txt2img(webui.folder / "bad.ckpt", REQUEST, progress))
+    assert next_picture(webui) == ("a-first.ckpt", b"first")
+
+
+@pytest.mark.parametrize("class_images", [True, False])
+def test_publishing_over_the_selected_file_renders_its_new_content(host, webui, base, progress, class_images):
+    train(host, base, progress)
+    assert next_picture(webui) == ("rex.ckpt", b"trained")
+    train(host, base, progress, content=b"trained again", class_images=class_images)
+    assert ("written anew" in said(progress)) != class_images  # then the base was in its place anyway
+    assert next_picture(webui) == ("rex.ckpt", b"trained again") and loaded(host) == ["rex.ckpt"]
+
+
+def test_publishing_over_the_file_in_memory_while_another_is_selected_renders_its_new_content(host, webui, base, progress):
+    train(host, base, progress)
+    assert next_picture(webui) == ("rex.ckpt", b"trained")
+    host.select(base)  # and no picture by it
+    train(host, base, progress, content=b"trained again", class_images=False)
+    assert next_picture(webui) == ("rex.ckpt", b"trained again")
+
+
+@pytest.mark.parametrize("ram_too", [True, False])
+def test_its_model_leaves_the_device_and_comes_back_with_the_next_picture(host, webui, base, progress, ram_too):
+    webui.opts.data["dreambooth_free_ram"] = ram_too
+    next_picture(webui)
+    with host.job("run", progress), host.free_gpu():
+        assert getattr(in_memory(webui), "device", "cpu") == "cpu"
+        assert hasattr(in_memory(webui), "content") != ram_too
+    assert next_picture(webui) == ("a-first.ckpt", b"first") and in_memory(webui).device == "cuda"
+
+
+def test_a_lora_is_listed_and_the_selected_model_stays(host, webui, progress):
+    with host.job("run", progress):
+        host.select(host.lora_dir / "rex.safetensors")
+    assert "rex.safetensors is in the list of LoRAs." in said(progress) and "selected" not in said(progress)
+    assert loaded(host) == ["a-first.ckpt"]
+
+
+def test_under_frozen_settings_nothing_is_selected_and_it_says_so(host, webui, base, progress):
+    webui.shared.cmd_opts.freeze_settings = True
+    train(host, base, progress)
+    assert "rex.ckpt is to be selected: " in said(progress) and loaded(host) == ["a-first.ckpt"]
+
+
+def test_no_checkpoint_at_all(tmp_path):
+    import double
+
+    from dreambooth_ext.hosts.forge import ForgeHost
+
+    with double.running(tmp_path / "empty", {}, forge=True):
+        host = ForgeHost()
+        assert host.checkpoints() == []
+        with host.job("run", Progress()), host.free_gpu():
+            pass
