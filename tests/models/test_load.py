@@ -118,7 +118,8 @@ def test_diffusers_loads_the_folder_and_encodes_alike(loaded, family):
     if family is SDXL:
         assert torch.allclose(theirs[2], ours.pooled, atol=1e-5)
     assert pipeline.scheduler.config.prediction_type == "epsilon" and not pipeline.scheduler.config.clip_sample
-    assert all(torch.equal(tensor, tensors_of(pipeline.unet)[name]) for name, tensor in tensors_of(model.unet).items())
+    loaded_by_them = tensors_of(pipeline.unet)
+    assert all(torch.equal(tensor, loaded_by_them[name]) for name, tensor in tensors_of(model.unet).items())
 
 
 def test_size_and_heads_come_from_the_file_and_its_sidecar(specimens):
@@ -208,7 +209,8 @@ def test_old_names_of_attention_and_text_encoder_load(tmp_path, specimens):
     shutil.copy(specimens("sd1").with_suffix(".yaml"), path.with_suffix(".yaml"))
     old, new = load_checkpoint(path), load_checkpoint(specimens("sd1"))
     for part, module in new.parts.items():
-        assert all(torch.equal(tensor, tensors_of(old.parts[part])[name]) for name, tensor in tensors_of(module).items())
+        other = tensors_of(old.parts[part])
+        assert all(torch.equal(tensor, other[name]) for name, tensor in tensors_of(module).items())
 
 
 @pytest.mark.parametrize("form", ["whole", "ldm", "diffusers", "early diffusers"])
