@@ -24,6 +24,10 @@ from .lora_keys import BASE_VERSIONS, LoraNames, target_layers
 from .networks import built, shapes_of
 
 _ENDS = (".lora_down.weight", ".lora_up.weight", ".alpha")
+_OTHER_KINDS = ((".dora_scale", "a DoRA"), (".hada_", "a LoHa"), (".lokr_", "a LoKr"),
+                (".oft_", "an OFT"), ("oft_blocks", "an OFT"), (".lora_mid.", "a LoCon with a third factor"),
+                (".lora_A.", "a LoRA under the names of PEFT"),
+                (".lora.up.", "a LoRA under the names of diffusers"), ("_lora.up.", "a LoRA under the names of diffusers"))
 Layer = tuple[str, str]  # part ("unet", "text_encoder", ...) and path, in our names
 
 
@@ -248,7 +252,9 @@ def _stems(file: CheckpointFile, asked: str) -> list[str]:
     for name in file.entries:
         stem = next((name.removesuffix(end) for end in _ENDS if name.endswith(end)), None)
         if stem is None:
-            raise UnsupportedFamily(asked, f"it is no plain LoRA ({name})", "Only plain LoRA files can be used here.")
+            kind = next((kind for sign, kind in _OTHER_KINDS if any(sign in each for each in file.entries)), name)
+            raise UnsupportedFamily(asked, f"it is no plain LoRA ({kind})",
+                                    "Only plain LoRA files, as sd-scripts names their tensors, can be used here.")
         stems.add(stem)
     if not stems:
         raise MissingTensors(asked, "it is empty", "Choose another file.")

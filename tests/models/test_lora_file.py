@@ -144,18 +144,27 @@ def test_a_lora_of_another_base_is_refused(tmp_path, specimens):
     assert not list(tmp_path.glob("merged*")) and not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.fixture(scope="module")
+def whole_lora(tmp_path_factory, tiny_base):
+    folder = tmp_path_factory.mktemp("whole")
+    trained = run_file(folder / "lora.safetensors", tiny_base, parts=("text_encoder",))
+    return publish_lora(trained, tiny_base, folder, "dog")
+
+
 @pytest.mark.parametrize("change, error, text", [
     (lambda tensors, stem: tensors.pop(f"{stem}.lora_up.weight"), MissingTensors, "incomplete"),
     (lambda tensors, stem: tensors.update({f"{stem}.lora_up.weight": torch.zeros(3, 2)}), MissingTensors, "another size"),
     (lambda tensors, stem: tensors.update({f"{stem}.lora_up.weight": torch.zeros(0)}), MissingTensors, "another size"),
     (lambda tensors, stem: tensors[f"{stem}.lora_down.weight"].fill_(float("nan")), BadNumbers, "NaN"),
-    (lambda tensors, stem: tensors.update({f"{stem}.dora_scale": torch.zeros(1)}), UnsupportedFamily, "no plain LoRA"),
+    (lambda tensors, stem: tensors.update({f"{stem}.dora_scale": torch.zeros(1)}), UnsupportedFamily, r"no plain LoRA \(a DoRA"),
+    (lambda tensors, stem: tensors.update({f"{stem}.lora_mid.weight": torch.zeros(1)}), UnsupportedFamily, "third factor"),
+    (lambda tensors, stem: tensors.update({"unet.to_q.lora_A.weight": torch.zeros(1)}), UnsupportedFamily, "names of PEFT"),
+    (lambda tensors, stem: tensors.update({f"{stem}.lokr_w1": torch.zeros(1)}), UnsupportedFamily, "a LoKr"),
+    (lambda tensors, stem: tensors.update({"other": torch.zeros(1)}), UnsupportedFamily, r"no plain LoRA \(other"),
     (lambda tensors, stem: tensors.update({f"{stem}.alpha": torch.zeros(2)}), MissingTensors, "no number"),
 ])
-def test_a_broken_lora_is_refused(tmp_path, tiny_base, change, error, text):
-    trained = run_file(tmp_path / "lora.safetensors", tiny_base, parts=("text_encoder",))
-    lora = publish_lora(trained, tiny_base, tmp_path, "dog")
-    tensors = load_file(lora)
+def test_a_broken_lora_is_refused(tmp_path, tiny_base, whole_lora, change, error, text):
+    tensors = load_file(whole_lora)
     change(tensors, "lora_te_text_model_encoder_layers_3_mlp_fc1")
     save_file(tensors, tmp_path / "broken.safetensors")
     with pytest.raises(error, match=text):
