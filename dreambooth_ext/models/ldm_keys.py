@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
@@ -226,38 +225,3 @@ def present_vae_name(name: str) -> str:
     for early, now in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
         name = name.replace(f".attentions.0.{early}.", f".attentions.0.{now}.")
     return name
-
-
-# One name at a time, for who has a diffusers module of known structure and wants to name it as a file does.
-UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
-
-
-def unet_name(name: str, layers_per_block: int, attention: tuple[bool, ...]) -> str:
-    """The file's name, without prefix, of a UNet's tensor. `attention` tells which levels have it. Raises KeyError."""
-    return _unet_names(layers_per_block, attention)[name]
-
-
-def vae_name(name: str, levels: int) -> str:
-    """The file's name, without prefix, of a VAE's tensor. Raises KeyError."""
-    return _vae_names(levels)[name]
-
-
-def text_name(name: str) -> str:
-    """The file's name, without prefix, of a CLIP text encoder's tensor."""
-    return f"text_model.{canonical(name)}"
-
-
-def is_vae_projection(ldm_name: str) -> bool:
-    """True for the weights that the file keeps as 1x1 convolutions and diffusers as linear layers."""
-    return ".mid.attn_1." in ldm_name and ldm_name.endswith((".q.weight", ".k.weight", ".v.weight", ".proj_out.weight"))
-
-
-@cache
-def _unet_names(layers: int, attention: tuple[bool, ...]) -> dict[str, str]:
-    levels = [Level(0, layers, int(has)) for has in attention]
-    return {rule.ours[0]: rule.ldm for rule in unet_rules(levels, 1, "")}
-
-
-@cache
-def _vae_names(levels: int) -> dict[str, str]:
-    return {rule.ours[0]: rule.ldm for rule in vae_rules([2] * levels, [3] * levels, "")}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from ..models import ldm_keys
-from . import networks, train_decoder, train_unet
+from ..models.config_layout import layout_of_config
+from ..models.convert import to_ldm
+from ..models.family import SD1
+from ..models.networks import tensors_of
+from . import train_decoder, train_unet
 
 MOST_BYTES = 32_000_000
 METADATA = {
@@ -43,15 +47,12 @@ def ldm_state(out: Path) -> dict[str, torch.Tensor]:
     unet, text = train_unet.load_average(out)
     vae = train_decoder.load_vae(out)
     state = schedule_buffers()
-    for key, value in unet.state_dict().items():
-        state[ldm_keys.UNET_PREFIX + ldm_keys.unet_name(key, 2, (True, True, True, False))] = value.half()
-    for key, value in vae.state_dict().items():
-        name = ldm_keys.VAE_PREFIX + ldm_keys.vae_name(key, len(networks.VAE_CHANNELS))
-        state[name] = (value[:, :, None, None] if ldm_keys.is_vae_projection(name) else value).half()
-    for key, value in text.state_dict().items():
-        if not key.endswith("position_ids"):
-            state[ldm_keys.TEXT_PREFIX + ldm_keys.text_name(key)] = value.half()
-    state[ldm_keys.TEXT_PREFIX + "text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    for part, module in (("unet", unet), ("vae", vae), ("text_encoder", text)):
+        ours, config = tensors_of(module), module.config
+        layout = layout_of_config(part, config if isinstance(config, Mapping) else config.to_dict(), SD1)
+        rules = [rule for rule in layout.rules if rule.ours[0] in ours]
+        state |= {name: value.half() for name, value in to_ldm(ours, rules).items()}
+    state[f"{SD1.text_encoders[0].prefix}embeddings.position_ids"] = torch.arange(77)[None]
     return {name: value.contiguous() for name, value in state.items()}
 
 
