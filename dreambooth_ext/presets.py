@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import BYTES_AT_MOST, Concept, TrainConfig, migrated
+from .config import BYTES_AT_MOST, VERSION, Concept, TrainConfig, migrated
 from .errors import ConfigError
 from .files import require_safe_name, write_json
 
@@ -62,7 +62,7 @@ def save(name: str, config: TrainConfig, folder: Path) -> Path:
             value = getattr(owner, field.name)
             if field.name not in OF_ONE_RUN | {"concepts"} and value != field.default:
                 values[field.name] = value
-    write_json(path, {"version": 1, **values})
+    write_json(path, {"version": VERSION, **values})
     return path
 
 

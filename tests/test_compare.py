@@ -203,7 +203,7 @@ def test_a_finished_run_goes_on_to_more_steps(run, host):
 
 
 @pytest.mark.parametrize(("snapshot", "steps", "error", "told"), [
-    ("step-000003", None, ResumeError, "step-000002, step-000004"), ("../rex", None, Exception, ""),
+    ("step-000003", None, ResumeError, "step-000002, step-000004"), ("../rex", None, UnsafePath, "the snapshot is to be"),
     ("step-000004", None, ConfigError, "--steps"), ("step-000002", 2, ConfigError, "--steps"),
     ("", "many", ConfigError, "--steps"), ("", 3, ConfigError, "--steps"), ("", 10**9, ConfigError, "--steps"),
 ])
