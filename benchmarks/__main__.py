@@ -32,6 +32,7 @@ ON_A_GPU: tuple[Part, ...] = (
     ("bench_step", ("--base", SD1_BASE, "--batch", "16", "8", "--steps", "20", "--speed-ups", "graphs", "none")),
     ("bench_step", ("--base", SD1_BASE, "--batch", "16", "--steps", "20", "--speed-ups", "compile", "--no-plain")),
     ("bench_memory", ("--base", SD1_BASE, "--profiles", "balanced", "fast", "--steps", "8")),
+    ("bench_memory", ("--base", SD1_BASE, "--lora-rank", "16", "--profiles", "balanced", "fast", "--steps", "8")),
     ("bench_step", ("--base", SD1_BASE, "--batch", "1", "--steps", "40", "--speed-ups", "compile", "--no-plain")),
     ("bench_optimizer", ()),
 )

@@ -1,7 +1,7 @@
 """What each memory profile needs: bytes of weights, gradients and optimizer state by the estimate, and the measured peak.
 
     python -m benchmarks.bench_memory [--family sd1] [--profiles low ultra] [--resolution 512] [--steps 4] [--unet-only]
-                                      [--base FILE] [--folder DIR]
+                                      [--lora-rank N] [--base FILE] [--folder DIR]
 
 A base of full size with random weights is written to DIR (2.1 GB for SD 1.5) and removed afterwards, or FILE is taken. Each
 profile trains UNet and text encoder (or the UNet alone) with prior preservation, batch 1 + 1, in a process of its own, with one
@@ -43,11 +43,11 @@ from .memory import AnonymousMemory
 GIB = 2**30
 
 
-def settings(base: Path, folder: Path, profile: str, resolution: int, steps: int, unet_only: bool = False) -> TrainConfig:
+def settings(base: Path, folder: Path, profile: str, resolution: int, steps: int, **more: Any) -> TrainConfig:
     return TrainConfig(
         base=str(base), concepts=(Concept(instance_dir=str(folder), token="rxz", class_noun="dog"),), output_name=profile,
         runs_dir=str(folder / "runs"), models_dir=str(folder / "models"), resolution=resolution, steps=steps,
-        memory_profile=profile, train_text_encoder=not unet_only, preview_steps=2, preview_every=steps, snapshot_every=steps)
+        memory_profile=profile, preview_steps=2, preview_every=steps, snapshot_every=steps, **more)
 
 
 def pictures(folder: Path, resolution: int) -> TrainingSet:
@@ -60,7 +60,7 @@ def pictures(folder: Path, resolution: int) -> TrainingSet:
     return TrainingSet((images[0],), (images[1],))
 
 
-def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int, unet_only: bool) -> dict[str, Any]:
+def measure(config: TrainConfig) -> dict[str, Any]:
     """Bytes at the peak, the phase in which it was reached and steps a second, in this process, which must have trained
     nothing before."""
     import accelerate  # noqa: F401  part of the baseline, like all other imports
@@ -68,7 +68,8 @@ def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int,
     import transformers.models.clip.modeling_clip  # noqa: F401
     from torch import _dynamo  # noqa: F401  gradient checkpointing asks for it
 
-    config = settings(base, folder, profile, resolution, steps, unet_only)
+    base, folder = Path(config.base), Path(config.concepts[0].instance_dir)
+    dataset = pictures(folder, config.resolution or 0)
     run = RunFolder.for_config(config)
     run.create(config)
     times: list[float] = []
@@ -86,7 +87,7 @@ def measure(base: Path, folder: Path, profile: str, resolution: int, steps: int,
             peaks.append((most(), phase))
 
     with memory or nullcontext():
-        train(config, load_checkpoint(base, dtypes=loaded_dtypes(config)), pictures(folder, resolution), run, Progress(hear))
+        train(config, load_checkpoint(base, dtypes=loaded_dtypes(config)), dataset, run, Progress(hear))
     peak = most()
     return {"peak": peak, "phase": next((phase for bytes_, phase in peaks if bytes_ >= peak), "result"),
             "steps_per_s": pace(times)}
@@ -97,12 +98,11 @@ def pace(times: list[float]) -> float | None:
     return (len(times) - 3) / (times[-3] - times[0]) if len(times) > 3 else None
 
 
-def in_a_process(base: Path, folder: Path, profile: str, resolution: int, steps: int, unet_only: bool) -> dict[str, Any]:
-    """What `measure` finds, or {"fault": sentence}."""
-    place = folder / profile
+def in_a_process(config: TrainConfig) -> dict[str, Any]:
+    """What `measure` finds, or {"fault": sentence}. The pictures' folder is made, and removed with all that is in it."""
+    place = Path(config.concepts[0].instance_dir)
     place.mkdir()
-    call = [sys.executable, "-m", "benchmarks.bench_memory", "--child", str(base), str(place), profile, str(resolution), str(steps)]
-    call += ["--unet-only"] if unet_only else []
+    call = [sys.executable, "-m", "benchmarks.bench_memory", "--child", json.dumps(config.to_dict())]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     shutil.rmtree(place)  # up to 19 GB
     if done.returncode:
@@ -117,30 +117,32 @@ def main() -> None:
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES))
     parser.add_argument("--resolution", type=int, default=None)
     parser.add_argument("--unet-only", action="store_true", help="leave the text encoders as they are")
+    parser.add_argument("--lora-rank", type=int, default=0, help="train a LoRA of this rank instead")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--base", type=Path, default=None)
     parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--child", nargs=5, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     if parsed.child:
-        base, folder, profile, resolution, steps = parsed.child
-        print(json.dumps(measure(Path(base), Path(folder), profile, int(resolution), int(steps), parsed.unet_only)))
+        print(json.dumps(measure(TrainConfig.from_dict(json.loads(parsed.child)))))
         return
     family = next(family for family in FAMILIES if family.key == parsed.family)
     side = parsed.resolution or family.resolution
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     with tempfile.TemporaryDirectory(dir=parsed.folder) as name:
         base = parsed.base or specimen(family, size=FULL[family.key]).write(Path(name) / "base.safetensors", torch.float16)
-        trained = "UNet alone" if parsed.unet_only else "UNet and text encoders"
+        trained = f"a LoRA of rank {parsed.lora_rank}, " if parsed.lora_rank else ""
+        trained += "UNet alone" if parsed.unet_only else "UNet and text encoders"
         print(f"{family.name}, {trained}, {side} px, batch 1 + 1, {parsed.steps} steps, on {where}. All in GiB.")
         head = ("profile", "weights", "gradients", "optimizer", "activations", "sum", "measured", "steps/s", "in")
         print("".join(f"{word:>13}" for word in head), flush=True)
-        config = settings(base, Path(name), parsed.profiles[0], side, parsed.steps, parsed.unet_only)
-        for profile, row in zip(parsed.profiles, estimate(config, profiles=parsed.profiles), strict=True):
-            found = in_a_process(base, Path(name), profile, side, parsed.steps, parsed.unet_only)
+        more = {"train_text_encoder": not parsed.unet_only, "lora_rank": parsed.lora_rank}
+        wished = [settings(base, Path(name) / profile, profile, side, parsed.steps, **more) for profile in parsed.profiles]
+        for config, row in zip(wished, estimate(wished[0], profiles=parsed.profiles), strict=True):
+            found = in_a_process(config)
             parts = (row.weights, row.gradients, row.optimizer_state, row.activations)
             counted = "".join(f"{value / GIB:13.2f}" for value in (*parts, sum(parts)))
-            print(f"{profile:>13}{counted}{told(found)}", flush=True)
+            print(f"{config.memory_profile:>13}{counted}{told(found)}", flush=True)
 
 
 def told(found: dict[str, Any]) -> str:

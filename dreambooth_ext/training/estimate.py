@@ -20,6 +20,7 @@ from ..models.text_encoder import encode_tokens
 from ..models.unet import predict
 from . import precision
 from .activations import Held, peak_bytes
+from .gradient_checkpointing import checkpoint_gradients
 from .half_copies import COLLECTED_BYTES
 from .lora import Lora
 from .memory import AUTO_ORDER, PROFILES, Plan, faults, free_bytes, plan_for, processes
@@ -175,9 +176,10 @@ def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, traine
     # On a CPU bf16 weights are widened layer by layer, and everything between the layers is fp32.
     half = (plan.computes_in_bf16 and plan.device != "cpu") or plan.autocast != "no"
     dtype = torch.bfloat16 if half else torch.float32
+    hooks = []
     for module in trained.values():
         module.to(dtype).train()
-        _checkpoint(module, plan.gradient_checkpointing)
+        hooks += checkpoint_gradients(module, plan.gradient_checkpointing)
     weights = [parameter for module in trained.values() for parameter in module.parameters()]
     learnt = [parameter for parameter in weights if parameter.requires_grad]
     gradient, cast = (4, 2 if _casts(plan) else 0) if _grow(plan) else (0, 0)  # bytes; autocast's go as gradients come
@@ -188,7 +190,7 @@ def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, traine
         parameter.grad = None
         held.bytes += (gradient - cast) * parameter.numel()
 
-    hooks = [parameter.register_post_accumulate_grad_hook(come) for parameter in learnt]
+    hooks += [parameter.register_post_accumulate_grad_hook(come) for parameter in learnt]
     side = (config.resolution or model.resolution) // 8
     pictures = config.train_batch_size * (2 if config.with_prior_preservation else 1)
     channels = model.unet.config.in_channels
@@ -208,10 +210,3 @@ def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, traine
     for hook in hooks:
         hook.remove()
     return peak - gradient * sum(parameter.numel() for parameter in learnt)
-
-
-def _checkpoint(module: Any, wanted: bool) -> None:
-    if hasattr(module, "enable_gradient_checkpointing"):
-        (module.enable_gradient_checkpointing if wanted else module.disable_gradient_checkpointing)()
-    else:
-        (module.gradient_checkpointing_enable if wanted else module.gradient_checkpointing_disable)()

@@ -21,6 +21,7 @@ from .checkpoint import Kept, Weights, bytes_of
 from .conditioning import Prompts, freeze_unread
 from .ema import Ema
 from .figures import Figures
+from .gradient_checkpointing import checkpoint_gradients
 from .half_copies import HalfCopies
 from .lora import FILE, Lora
 from .memory import DTYPES, Plan, release
@@ -80,7 +81,7 @@ class Session:
             if not plan.sharded:  # else each block is moved as it is split
                 module.to(self.device, memory_format=torch.channels_last if plan.channels_last else torch.preserve_format)
             if plan.gradient_checkpointing:
-                self._hooks += _checkpoint_gradients(module)
+                self._hooks += checkpoint_gradients(module)
         if plan.half_copies:
             self._halves = HalfCopies(self.modules, at_end=self.accelerator.num_processes > 1)
         if plan.computes_in_bf16 and self.device.type == "cpu":
@@ -334,20 +335,3 @@ class Session:
     def _base_lr(self, part: str) -> float:
         own = self.config.text_encoder_learning_rate if part.startswith(TEXT_ENCODER) else None
         return self.config.learning_rate if own is None else own
-
-
-def _checkpoint_gradients(module: Any) -> list[Any]:
-    """Returns the hooks that this took.
-
-    Transformers before 5 checkpoints a layer by a function of torch's that gives no gradients to what is inside unless what goes
-    in wants one. Below adapters nothing does: a LoRA's text encoders would learn nothing, without a word.
-    """
-    if hasattr(module, "enable_gradient_checkpointing"):
-        module.enable_gradient_checkpointing()
-        return []
-    module.gradient_checkpointing_enable()
-    return [module.get_input_embeddings().register_forward_hook(_want_gradient)]
-
-
-def _want_gradient(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return output.requires_grad_() if torch.is_grad_enabled() and not output.requires_grad else output

@@ -50,6 +50,16 @@ def test_a_cut_run_ends_like_a_whole_one(profile, tiny, tiny_model, tiny_dataset
     assert [entry["loss"] for entry in whole.metrics()] == [entry["loss"] for entry in cut.metrics()]
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_weight_learns(profile, tiny_model, tiny_dataset, config, tmp_path):
+    config = dataclasses.replace(config, memory_profile=profile, learning_rate=1e-2, adam_weight_decay=0.0)
+    before = weights_of(tiny_model)
+    train(config, tiny_model, tiny_dataset, fresh_run(tmp_path / "run", config), Progress())
+    after = weights_of(tiny_model)
+    still = {name for name, tensor in after.items() if torch.equal(tensor, before[name].to(tensor.dtype))}
+    assert {name for name in still if not name.startswith("vae.")} <= {"text_encoder.text_model.embeddings.position_ids"}
+
+
 @pytest.mark.parametrize("profile", ["low", "offload", "balanced"])
 def test_a_profile_learns_what_plain_adamw_learns(profile, tiny, tiny_model, tiny_dataset, config, tmp_path):
     ends = {}
