@@ -176,11 +176,13 @@ def estimate(config: TrainConfig, profiles: Sequence[str] | None = None) -> list
     return estimate_memory(config, profiles=profiles)
 
 
-def memory_needed(config: TrainConfig) -> Any:
-    """The estimate of the profile that the settings, or "auto", stand for."""
+def memory_needed(config: TrainConfig, rows: Sequence[Any]) -> Any:
+    """Of `estimate`'s rows that of the profile that the settings, or "auto", stand for, with what is free now."""
+    from .training import memory, precision
     from .training.estimate import in_effect
 
-    return in_effect(config, estimate(config, None if config.memory_profile == "auto" else [config.memory_profile]))
+    free = memory.free_bytes(precision.device_of(config))
+    return in_effect(config, [replace(row, free=free) for row in rows])
 
 
 def dry_run(config: TrainConfig, progress: Progress) -> Any:

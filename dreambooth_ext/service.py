@@ -108,12 +108,17 @@ class Service:
         from . import recipe
 
         config = self.settings(values).validate()
+        run = self.require_free_name(config)
+        return self._train(run, lambda progress: recipe.train(config, self.host, progress))
+
+    def require_free_name(self, config: TrainConfig) -> RunFolder:
+        """The run that these settings would make. Raises ConfigError if there is one of its name, or a model of another origin."""
         run = RunFolder.for_config(config)
         if run.exists or self._is_queued(run):
             raise ConfigError([f"--output-name: a run named {run.path.name} is there already"],
                               "Choose another name, or continue that run in the list of runs.")
         require_new_model(config, config.output_name)
-        return self._train(run, lambda progress: recipe.train(config, self.host, progress))
+        return run
 
     def resume(self, name: str, snapshot: str = "", steps: int | None = None) -> Job:
         """Go on with a run: from one of its snapshots, if named, and to other `steps`, if given. What comes after that

@@ -53,7 +53,11 @@
         }
         notice(data);
         lock(data);
+        const form = byId('dreambooth_left'), formSeen = Boolean(visible && form && form.offsetParent !== null);
+        if (formSeen && page.formSeen === false) judge();
+        page.formSeen = formSeen;
         if (!visible) return;
+        showPicked();
         bringUpToDate();
         markChosen();
         confirm();
@@ -63,11 +67,22 @@
         scrollStrips();
     }
 
+    // What does not depend on the fields alone (the memory that is free, the names that are taken) may be another by now.
+    function judge() {
+        if (isUploading(Date.now())) page.unjudged = true;
+        else click('dreambooth_tell');
+    }
+
+    window.addEventListener('focus', () => { if (page.formSeen) judge(); });
+
     function notice(data) {
         const known = page.last;
         page.last = {job: data.job, state: data.state, waiting: data.waiting, phase: data.phase};
         const another = known && known.job && known.job !== data.job;
-        if (known && (known.waiting !== data.waiting || another)) click('dreambooth_runs_poll');
+        if (known && (known.waiting !== data.waiting || another)) {
+            click('dreambooth_runs_poll');
+            judge();
+        }
         if (another) click('dreambooth_choose_poll');
         if (isBusy(data.state)) {
             page.title = page.title || document.title;
@@ -133,11 +148,11 @@
         left.classList.toggle('dreambooth-is-locked', locked);
         const right = byId('dreambooth_right');
         if (right) right.classList.toggle('dreambooth-idle', !isBusy(data.state));
-        // In a narrow window the progress stands below a long form.
+        // In a narrow window the progress stands below a long form, in a wide one beside its top.
         if (page.pressed && isBusy(data.state)) {
             page.pressed = false;
-            const shown = byId('dreambooth_status');
-            if (shown.getBoundingClientRect().top > window.innerHeight - 100) shown.scrollIntoView({block: 'start'});
+            const shown = byId('dreambooth_status'), top = shown.getBoundingClientRect().top;
+            if (top < 0 || top > window.innerHeight - 100) shown.scrollIntoView({block: 'start'});
         }
     }
 
@@ -190,6 +205,14 @@
         });
         if (buttons.size) page.askedAgain = now;
         buttons.forEach(click);
+    }
+
+    // A picture that was clicked on is shown below the others.
+    function showPicked() {
+        const shown = byId('dreambooth_picture');
+        if (!page.picked || !shown || shown.offsetParent === null) return;
+        page.picked = false;
+        shown.scrollIntoView({block: 'nearest'});
     }
 
     // An open Review follows the pictures that are named.
@@ -296,7 +319,10 @@
         } else if ((element = found('.dreambooth-act'))) {
             if (!element.disabled) sayThenClick(element.dataset.into, element.dataset.value, element.dataset.then);
         } else if (found('.dreambooth-open-txt2img')) openInTxt2img(status() || {});
-        else if ((element = found('.dreambooth-shown'))) sayThenClick('dreambooth_review_name', element.dataset.name, 'dreambooth_review_pick');
+        else if ((element = found('.dreambooth-shown'))) {
+            page.picked = true;
+            sayThenClick('dreambooth_review_name', element.dataset.name, 'dreambooth_review_pick');
+        }
         else if ((element = found('.dreambooth-toggle'))) sayThenClick('dreambooth_review_name', element.dataset.name, 'dreambooth_review_toggle');
         else if ((element = found('.dreambooth-strike'))) sayThenClick('dreambooth_strike_name', element.dataset.name, 'dreambooth_strike');
         else if ((element = found('#dreambooth_previews img[data-file]'))) sayThenClick('dreambooth_enlarge_which', element.dataset.file, 'dreambooth_enlarge');

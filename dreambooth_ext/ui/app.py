@@ -17,7 +17,7 @@ PARTS = Path(__file__).resolve().parents[2]  # where style.css and javascript/ s
 # The WebUI gives its tabs the whole window; gradio alone does not.
 WIDE = """
 .gradio-container, .gradio-container .app, .gradio-container .main { max-width: 1800px !important; width: 100% !important; }
-.gradio-container { margin-inline: auto !important; }
+.gradio-container { margin-inline: auto !important; overflow: clip !important; }
 .gradio-container .app, .gradio-container .main { padding-inline: .8rem !important; margin-inline: auto; box-sizing: border-box; }
 """
 

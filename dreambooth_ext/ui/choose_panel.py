@@ -35,8 +35,7 @@ def build(service: Service, watch: WatchPanel) -> None:
     drawing = gr.HTML(value="", elem_id="dreambooth_choose_drawing", elem_classes=["dreambooth-said"])
     grid = gr.HTML(value=html.note("Looking at the runs ..."), elem_id="dreambooth_choose_grid")
     with gr.Row():
-        snapshot = gr.Dropdown(label="Snapshot", choices=[], interactive=True, elem_id="dreambooth_choose_snapshot",
-                               info="A click on a picture publishes its snapshot.")
+        snapshot = gr.Dropdown(label="Snapshot", choices=[], interactive=True, elem_id="dreambooth_choose_snapshot")
         publish = gr.Button("Publish" if service.host.name == "standalone" else "Publish and open in txt2img",
                             variant="primary", elem_id="dreambooth_choose_publish")
         back = gr.Button("Go on training from here ...", elem_id="dreambooth_choose_back")

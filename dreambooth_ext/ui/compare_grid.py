@@ -27,7 +27,7 @@ EXPLAINED = (
 def grid_html(service: Service, name: str) -> str:
     """The comparison if there is one, else the previews of training."""
     if not name:
-        return html.note("Snapshots of a run stand here side by side, of one seed, so that the best can be picked.")
+        return html.note("No run yet. A run's snapshots stand here side by side, of one seed, so that the best can be picked.")
     try:
         run = service.run(name)
         kept = service.snapshots(run)
@@ -74,8 +74,13 @@ def _compared(run: RunFolder, found: Comparison, kept: list[str]) -> str:
     table = (f'<div class="dreambooth-scroll"><table class="dreambooth-table dreambooth-compared"><thead><tr>{hint}{head}'
              f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
     seeds = f"seed {found.seeds[0]}" if len(found.seeds) == 1 else f"seeds {found.seeds[0]} to {found.seeds[-1]}"
-    how = f"{seeds}, {found.render_steps} steps, CFG {found.guidance_scale:g}, {found.side} px, by {found.host or 'the host'}"
-    return html.note(found.why, "good") + curve_of(found) + table + html.note(f"{how}. {EXPLAINED}", "small")
+    how = f"{seeds}, {found.render_steps} steps, CFG {found.guidance_scale:g}, {found.side} px{_by(found.host)}"
+    curve = f'<div class="dreambooth-scroll">{curve_of(found)}</div>'
+    return html.note(found.why, "good") + curve + table + html.note(f"{how}. {EXPLAINED}", "small")
+
+
+def _by(host: str) -> str:
+    return f", by {host}" if host not in ("", "standalone") else ""
 
 
 def curve_of(found: Comparison) -> str:

@@ -38,7 +38,7 @@ class ReviewPanel:
                 self.detail = gr.HTML(value="", elem_id="dreambooth_picture_detail")
                 with gr.Row():
                     self.choice = gr.Radio(label="What to do with it", choices=list(ADVICE), value="keep", interactive=True,
-                                           elem_id="dreambooth_picture_choice", info="fix: only the part below is used.")
+                                           elem_id="dreambooth_picture_choice", info="fix: only a part of it is used.")
                     self.box = gr.Textbox(label="Part to use (left, top, right, bottom)", max_lines=1, interactive=True,
                                           elem_id="dreambooth_picture_box", placeholder="draw it on the picture, or type it",
                                           info="In pixels. Empty: chosen by itself.")

@@ -136,4 +136,4 @@ def _previews(run: RunFolder) -> list[Path]:
 
 
 def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
+    return time.strftime("<time>%Y-%m-%d %H:%M</time>", time.localtime(seconds)) if seconds else ""

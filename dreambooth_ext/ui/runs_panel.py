@@ -20,7 +20,7 @@ from .watch_panel import WatchPanel, status_html
 
 BUTTONS = {
     "open": "Open", "resume": "Resume", "publish": "Publish again", "clone": "Use its settings", "folder": "Open its folder",
-    "report": "Report", "explain": "Explain this failure ...", "delete": "Delete ...",
+    "report": "Save its report", "explain": "Explain this failure ...", "delete": "Delete ...",
 }
 PLACES = {"up": -1, "down": 1}
 

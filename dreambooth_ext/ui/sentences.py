@@ -7,7 +7,7 @@ sentence says how far it is, and the page asks again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ OF_MEMORY = ("resolution", "train_batch_size", "with_prior_preservation", "train
              "prediction_type")
 OF_CLASS_IMAGES = ("resolution", "prediction_type", "clip_skip", "train_batch_size", "gradient_accumulation_steps", "class_steps",
                    "class_guidance_scale", "foreign_class_images", "seed", "runs_dir")
+LEANER_THAN = {"none": ("balanced", "low", "ultra"), "fast": ("balanced", "low", "ultra"), "balanced": ("low", "ultra"),
+               "low": ("ultra",)}
 USUAL_RESOLUTION = 512
 
 
@@ -118,7 +120,9 @@ class Sentences:
         return html.note(text + self._duration(values, steps) + ".")
 
     def memory(self, values: Mapping[str, Any]) -> str:
-        """What the memory profile needs of the card, against what is free."""
+        """What the memory profile needs of the card, against what is free at this moment."""
+        from ..recipe import estimate
+
         if not values.get("base") or not values.get("instance_dir"):
             return ""  # nobody is about to train yet
         try:
@@ -127,13 +131,13 @@ class Sentences:
         except (DreamboothError, OSError):
             return ""  # the fields themselves say why
 
-        def find(progress: Progress) -> str:
-            return memory_sentence(config, self._service.host.name)
-
-        answer = self.lookups.ask("memory", key, find, lane="memory", patient=False)
+        profiles = None if config.memory_profile == "auto" else [config.memory_profile]
+        answer = self.lookups.ask("memory", key, lambda progress: estimate(config, profiles), lane="memory", patient=False)
         if answer.error is not None:
             return ""  # the step of the model says what is wrong with it
-        return _looked_at(lambda: answer, lambda text: text, "Working out what memory this takes")
+        is_busy = self._service.jobs.running is not None
+        return _looked_at(lambda: answer, lambda rows: memory_sentence(config, rows, self._service.host.name, is_busy),
+                          "Working out what memory this takes")
 
     def unusable(self, values: Mapping[str, Any]) -> list[str]:
         """Labels of the fields of which `model` and `pictures` say that no run can start from what they name."""
@@ -281,18 +285,27 @@ def _nothing(progress: Progress) -> None:
     """Of an answer that waits for another one."""
 
 
-def memory_sentence(config: TrainConfig, host: str) -> str:
-    """What the settings' memory profile will need, as HTML. Raises the errors of training/estimate.py."""
+def memory_sentence(config: TrainConfig, rows: Sequence[Any], host: str, is_busy: bool) -> str:
+    """What the settings' memory profile will need, as HTML. While something `is_busy`, what is free tells nothing of later."""
     from ..recipe import memory_needed
 
-    row = memory_needed(config)
+    row = memory_needed(config, rows)
+    if is_busy and config.memory_profile == "auto" and row.profile != "none":
+        return html.note("Memory: the first profile that fits is taken when the run starts.")
     name = "these settings need" if row.profile == "none" else f"{row.profile} needs"
+    if is_busy:
+        return html.note(f"Memory: {name} about {gib(row.total)}.")
     text = f"Memory: {name} about {gib(row.total)}, {gib(row.free)} are free."
     if row.fits:
         return html.note(text)
-    room = " The WebUI's own model makes room when training starts." if host != "standalone" else ""
-    leaner = " Choose a leaner profile: balanced, low, then ultra." if not row.why_not else f" {row.why_not}."
-    return html.note(text + leaner + room, "warning")
+    if row.why_not:
+        return html.note(f"{text} {row.why_not}.", "warning")
+    leaner = LEANER_THAN.get(row.profile, ())
+    instead = f"choose a leaner profile: {', then '.join(leaner)}" if leaner else (
+        "close what else uses the card, or choose a smaller resolution or a LoRA")
+    if host == "standalone":
+        return html.note(f"{text} {instead[:1].upper()}{instead[1:]}.", "warning")
+    return html.note(f"{text} The WebUI's own model makes room when training starts; if that is not enough, {instead}.", "warning")
 
 
 def _is_good(found: Audit) -> bool:

@@ -11,6 +11,7 @@ import gradio as gr
 from .. import advice, presets
 from ..config import TrainConfig
 from ..errors import ConfigError, DreamboothError
+from ..jobs import Job
 from ..options import Option
 from ..run_folder import RunFolder
 from ..service import Service
@@ -110,7 +111,7 @@ def wire(panel: TrainPanel, watch: watch_panel.WatchPanel) -> None:
     for event in events:
         on(event, lambda *raw: told_of(panel, panel.values(raw)), inputs, panel.told)
     on(panel.buttons["train"].click, lambda *raw: _start(panel, panel.values(raw)), inputs,
-       [*(panel.faults[step] for step in STEPS), panel.said, watch.status])
+       [*(panel.faults[step] for step in STEPS), panel.said, watch.status, panel.notes["ready"]])
     base, folder = panel.widgets["base"], panel.widgets["instance_dir"]
     on(panel.buttons["loaded"].click, lambda: _use_loaded(panel.service), [], [base])
     on(panel.buttons["upload"].upload, lambda files, *raw: _take_uploads(panel, files, panel.values(raw)),
@@ -161,16 +162,36 @@ def told_of(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
     notes = {"model": say.model(values), "pictures": say.pictures(values), "class": say.concept(values), "train": say.steps(values)}
     faults = [fault for fault in _faults(panel, values) if not _is_about_empty(fault, values)]
     return [*(notes[step] for step in STEPS), *(fields.faults_of_group(faults, step) for step in STEPS), say.memory(values),
-            _ready(values, faults, say.unusable(values))]
+            _ready(panel.service, values, faults, say.unusable(values))]
 
 
-def _ready(values: Mapping[str, Any], faults: list[str], unusable: list[str]) -> str:
+def _ready(service: Service, values: Mapping[str, Any], faults: list[str], unusable: list[str]) -> str:
     """What stands between these settings and a run, in one line."""
+    under_way = next((job for job in service.jobs.all() if job.name == values.get("output_name") and not job.ended_s), None)
+    if under_way is not None:
+        return _of_job(service, under_way)
     lacking = [label for name, label in NEEDED.items() if not values.get(name)]
     wrong = [*unusable, *(option.label if option else "a setting" for option in map(fields.option_of, faults))]
     if wrong:
         return html.note(f"To be put right: {', '.join(dict.fromkeys(wrong))}.", "warning")
-    return html.note(f"Still needed: {', '.join(lacking)}." if lacking else "Ready.", "note" if lacking else "good")
+    if lacking:
+        return html.note(f"Still needed: {', '.join(lacking)}.")
+    try:
+        service.require_free_name(service.settings(values))
+    except ConfigError as error:
+        why = "; ".join(fault.partition(": ")[2] or fault for fault in error.faults)
+        return html.note(f"Name: {why}. {error.instead}", "warning")
+    except DreamboothError as error:
+        return html.note(str(error), "fault")
+    return html.note("Ready.", "good")
+
+
+def _of_job(service: Service, job: Job) -> str:
+    """What is going on with a run that has not ended."""
+    running = service.jobs.running
+    if running is not None and running.id != job.id:
+        return html.note(f"{job.name} waits until {running.name} is done.", "good")
+    return html.note(f"{job.name} is being worked on.", "good")
 
 
 def _faults(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
@@ -191,7 +212,7 @@ def _is_about_empty(fault: str, values: Mapping[str, Any]) -> bool:
     return option is not None and values.get(option.name) in (None, "", ())
 
 
-def _start(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
+def _start(panel: TrainPanel, values: Mapping[str, Any]) -> list[Any]:
     status = watch_panel.status_html
     try:
         job = panel.service.start(values)
@@ -202,13 +223,10 @@ def _start(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
         told = html.note(f"{count} to be put right first; look for the red lines.", "fault")
         # Not among the steps' faults: an answer of `told_of`, asked for before, would take them away again.
         told += "".join(fields.faults_of_group(empty, step) for step in STEPS)
-        return [*(fields.faults_of_group(others, step) for step in STEPS), told, status(panel.service)]
+        return [*(fields.faults_of_group(others, step) for step in STEPS), told, status(panel.service), gr.update()]
     except DreamboothError as error:
-        return ["", "", "", "", html.note(str(error), "fault"), status(panel.service)]
-    running = panel.service.jobs.running
-    waits = running is not None and running.id != job.id
-    said = f"{job.name} waits until {running.name} is done." if waits and running else f"{job.name} has started."
-    return ["", "", "", "", html.note(said, "good"), status(panel.service)]
+        return ["", "", "", "", html.note(str(error), "fault"), status(panel.service), gr.update()]
+    return ["", "", "", "", "", status(panel.service), _of_job(panel.service, job)]
 
 
 def values_of_run(service: Service, config: TrainConfig) -> dict[str, Any]:

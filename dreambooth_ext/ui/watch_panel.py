@@ -45,7 +45,11 @@ def build(service: Service) -> WatchPanel:
     """Lay the panel out and wire its buttons."""
     status = gr.HTML(value=status_html(service), elem_id="dreambooth_status")
     buttons = _buttons()
-    plot = gr.HTML(value=curve([]), elem_id="dreambooth_curve")
+    with gr.Row(visible=False, elem_id="dreambooth_discard_confirm", elem_classes=["dreambooth-asked"]) as asked:
+        question, which_job = gr.HTML(value=""), gr.State("")
+        really = gr.Button("Yes, discard it", elem_id="dreambooth_discard_yes", variant="stop")
+        never = gr.Button("No", elem_id="dreambooth_discard_no")
+    plot = gr.HTML(value="", elem_id="dreambooth_curve")
     shown = gr.HTML(value="", elem_id="dreambooth_previews")
     enlarged = gr.HTML(value="", elem_id="dreambooth_enlarged")
     with gr.Accordion("Log", open=False, elem_id="dreambooth_log_fold"):
@@ -58,11 +62,13 @@ def build(service: Service) -> WatchPanel:
     panel = WatchPanel(status, plot, shown, log, hidden(gr.Button, "dreambooth_poll", value="refresh"), gr.State({}))
     watcher = Watcher()
     on(panel.poll.click, lambda seen: refresh(service, seen, watcher), [panel.seen], panel.outputs)
-    acts = {"stop": lambda: _stop(service, discard=False), "discard": lambda: _stop(service, discard=True),
-            "preview": lambda: _request(service, "preview"), "snapshot": lambda: _request(service, "snapshot"),
-            "folder": lambda: _open_folder(service)}
+    acts = {"stop": lambda: _stop(service), "preview": lambda: _request(service, "preview"),
+            "snapshot": lambda: _request(service, "snapshot"), "folder": lambda: _open_folder(service)}
     for name, act in acts.items():
         on(buttons[name].click, act, [], [status])
+    on(buttons["discard"].click, lambda: _ask_to_discard(service), [], [status, asked, question, which_job])
+    on(really.click, lambda job_id: [_stop(service, job_id, discard=True), gr.update(visible=False)], [which_job], [status, asked])
+    on(never.click, lambda: gr.update(visible=False), [], [asked])
     # The page's script names the preview that was clicked on.
     which = hidden(gr.Textbox, "dreambooth_enlarge_which", label="preview to enlarge")
     look = hidden(gr.Button, "dreambooth_enlarge", value="enlarge")
@@ -72,7 +78,7 @@ def build(service: Service) -> WatchPanel:
 
 def _buttons() -> dict[str, Any]:
     labels = {"preview": "Preview now", "snapshot": "Snapshot now", "folder": "Open the folder", "stop": "Stop and keep",
-              "discard": "Stop and discard"}
+              "discard": "Stop and discard ..."}
     with gr.Row(elem_classes=["dreambooth-buttons"]):
         return {name: gr.Button(label, elem_id=f"dreambooth_{name}", size="sm",
                                 variant="stop" if name == "discard" else "secondary") for name, label in labels.items()}
@@ -87,7 +93,7 @@ class Watcher:
     def curve(self, run: RunFolder | None, mark: Any) -> str | None:
         """None until it is drawn: of a long run that takes a while the first time."""
         if run is None:
-            return curve([])
+            return ""
         answer = self._lookups.ask("curve", (str(run.path), repr(mark)), lambda progress: self._drawn(run), lane="curve")
         return answer.value if answer.ready else None
 
@@ -96,7 +102,7 @@ class Watcher:
             metrics = self._tail.read(run.metrics_path)
         points, fixed = ([(entry["step"], entry[name]) for entry in metrics if name in entry]
                          for name in ("loss", "validation_loss"))
-        return curve(points, validation=fixed)
+        return f'<div class="dreambooth-scroll">{curve(points, validation=fixed)}</div>'
 
     def timeline(self, run: RunFolder | None, marks: Any) -> str | None:
         """None until it is made."""
@@ -172,9 +178,11 @@ def _for_script(job: Job, run: RunFolder | None) -> dict[str, str]:
 
 
 def _published(job: Job) -> list[Path]:
-    """The model files that a finished job has written, the selected one first."""
+    """The model files that a finished job has written, the selected one first; other jobs give other things."""
     paths = getattr(job.result, "published", job.result)
-    return [Path(path) for path in paths] if job.state == "finished" and isinstance(paths, (list, tuple)) else []
+    if job.state != "finished" or not isinstance(paths, (list, tuple)) or not all(isinstance(path, (str, Path)) for path in paths):
+        return []
+    return [Path(path) for path in paths]
 
 
 def _label(status: dict[str, Any]) -> str:
@@ -215,11 +223,25 @@ IS_SELECTED = " is selected."  # how a WebUI tells of its success
 NOT_SELECTED = " is to be selected: "  # how a host's refusal begins
 
 
-def _stop(service: Service, *, discard: bool) -> str:
+def _stop(service: Service, job_id: str = "", *, discard: bool = False) -> str:
+    """Stop the running job; if one is named, only that one: another may have begun since it was asked about."""
     job = service.jobs.running
-    if job is None or not service.stop(job.id, "this tab", discard=discard):
+    if job is None or job_id not in ("", job.id) or not service.stop(job.id, "this tab", discard=discard):
         return status_html(service, "Nothing is running.")
     return status_html(service)
+
+
+def _ask_to_discard(service: Service) -> list[Any]:
+    """Hours of training are not thrown away by one click."""
+    job = service.jobs.running
+    if job is None:
+        return [status_html(service, "Nothing is running."), gr.update(visible=False), "", ""]
+    told = "deleted, with all that it has learnt so far" if _trains(job) else "stopped"
+    return [gr.update(), gr.update(visible=True), html.note(f"{job.name} is {told}.", "warning"), job.id]
+
+
+def _trains(job: Job) -> bool:
+    return isinstance(job.work, Work) and not job.work.only_reads
 
 
 def _request(service: Service, wish: str) -> str:

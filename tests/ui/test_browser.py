@@ -101,6 +101,11 @@ def start(page, webui, name, steps=12):
     page.wait_for_selector(f'.dreambooth-status[data-name="{name}"]', state="attached")
 
 
+def discard(page):
+    page.click("#dreambooth_discard")
+    page.click("#dreambooth_discard_yes")
+
+
 @contextmanager
 def held(webui, step=0):
     """A run stands still at that step meanwhile, however long the page takes."""
@@ -270,6 +275,11 @@ def test_stop_and_discard_leaves_no_run(page, webui):
     start(page, webui, "discarded", steps=2000)
     wait_for(page, "running", "discarded")
     page.click("#dreambooth_discard")
+    sync_api.expect(page.locator("#dreambooth_discard_confirm").first).to_contain_text("discarded is deleted, with all")
+    page.click("#dreambooth_discard_no")
+    sync_api.expect(page.locator("#dreambooth_discard_confirm")).not_to_be_visible()
+    wait_for(page, "running", "discarded")
+    discard(page)
     wait_for(page, "cancelled", "discarded")
     to_tab(page, "Runs")
     page.click("#dreambooth_runs_refresh")
@@ -278,14 +288,26 @@ def test_stop_and_discard_leaves_no_run(page, webui):
 
 
 @ANY
+@pytest.mark.parametrize("width", [1400, 390])
+def test_what_goes_on_comes_into_sight_when_train_is_pressed(browser, webui, width):
+    page = open_tab(browser, webui, width=width, height=700)
+    start(page, webui, f"in-sight-{width}", steps=2000)
+    sync_api.expect(page.locator("#dreambooth_status .dreambooth-bar")).to_be_in_viewport()
+    discard(page)
+    wait_for(page, "cancelled")
+    page.close()
+
+
+@ANY
 def test_two_runs_are_worked_off_in_order(page, webui):
     with held(webui):
         start(page, webui, "first-of-two", steps=5)
         page.click("text=Set up the next run")
         page.wait_for_function("!document.querySelector('#dreambooth_left [inert]')")
+        sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("first-of-two is being worked on")
         fill(page, output_name="second-of-two", steps=5)
         press(page, "dreambooth_train")
-        sync_api.expect(page.locator("#dreambooth_said").first).to_contain_text("waits until first-of-two is done")
+        sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("waits until first-of-two is done")
         sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("Waiting: second-of-two")
     wait_for(page, "finished", "second-of-two")
 
@@ -347,6 +369,6 @@ def test_while_a_run_goes_on_its_settings_are_locked_and_a_reload_shows_them(pag
     sync_api.expect(field(page, "dreambooth_output_name")).to_have_value("locked")
     sync_api.expect(field(page, "dreambooth_token")).to_have_value("rxz")
     sync_api.expect(page.locator("#dreambooth_locked").first).to_be_visible()
-    page.click("#dreambooth_discard")
+    discard(page)
     wait_for(page, "cancelled")
     sync_api.expect(page.locator("#dreambooth_locked").first).to_be_hidden()

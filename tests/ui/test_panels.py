@@ -9,10 +9,12 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from dreambooth_ext.errors import Cancelled, Diverged, StorageError
+from dreambooth_ext.errors import Cancelled, ConfigError, Diverged, StorageError
 from dreambooth_ext.jobs import Job
+from dreambooth_ext.picture_room import Drawn
 from dreambooth_ext.playground.base import playground_base_path
 from dreambooth_ext.run_folder import RunFolder
+from dreambooth_ext.service import Work
 from dreambooth_ext.ui import choose_panel, runs_panel, tab, train_panel, watch_panel
 from dreambooth_ext.ui.errands import Errands
 from dreambooth_ext.ui.run_cards import run_list
@@ -48,6 +50,46 @@ def test_each_end_of_a_job_is_told(service, error, state, told):
     run_job(service, work)
     shown = watch_panel.status_html(service)
     assert f'data-state="{state}"' in shown and told in shown and "<script" not in shown
+
+
+def test_a_token_that_was_drawn_is_no_published_model(service, tmp_path):
+    """Its job gives pictures: the page went on asking for news, and got none until the next run."""
+    drawn = Drawn("rxz", (tmp_path / "0.png",))
+    run_job(service, lambda progress: [[drawn]], "token check")
+    assert "token check: finished" in watch_panel.status_html(service) and "Finished." in watch_panel.status_html(service)
+    assert watch_panel.refresh(service, {})[0] == watch_panel.status_html(service)
+
+
+def test_hours_of_training_are_discarded_only_after_a_question_about_that_very_run(service, values):
+    go_on = threading.Event()
+    run = RunFolder(service.host.runs_dir / "rex")
+    first, second = (Job(name, Work(run, lambda progress: go_on.wait(120) and progress.check())) for name in ("rex", "max"))
+    try:
+        service.jobs.start(first)
+        assert wait_until(lambda: first.state == "running")
+        _, asked, told, job_id = watch_panel._ask_to_discard(service)
+        assert asked["visible"] and "rex is deleted, with all that it has learnt" in told and not first.progress.cancelled
+        go_on.set()
+        assert first.done.wait(120)
+        go_on.clear()
+        service.jobs.start(second)
+        assert wait_until(lambda: second.state == "running")
+        watch_panel._stop(service, job_id, discard=True)
+        assert not second.progress.cancelled  # nobody was asked about this one
+        watch_panel._stop(service, second.id, discard=True)
+        assert second.progress.cancelled
+    finally:
+        go_on.set()
+    assert second.done.wait(120) and wait_until(lambda: not service.jobs.running)
+    assert "Nothing is running." in watch_panel._ask_to_discard(service)[0]
+
+
+def wait_until(true):
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return True
 
 
 def test_a_running_job_and_those_that_wait(service):
@@ -156,6 +198,50 @@ def test_a_picture_that_cannot_be_read_stands_between_the_form_and_a_run(service
     broken.unlink()
     told = told_at_last(form_of(service), {**values, "steps": 1, "resolution": 64, "base": "gone.ckpt"})
     assert "To be put right: Base model." in told[9]
+
+
+def test_a_name_that_is_taken_is_not_ready(service, values):
+    form, values = form_of(service), {**values, "base": str(playground_base_path()), "resolution": 64}
+    assert "Ready." in told_at_last(form, values)[9]
+    foreign = service.host.models_dir / "rex.ckpt"
+    foreign.write_bytes(b"somebody's")
+    assert "Name: rex.ckpt is in the models folder already" in told_at_last(form, values)[9]
+    foreign.unlink()
+    go_on = threading.Event()
+    try:
+        for name in ("rex", "max"):
+            service.jobs.start(Job(name, lambda progress: go_on.wait(120)))
+        assert "rex is being worked on." in told_at_last(form, values)[9]
+        assert "max waits until rex is done." in told_at_last(form, {**values, "output_name": "max"})[9]
+    finally:
+        go_on.set()
+    assert wait_until(lambda: not service.jobs.running)
+    RunFolder(service.host.runs_dir / "rex").create(service.settings(values))
+    told = told_at_last(form, values)[9]
+    assert "Name: a run named rex is there already. Choose another name" in told and "Ready." not in told
+    with pytest.raises(ConfigError, match="a run named rex is there already"):
+        service.start(values)
+
+
+def test_the_memory_that_is_free_is_that_of_the_moment(service, values, monkeypatch):
+    from dreambooth_ext.training import memory
+
+    form, free = form_of(service), [64 * 2**30]
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free[0])
+    values = {**values, "base": str(playground_base_path()), "resolution": 64, "memory_profile": "low"}
+    assert "64.0 GiB are free" in told_at_last(form, values)[8]
+    free[0] = 2**20  # another program has taken it
+    told = told_at_last(form, values)[8]
+    assert "1 MiB are free. Choose a leaner profile: ultra." in told and "dreambooth-warning" in told
+    told = told_at_last(form, {**values, "memory_profile": "ultra"})[8]
+    assert "leaner" not in told and "Close what else uses the card" in told
+    go_on = threading.Event()
+    try:
+        service.jobs.start(Job("another", lambda progress: go_on.wait(120)))
+        told = told_at_last(form, values)[8]
+        assert "Memory: low needs about" in told and "free" not in told  # what this run takes will be free again
+    finally:
+        go_on.set()
 
 
 def test_without_any_checkpoint_it_says_how_to_get_one(service, values):

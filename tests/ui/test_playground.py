@@ -21,6 +21,7 @@ from browsing import (
     ready,
     screenshot,
     text,
+    to_tab,
     unfold,
     wait_for,
 )
@@ -46,6 +47,7 @@ import time
 from pathlib import Path
 from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.run_folder import RunFolder
+from dreambooth_ext.training import memory
 from dreambooth_ext.ui import app
 write = RunFolder.append_metrics
 
@@ -54,7 +56,12 @@ def append_metrics(run, entry):
     while run.path.name == "uploaded" and entry["step"] == 25 and not (Path(sys.argv[1]) / "watched").exists():
         time.sleep(0.05)
 
+def free_bytes(device):
+    told = Path(sys.argv[1]) / "free-gib"
+    return int(told.read_text()) * 2**30 if told.exists() else free(device)
+
 RunFolder.append_metrics = append_metrics
+free, memory.free_bytes = memory.free_bytes, free_bytes
 app.launch(StandaloneHost(Path(sys.argv[1]) / "models", Path(sys.argv[1]) / "runs"), port=int(sys.argv[2]), open_browser=False)
 """
 
@@ -150,6 +157,7 @@ def test_from_an_upload_to_the_published_model(page, browser, served):
     (root / "watched").touch()
     wait_for(page, "finished", "uploaded")
     sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("uploaded.ckpt is in the models folder")
+    sync_api.expect(page.locator("#dreambooth_ready").first).to_contain_text("Name: a run named uploaded is there already")
     run = RunFolder(root / "runs" / "uploaded")
     assert (root / "models" / "uploaded.ckpt").stat().st_size > 1 << 20
     assert [entry["step"] for entry in run.metrics() if "validation_loss" in entry] == list(range(10, 81, 10))
@@ -281,13 +289,14 @@ def test_a_run_is_stopped_and_kept_or_discarded(page, served):
     given = str(served[1] / "given")
     unfold(page, "advanced", "Advanced")
     fill(page, num_class_images=2, preview_steps=1)
-    for name, button in (("kept", "stop"), ("thrown-away", "discard")):
+    for name, buttons in (("kept", ("stop",)), ("thrown-away", ("discard", "discard_yes"))):
         sync_api.expect(page.locator("#dreambooth_locked").first).to_be_hidden()
         fill(page, instance_dir=given, token="rxz", class_noun="square", output_name=name, steps=4000)
         press(page, "dreambooth_train")
         wait_for(page, "running", name)
         sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("step ")
-        page.click(f"#dreambooth_{button}")
+        for button in buttons:
+            page.click(f"#dreambooth_{button}")
         wait_for(page, "cancelled", name)
     assert (served[1] / "runs" / "kept" / "checkpoints").is_dir() and not (served[1] / "runs" / "thrown-away").exists()
     assert RunFolder(served[1] / "runs" / "kept").state().state == "interrupted"
@@ -322,6 +331,38 @@ def test_the_token_is_drawn_and_bad_class_images_are_struck_out(page, served):
     sync_api.expect(strikes).to_have_count(3)
     note(page, "class", "3 found that this checkpoint made; 1 to render")
     assert len(list((served[1] / "runs" / "class-images").glob("*/struck-out/*.png"))) == 1
+
+
+@pytest.mark.any_gradio
+def test_a_form_that_is_opened_again_tells_what_is_free_now(page, served):
+    told = page.locator("#dreambooth_note_memory").first
+    free = served[1] / "free-gib"
+    try:
+        free.write_text("777")
+        fill(page, instance_dir=served[1] / "given", token="rxz")
+        sync_api.expect(told).to_contain_text("777.0 GiB are free")
+        page.wait_for_timeout(4000)  # what was typed is judged again until then
+        free.write_text("555")
+        to_tab(page, "Runs")
+        page.wait_for_timeout(600)
+        to_tab(page, "Train")
+        sync_api.expect(told).to_contain_text("555.0 GiB are free")
+        free.write_text("333")
+        page.evaluate("window.dispatchEvent(new Event('focus'))")  # back from the program that took or freed it
+        sync_api.expect(told).to_contain_text("333.0 GiB are free")
+    finally:
+        free.unlink()
+
+
+def test_of_many_pictures_the_one_that_is_clicked_on_comes_into_sight(browser, served, tmp_path):
+    page = ready(open_page(browser, served[0], width=390, height=700))
+    subject.draw_pictures(tmp_path, 40, side=96)
+    fill(page, instance_dir=tmp_path)
+    unfold(page, "review_fold", "Review the pictures")
+    page.locator(".dreambooth-shown").first.click()
+    sync_api.expect(page.locator("#dreambooth_picture h4")).to_be_in_viewport()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth") and page.mistakes == []
+    page.close()
 
 
 def test_a_path_that_is_typed_for_the_base_is_looked_at(page):

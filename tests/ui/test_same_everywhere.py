@@ -28,7 +28,7 @@ DOES = {
     "preview": ("ask", "POST /request"),
     "snapshot": ("ask", "POST /request"),
     "stop": ("ask", "POST /stop"),
-    "discard": ("ask", "POST /stop"),
+    "discard_yes": ("ask", "POST /stop"),
     "folder": ("open", "POST /runs/{name}/open-folder"),
     "poll": ("show", "GET /status"),
     "enlarge": ("show", "GET /runs/{name}/pictures/{folder}/{file}"),
@@ -49,7 +49,7 @@ DOES = {
     "runs_poll": ("runs", "GET /runs"),
     "runs_act": ("queue", "POST /queue/move"),  # the order of a queue; taking out of it is POST /stop
     **dict.fromkeys(("choose_refresh", "choose_back", "back_no", "runs_refresh", "runs_errand", "explain", "delete", "delete_no",
-                     "made", "opened", "picture_close", "review_pick", "review_again"), (PAGE, PAGE)),
+                     "discard", "discard_no", "made", "opened", "picture_close", "review_pick", "review_again"), (PAGE, PAGE)),
 }
 
 
