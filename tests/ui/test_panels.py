@@ -211,6 +211,7 @@ def test_a_name_that_is_taken_is_not_ready(service, values):
     try:
         for name in ("rex", "max"):
             service.jobs.start(Job(name, lambda progress: go_on.wait(120)))
+        assert wait_until(lambda: service.jobs.running)
         assert "rex is being worked on." in told_at_last(form, values)[9]
         assert "max waits until rex is done." in told_at_last(form, {**values, "output_name": "max"})[9]
     finally:
@@ -238,6 +239,7 @@ def test_the_memory_that_is_free_is_that_of_the_moment(service, values, monkeypa
     go_on = threading.Event()
     try:
         service.jobs.start(Job("another", lambda progress: go_on.wait(120)))
+        assert wait_until(lambda: service.jobs.running)
         told = told_at_last(form, values)[8]
         assert "Memory: low needs about" in told and "free" not in told  # what this run takes will be free again
     finally:
