@@ -32,6 +32,7 @@ import torch
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.dataset.manifest import TrainingSet
 from dreambooth_ext.errors import DreamboothError
+from dreambooth_ext.gpu import release
 from dreambooth_ext.models.conversion import convert
 from dreambooth_ext.models.family import SD1
 from dreambooth_ext.models.load import StableDiffusion, load_checkpoint
@@ -43,7 +44,6 @@ from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.training.data import pixels_of
 from dreambooth_ext.training.estimate import weightless
 from dreambooth_ext.training.loop import train
-from dreambooth_ext.training.memory import release
 
 from .bench_memory import pictures
 

@@ -13,11 +13,3 @@ def pictures_at_once(free_gib: float | None, width: int, height: int) -> int:
     free = FREE_ON_CPU_GIB if free_gib is None else free_gib
     each = GIB_PER_PICTURE * width * height / 512**2
     return max(1, min(AT_MOST, int((free - RESERVE_GIB) / each)))
-
-
-def free_and_total(gpu: str) -> tuple[int, int]:
-    """Bytes of "cuda", "cuda:1", ..."""
-    import torch
-
-    number = torch.device(gpu).index  # the WebUI's torch 2.1 takes no "cuda" without one here
-    return torch.cuda.mem_get_info(torch.cuda.current_device() if number is None else number)

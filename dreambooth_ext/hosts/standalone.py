@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import HostError
 from ..files import write_json
+from ..gpu import free_and_total, release
 from ..host import Checkpoint, Txt2Img
 from ..progress import Progress
-from ..ram import give_back_ram
-from .batch import free_and_total, pictures_at_once
+from .batch import pictures_at_once
 
 if TYPE_CHECKING:
     import torch
@@ -127,11 +127,7 @@ class StandaloneHost:
 
     def _release(self) -> None:
         self._model = self._model_key = None
-        give_back_ram()
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release()
 
 
 def _is_lora(path: Path) -> bool:

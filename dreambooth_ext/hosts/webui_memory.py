@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..files import gib
+from ..gpu import free_and_total
 from ..ram import give_back_ram
-from .batch import free_and_total
 
 
 def sweep() -> None:

@@ -16,6 +16,7 @@ from ..config import TrainConfig
 from ..dataset.manifest import TrainingSet
 from ..errors import Cancelled, ConfigError, Diverged, ResumeError
 from ..files import replace_folder
+from ..gpu import release
 from ..models.load import StableDiffusion
 from ..patience import patiently
 from ..progress import Progress
@@ -25,7 +26,7 @@ from .conditioning import masks_without_waiting
 from .data import DiffusersBatches, LatentCache, NativeBatches
 from .estimate import profile_that_fits
 from .figures import Figures
-from .memory import BITSANDBYTES, Plan, device_memory_gib, on_device, plan_for, release
+from .memory import BITSANDBYTES, Plan, device_memory_gib, on_device, plan_for
 from .objective import Objective
 from .optimizers.vendor import version_that_works
 from .passes import pass_for

@@ -12,7 +12,7 @@ import torch
 
 from ..config import TrainConfig
 from ..errors import OutOfMemory
-from ..ram import give_back_ram
+from ..gpu import free_and_total, release
 from . import precision, sharding
 from .optimizers import vendor
 
@@ -282,13 +282,6 @@ def release_if(there: torch.device | str, back: torch.device | str) -> None:
         release()
 
 
-def release() -> None:
-    """Give back what is no longer used."""
-    give_back_ram()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 @contextmanager
 def out_of_memory_told(config: TrainConfig) -> Iterator[None]:
     """Raises OutOfMemory with plain advice. Nothing of the settings is changed: a smaller batch is the user's to choose."""
@@ -310,8 +303,7 @@ def device_memory_gib(device: torch.device) -> float | None:
 def free_bytes(device: str) -> int:
     """Memory that could be had now on the device, or in RAM."""
     if device.startswith("cuda"):
-        number = torch.device(device).index  # the WebUI's torch 2.1 takes no "cuda" without one here
-        return int(torch.cuda.mem_get_info(torch.cuda.current_device() if number is None else number)[0])
+        return free_and_total(device)[0]
     import psutil  # comes with accelerate
 
     return int(psutil.virtual_memory().available)

@@ -12,6 +12,7 @@ import torch
 
 from ..config import TrainConfig
 from ..errors import Diverged
+from ..gpu import release
 from ..models.load import StableDiffusion, save_diffusers
 from ..models.networks import tensors_of
 from ..ram import trim_heap
@@ -24,7 +25,7 @@ from .figures import Figures
 from .gradient_checkpointing import checkpoint_gradients
 from .half_copies import HalfCopies
 from .lora import FILE, Lora
-from .memory import DTYPES, Plan, release
+from .memory import DTYPES, Plan
 from .optimizers.fused import FusedBackward
 from .schedule import lr_factor
 from .sharding import Sharding, clipped

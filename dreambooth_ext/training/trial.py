@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..config import Concept, TrainConfig
 from ..dataset.manifest import TrainingImage, TrainingSet, sha256_of
+from ..gpu import release
 from ..models.load import load_checkpoint
 from ..progress import Progress, Report
 from ..ram import give_back_ram
@@ -23,7 +24,7 @@ from ..run_folder import RunFolder
 from . import precision
 from .estimate import estimate, profile_that_fits
 from .loop import train
-from .memory import loaded_dtypes, release
+from .memory import loaded_dtypes
 
 STEPS = 2
 SAMPLE_S = 0.02
