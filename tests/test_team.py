@@ -59,6 +59,17 @@ def test_two_processes_average_the_gradients_of_bf16_copies(room):
     assert 0 < by_processes < 0.5 * by_rounding
 
 
+@pytest.mark.parametrize(("name", "flags"), [("lean", []), ("lora", ["--lora-rank", "4", "--learning-rate", "0.01"])])
+def test_two_processes_learn_what_one_learns_with_gradients_checkpointed(room, name, flags):
+    """Layers that are computed again, whose gradients the processes are to average once."""
+    for processes in (1, 2):
+        command = ["train", "--config", "settings.json", "--output-name", f"{name}-{processes}", "--train-batch-size",
+                   str(2 // processes), "--snapshot-every", "8", "--preview-steps", "0", "--memory-profile", "balanced", *flags]
+        ended(forked(room, processes, command))
+    losses = [[line["loss"] for line in metrics(room, f"{name}-{processes}")] for processes in (1, 2)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and losses[0] != [line["loss"] for line in metrics(room, "alone")]
+
+
 def test_stopped_with_two_processes_and_taken_up_by_one(room):
     heard = room / "stopped-heard"
     process = launch(room, "stopped", 2, wait=False, **held_after(2, heard))
