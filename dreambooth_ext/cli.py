@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from . import __version__
 from .commands import COMMANDS
 from .errors import Cancelled, CheckpointError, ConfigError, DreamboothError, PictureError, ResumeError, StorageError
+from .examples import PROGRAM, examples_of
 from .files import unforeseen
 from .progress import Progress
 from .run_folder import resume_command
@@ -68,23 +69,37 @@ def _how_to_resume(parsed: argparse.Namespace) -> str:
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """Ends the process with exit code 2 for what no command knows, naming what may be meant."""
     top = parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        meant = _is_meant(get_close_matches(arguments[0], COMMANDS, 1))
+        top.exit(BAD_INPUT, f"There is no command {arguments[0]}.{meant} `{top.prog} --help` lists all.\n")
     parsed, unknown = top.parse_known_args(arguments)
     if unknown:
         flags = {flag for flag in unknown if flag.startswith("--")}
-        near = [get_close_matches(flag.partition("=")[0], parsed.flags, 1) for flag in flags]
-        meant = ", ".join(flag for found in near for flag in found)
-        top.exit(BAD_INPUT, f"{parsed.command_name}: there is no {' '.join(unknown)}."
-                            + (f" Is {meant} meant?" if meant else "") + f" `{top.prog} {parsed.command_name} --help` lists all.\n")
+        meant = _is_meant([found for flag in flags for found in get_close_matches(flag.partition("=")[0], parsed.flags, 1)])
+        what = f"there is no {' '.join(unknown)}" if flags else f"nothing can be done with {' '.join(unknown)}"
+        top.exit(BAD_INPUT, f"{parsed.command_name}: {what}.{meant} `{top.prog} {parsed.command_name} --help` lists all.\n")
     return parsed
+
+
+def _is_meant(found: Sequence[str]) -> str:
+    return f" Is {', '.join(found)} meant?" if found else ""
+
+
+class _Help(argparse.HelpFormatter):
+    """Examples stay on their lines, to be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example") else super()._fill_text(text, width, indent)
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands with all their flags."""
-    top = argparse.ArgumentParser(prog="python -m dreambooth_ext", description="Teach Stable Diffusion a new subject or style.")
+    top = argparse.ArgumentParser(prog=PROGRAM, description="Teach Stable Diffusion a new subject or style.",
+                                  epilog=f"`{PROGRAM} COMMAND --help` tells its flags, with examples.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
     for name, (command, help_text, declare) in COMMANDS.items():
-        sub = commands.add_parser(name, help=help_text, description=help_text)
+        sub = commands.add_parser(name, help=help_text, description=help_text, epilog=examples_of(name), formatter_class=_Help)
         sub.add_argument("--json", action="store_true", help="print one JSON object a line")
         declare(sub)
         sub.set_defaults(command=command, flags=list(sub._option_string_actions))

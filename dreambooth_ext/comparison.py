@@ -34,8 +34,8 @@ class Wishes:
     """What is to be compared, and how."""
 
     prompts: tuple[str, ...] = option(
-        (), "Prompts", "One a line. Those with the token show the subject, the others the class. Empty: the instance prompt, the "
-        "same in a scene, and the class prompt.")
+        (), "Prompts", "What to render. Those with the token show the subject, the others the class. Empty: the instance prompt, "
+        "the same in a scene, and the class prompt.")
     snapshots: tuple[str, ...] = option(
         (), "Snapshots", "Names of those to compare, such as step-000200. Empty: all that are kept.")
     count: int = option(4, "Pictures of each", "So many seeds for each prompt: more make the figures surer.", minimum=1, maximum=64)

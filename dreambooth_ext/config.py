@@ -66,7 +66,7 @@ class TrainConfig:
     auto_select: bool = option(True, "Select when finished", "Make the new model the WebUI's current one.", group="train")
 
     resolution: int | None = option(None, "Resolution", "Side of the training pictures. Empty: what the base was made for.", unit="px", minimum=64, maximum=2048, group="pictures", advanced=False)
-    crop: str = option("smart", "Crop", "How a picture becomes square.", choices=("smart", "center", "buckets"), group="pictures")
+    crop: str = option("smart", "Crop", "How a picture becomes square. smart: about faces and the subject; buckets: not square, but near its own shape.", choices=("smart", "center", "buckets"), group="pictures")
     upscaler: str = option("Lanczos", "Upscaler", "Enlarges pictures that are smaller than training needs: Lanczos, or the name of one of the WebUI's upscalers.", group="pictures")
     flatten_on: str = option("white", "Background", "Colour that transparent pictures are put on: white, black, grey, or #rrggbb.", group="pictures")
     random_flip: bool = option(False, "Mirror at random", "Show each picture mirrored half of the time. Not for faces or lettering.", group="pictures")
@@ -83,7 +83,7 @@ class TrainConfig:
     steps: int | None = option(None, "Steps", "Optimizer steps in all. Empty: 100 for each picture.", minimum=1, maximum=1000000, group="train", advanced=False)
     train_batch_size: int = option(1, "Batch size", "Pictures in one forward pass; class images come on top.", minimum=1, maximum=256, group="train")
     gradient_accumulation_steps: int = option(1, "Gradient accumulation", "Forward passes for each optimizer step.", minimum=1, maximum=1024, group="train")
-    memory_profile: str = option("none", "Memory", "A proven combination of memory techniques. auto: the first that fits the card; none: as set below.", choices=("none", "auto", "fast", "balanced", "low", "ultra", "offload"), group="train", advanced=False)
+    memory_profile: str = option("none", "Memory", "A proven combination of memory techniques. auto: the first that fits the card; none: only what is set by hand.", choices=("none", "auto", "fast", "balanced", "low", "ultra", "offload"), group="train", advanced=False)
     learning_rate: float = option(5e-6, "Learning rate", "Of the UNet, and of the text encoder unless set below.", minimum=1e-12, maximum=10, group="train")
     text_encoder_learning_rate: float | None = option(None, "Text encoder learning rate", "Empty: that of the UNet.", minimum=1e-12, maximum=10, group="train")
     train_text_encoder: bool = option(True, "Train the text encoder", "Better likeness, more memory.", group="train")

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -179,3 +181,10 @@ def test_only_some_settings_of_a_publication_may_change(service, body):
     RunFolder.for_config(config).create(config)
     answer = client(service).post(f"{api.PREFIX}/runs/rex/publish", json={"settings": {"models_dir": "/etc"}})
     assert answer.status_code == 422 and "models_dir" in answer.json()["error"]
+
+
+def test_the_document_lists_each_route_and_no_other(tmp_path):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `((?:GET|POST) /[^`]+)` \|", text, re.MULTILINE)
+    there = [f"{method} {path}" for method, path, _ in api._routes(Service(StandaloneHost(tmp_path, tmp_path)))]
+    assert sorted(listed) == sorted(there)

@@ -197,6 +197,7 @@ def test_bad_input_is_refused_before_anything_starts(flag, make, said, arguments
 
 @pytest.mark.parametrize(("command", "said"), [
     ("train --resolutoin 64", "Is --resolution meant?"), ("show rex --zzz", "there is no --zzz."),
+    ("trian --steps 4", "There is no command trian. Is train meant?"), ("token dog", "token: nothing can be done with dog."),
     ("render --base nowhere.ckpt --prompt x --size 64", "nowhere.ckpt is to be used: there is no such file"),
     ("render --base BASE --prompt x --seed -1 --count 0 --render-steps 0", "for 3 reasons"),
     ("render --base BASE --prompt x --size 65", "--size: must be a multiple of 8"),

@@ -48,7 +48,8 @@ MAY_IMPORT = {
     "commands": F0
     | {"check", "recipe", "presets", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset", "flags"}
     | {"terminal", "rollback", "service", "compare", "comparison", "picture_room"},
-    "cli": F0 | {"commands", "flags", "terminal"},
+    "examples": set(),
+    "cli": F0 | {"commands", "flags", "terminal", "examples"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -184,7 +184,7 @@ def _refuse_by_magic(path: Path, asked: str, head: bytes) -> None:
     }
     for sign, why in signs.items():
         if (sign and head.startswith(sign)) or (not sign and not head):
-            raise NotACheckpoint(asked, why, _AGAIN)
+            raise NotACheckpoint(asked, why, "Choose a model file." if why == "it is a picture" else _AGAIN)
 
 
 def _read_safetensors_header(stream: IO[bytes], size: int, asked: str) -> tuple[dict[str, Entry], dict[str, str]]:

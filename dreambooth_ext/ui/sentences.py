@@ -270,7 +270,7 @@ class Sentences:
             return ""
         if not answer.ready:
             return html.pending("Counting the class images")
-        return html.note(told(answer.value), "warning" if any(plan.foreign for plan in answer.value) else "note")
+        return html.note(f"Class images: {told(answer.value)}", "warning" if any(plan.foreign for plan in answer.value) else "note")
 
     def _file(self, base: str) -> Path:
         return self._service.require_allowed(Path(self._service.file_of(base)).expanduser())
