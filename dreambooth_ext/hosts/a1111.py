@@ -93,9 +93,9 @@ class A1111Host(WebuiTools):
         return pictures_at_once(free[0] / 2**30 if free else None, width, height)
 
     def provenance(self) -> dict[str, str]:
-        from modules import shared
+        from modules import launch_utils, shared
 
-        return {"host": self.name, "version": self._version(), "vae": "the checkpoint's own", "extra_networks": "none",
+        return {"host": self.name, "version": launch_utils.git_tag(), "vae": "the checkpoint's own", "extra_networks": "none",
                 "settings": webui_settings.as_text(webui_settings.neutral_values(shared.opts))}
 
     # ---- the job and the memory
@@ -161,13 +161,17 @@ class A1111Host(WebuiTools):
         from modules import sd_models
 
         data = sd_models.model_data
-        infos = [getattr(model, "sd_checkpoint_info", None) for model in (data.sd_model, *data.loaded_sd_models)]
-        return {info.filename for info in infos if info is not None}
+        models = [model for model in (data.sd_model, *data.loaded_sd_models) if hasattr(model, "sd_checkpoint_info")]
+        return {model.sd_checkpoint_info.filename for model in models}
 
     @staticmethod
     def _title(info: Any) -> str:
         """What the host's own list calls this checkpoint."""
         return str(info.title)
+
+    @staticmethod
+    def _no_scripts() -> Any:
+        return None
 
     @staticmethod
     def _prediction() -> str | None:
@@ -258,7 +262,7 @@ class A1111Host(WebuiTools):
             restore_faces=False, tiling=False, do_not_save_samples=True, do_not_save_grid=True,
             disable_extra_networks=True, eta=0.0, s_min_uncond=0.0)
         with closing(p):
-            p.scripts = None
+            p.scripts = self._no_scripts()
             if getattr(p, "scheduler", "") is None:
                 p.scheduler = "Automatic"  # which Forge would choose, with a warning
             # The LoRA of the last txt2img stays in the model until the next activation: this is one, of nothing.
@@ -380,12 +384,6 @@ class A1111Host(WebuiTools):
                 files[info.filename] = (status.st_size, status.st_mtime_ns)
         folder = self.models_dir
         return _Snapshot(folder.stat().st_mtime_ns if folder.is_dir() else 0, files)
-
-    @staticmethod
-    def _version() -> str:
-        from modules import launch_utils
-
-        return launch_utils.git_tag()
 
 
 def same_file(first: str | Path, second: str | Path) -> bool:

@@ -100,6 +100,13 @@ class ManagedMemoryHost(A1111Host):
         super().__init__()
         self.name = _name_of_fork()
 
+    @staticmethod
+    def _no_scripts() -> Any:
+        """reForge looks through the scripts of each picture, and fails where there is not even a list of them."""
+        from modules import scripts
+
+        return scripts.ScriptRunner()
+
     def _make_room(self, ram_too: bool) -> Any:
         from ldm_patched.modules import model_management
 

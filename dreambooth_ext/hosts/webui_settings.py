@@ -36,6 +36,8 @@ NEUTRAL: dict[str, Any] = {
     "sdxl_crop_top": 0,
     "sdxl_crop_left": 0,
     "sdxl_clip_l_skip": False,
+    "dynamic_clip_skip_enabled": False,  # reForge's
+    "epsilon_scaling_enabled": False,
     "save_incomplete_images": False,
     "samples_log_stdout": False,
     "profiling_enable": False,

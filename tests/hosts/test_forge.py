@@ -197,3 +197,19 @@ def test_no_checkpoint_at_all(tmp_path):
         assert host.checkpoints() == []
         with host.job("run", Progress()), host.free_gpu():
             pass
+
+
+def test_reforge_looks_through_the_scripts_of_each_picture_and_finds_none(tmp_path, progress, monkeypatch):
+    import double
+
+    from dreambooth_ext.hosts.forge import ManagedMemoryHost
+
+    with double.running(tmp_path / "webui", {"base.ckpt": b"base"}) as webui:
+        process = webui.processing.process_images
+
+        def as_reforge(p):
+            assert next((script for script in p.scripts.alwayson_scripts), None) is None
+            return process(p)
+
+        monkeypatch.setattr(webui.processing, "process_images", as_reforge)
+        assert len(list(ManagedMemoryHost().txt2img(webui.folder / "base.ckpt", REQUEST, progress))) == 2

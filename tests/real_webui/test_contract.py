@@ -170,6 +170,8 @@ def is_forge(webui_dir):
     ("modules_forge/main_entry.py", {"refresh_model_loading_parameters", "checkpoint_change"}),
     ("backend/memory_management.py", {"unload_all_models", "soft_empty_cache"}),
     ("ldm_patched/modules/model_management.py", {"unload_all_models", "soft_empty_cache"}),
+    ("modules/scripts.py", {"ScriptRunner"}),
+    ("modules_forge/forge_version.py", {"version"}),
 ])
 def test_what_a_fork_manages_itself(webui_dir, where, names):
     """hosts/forge.py; hosts/detect.py asks for the same modules."""
