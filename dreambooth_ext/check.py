@@ -14,6 +14,7 @@ from .files import require_writable
 from .needs import advice
 
 CLASS_IMAGES_FIRM_ADVICE = 2000
+LEAST_OF_A_LORA, LEAST_SCALED = 2e-5, 2e-6  # learning rates
 MODULES = ("torch", "diffusers", "accelerate", "transformers", "safetensors", "PIL", "yaml", "numpy")
 
 
@@ -127,7 +128,17 @@ def _warnings(config: TrainConfig) -> list[str]:
                          f"{CLASS_IMAGES_AT_MOST} suffice.")
     if not config.with_prior_preservation:
         found.append("Without prior preservation the class itself will drift towards the subject.")
+    if config.lora_rank and config.optimizer != "prodigy":
+        found += _lora_warnings(config.learning_rate, config.lora_alpha / config.lora_rank)
     return found
+
+
+def _lora_warnings(learning_rate: float, scale: float) -> list[str]:
+    """`scale` is alpha / rank. An optimizer moves an adapter by its learning rate a step, whatever it is scaled by afterwards."""
+    if learning_rate >= LEAST_OF_A_LORA and learning_rate * scale >= LEAST_SCALED:
+        return []
+    return [f"A LoRA at learning rate {learning_rate:g}, scaled by alpha / rank = {scale:.3g}, learns next to nothing: 1e-4, with "
+            "an alpha as large as the rank, is usual (preset LoRA)."]
 
 
 def _token_warnings(token: str) -> list[str]:

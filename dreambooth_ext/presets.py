@@ -18,6 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "style": {"kind": "style", "train_text_encoder": True, "learning_rate": 3e-6, "class_noun": "artwork style"},
     "face": {"kind": "subject", "class_noun": "person", "random_flip": False, "learning_rate": 2e-6,
              "text_encoder_learning_rate": 1e-6},
+    "LoRA": {"lora_rank": 16, "lora_alpha": 16.0, "learning_rate": 1e-4},
     "low memory": {"memory_profile": "low"},
 }
 # What belongs to one run alone is not part of a preset.

@@ -1,0 +1,20 @@
+"""What is said of settings that can be trained with, and will disappoint."""
+
+import dataclasses
+
+import pytest
+
+from dreambooth_ext import check, presets
+from dreambooth_ext.config import Concept, TrainConfig
+
+CONFIG = TrainConfig(base="b.ckpt", output_name="r", concepts=(Concept(instance_dir="p", token="rxz", class_noun="dog"),))
+
+
+@pytest.mark.parametrize(("settings", "warned"), [
+    ({}, False), ({"lora_rank": 16}, True), ({"lora_rank": 16, "lora_alpha": 16.0}, True),
+    ({"lora_rank": 16, "learning_rate": 1e-4}, False), (presets.PRESETS["LoRA"], False),
+    ({"lora_rank": 128, "learning_rate": 1e-4}, True), ({"lora_rank": 4, "optimizer": "prodigy", "learning_rate": 1.0}, False),
+])
+def test_a_lora_that_would_learn_nothing_is_told(settings, warned):
+    found = [line for line in check._warnings(dataclasses.replace(CONFIG, **settings)) if "LoRA" in line]
+    assert len(found) == warned and all("1e-4" in line for line in found)
