@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dreambooth_ext.cli import BAD_INPUT, DONE, run
 from dreambooth_ext.models.checkpoint_file import open_checkpoint
@@ -85,6 +86,14 @@ def test_velocity_is_trained_and_told(family, tmp_path):
     assert (early.prediction_type, early.zero_terminal_snr) == ("v_prediction", zero_snr)
 
 
+def delta(learnt, layer):
+    """What a LoRA adds to the layer's weight; None if it does not adapt it."""
+    if f"{layer}.alpha" not in learnt:
+        return None
+    up, down, alpha = (learnt[f"{layer}.{end}"] for end in ("lora_up.weight", "lora_down.weight", "alpha"))
+    return up.flatten(1) @ down.flatten(1) * alpha / len(down)
+
+
 @pytest.mark.parametrize("family, inpainting", [(SD1, False), (SD1, True), (SD2, False), (SDXL, False)],
                          ids=["sd1", "sd1-inpainting", "sd2", "sdxl"])
 def test_a_lora_of_each_family_merges_into_what_the_run_ended_with(family, inpainting, tmp_path):
@@ -97,16 +106,17 @@ def test_a_lora_of_each_family_merges_into_what_the_run_ended_with(family, inpai
     assert run(["merge-lora", str(base), str(lora), str(merged)]) == DONE
     assert run(["convert", str(merged), str(tmp_path / "merged")]) == DONE
     assert run(["convert", str(base), str(tmp_path / "unchanged")]) == DONE
-    trained, again, before = (load_diffusers(folder) for folder in (
-        tmp_path / "runs" / "model" / "diffusers", tmp_path / "merged", tmp_path / "unchanged"))
+    again, before = (load_diffusers(tmp_path / name) for name in ("merged", "unchanged"))
+    learnt = load_file(tmp_path / "runs" / "model" / "diffusers" / "lora.safetensors")  # by the run's own names
     changed = set()
-    for part, module in trained.parts.items():
-        other, first = tensors_of(again.parts[part]), tensors_of(before.parts[part])
+    for part, module in before.parts.items():
+        merged_tensors = tensors_of(again.parts[part])
         for name, tensor in tensors_of(module).items():
-            assert torch.allclose(tensor, other[name], atol=1e-6), (part, name)
-            if not torch.equal(tensor, first[name]):
+            added = delta(learnt, f"{part}.{name.removesuffix('.weight')}")
+            assert torch.allclose(tensor + added.view_as(tensor) if added is not None else tensor, merged_tensors[name], atol=1e-6)
+            if not torch.equal(tensor, merged_tensors[name]):
                 changed.add((part, name))
-    assert {part for part, _ in changed} == set(trained.parts) - {"vae"}
+    assert {part for part, _ in changed} == set(before.parts) - {"vae"}
     layers = len(tensors(lora)) // 3  # up, down, alpha
     # Where the picture has come down to one place, attention has nothing to choose, and its query and key do not learn.
     assert 0.95 * layers < len(changed) <= layers
