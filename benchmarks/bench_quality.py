@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=None, metavar="X")
     parsed = parser.parse_args()
     more = {name: value for name in ("lora_rank", "learning_rate") if (value := getattr(parsed, name))}
+    if parsed.lora_rank:
+        more |= {"lora_alpha": float(parsed.lora_rank), "text_encoder_learning_rate": None}  # as the preset
     with tempfile.TemporaryDirectory() as name:
         folder = parsed.folder or Path(name)
         host = StandaloneHost(folder / "models", folder / "runs", batch_size=20)

@@ -14,11 +14,11 @@ from .errors import ConfigError
 from .files import require_safe_name, write_json
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "subject": {"kind": "subject", "train_text_encoder": True, "learning_rate": 5e-6, "prior_loss_weight": 1.0},
-    "style": {"kind": "style", "train_text_encoder": True, "learning_rate": 3e-6, "class_noun": "artwork style"},
+    "subject": {"kind": "subject", "train_text_encoder": True, "learning_rate": 5e-6, "prior_loss_weight": 1.0, "lora_rank": 0},
+    "style": {"kind": "style", "train_text_encoder": True, "learning_rate": 3e-6, "class_noun": "artwork style", "lora_rank": 0},
     "face": {"kind": "subject", "class_noun": "person", "random_flip": False, "learning_rate": 2e-6,
-             "text_encoder_learning_rate": 1e-6},
-    "LoRA": {"lora_rank": 16, "lora_alpha": 16.0, "learning_rate": 1e-4},
+             "text_encoder_learning_rate": 1e-6, "lora_rank": 0},
+    "LoRA": {"lora_rank": 16, "lora_alpha": 16.0, "learning_rate": 1e-4, "text_encoder_learning_rate": None},
     "low memory": {"memory_profile": "low"},
 }
 # What belongs to one run alone is not part of a preset.

@@ -403,9 +403,8 @@ def test_what_ends_a_service_or_a_terminal_stops_the_work_as_ctrl_c_does(monkeyp
     """A rented computer is told by SIGTERM that it will be taken away; a connection that is lost sends SIGHUP."""
     from dreambooth_ext import cli
 
-    number = getattr(signal, name)
-    former = signal.getsignal(number)
-    heard = []
+    number, heard = getattr(signal, name), []
+    former = signal.signal(number, signal.SIG_DFL)  # what starts the tests may have it ignored, as nohup does
 
     def work(parsed, progress):
         os.kill(os.getpid(), number)
@@ -413,8 +412,11 @@ def test_what_ends_a_service_or_a_terminal_stops_the_work_as_ctrl_c_does(monkeyp
         progress.check()
 
     monkeypatch.setitem(cli.COMMANDS, "runs", (work, "", lambda parser: None))
-    assert run(["runs"]) == INTERRUPTED and heard == [True] and "Stopping after this step" in capsys.readouterr().err
-    assert signal.getsignal(number) == former
+    try:
+        assert run(["runs"]) == INTERRUPTED and heard == [True] and "Stopping after this step" in capsys.readouterr().err
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, former)
 
 
 def test_nohup_and_launchers_are_left_their_signals(monkeypatch):
@@ -426,13 +428,14 @@ def test_nohup_and_launchers_are_left_their_signals(monkeypatch):
         seen.update({name: signal.getsignal(getattr(signal, name)) for name in ("SIGTERM", "SIGHUP")})
 
     monkeypatch.setitem(cli.COMMANDS, "runs", (work, "", lambda parser: None))
-    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         assert run(["runs"]) == DONE and seen["SIGHUP"] == signal.SIG_IGN and callable(seen["SIGTERM"])
+        monkeypatch.setenv("RANK", "0")
+        assert run(["runs"]) == DONE and seen["SIGTERM"] == signal.SIG_DFL
     finally:
-        signal.signal(signal.SIGHUP, former)
-    monkeypatch.setenv("RANK", "0")
-    assert run(["runs"]) == DONE and seen["SIGTERM"] == signal.SIG_DFL
+        for number, before in zip((signal.SIGHUP, signal.SIGTERM), former, strict=True):
+            signal.signal(number, before)
 
 
 def test_ctrl_c_ends_the_page_and_its_run_keeps_what_it_has_learnt(monkeypatch, tmp_path, capsys):
