@@ -4,7 +4,7 @@
 (function() {
     if (window.dreamboothPage) return;
     const CONFIRM_AFTER_MS = [800, 3000];
-    const FAST_MS = 1000, SLOW_MS = 8000, UPLOAD_AT_MOST_MS = 600000;
+    const FAST_MS = 1000, SLOW_MS = 8000, UPLOAD_AT_MOST_MS = 600000, ANSWER_AT_MOST_MS = 30000;
     const page = window.dreamboothPage = {last: null, job: null, asked: 0, polls: 0};
 
     const root = () => (typeof gradioApp === 'function' ? gradioApp() : document);
@@ -296,15 +296,17 @@
     // ---- clicks inside HTML that the server made
 
     const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-    let saying = Promise.resolve();
+    let saying = Promise.resolve(), heard = null;
+    page.answered = (button) => { if (heard && heard.button === button) heard.done(); };
 
-    // One after the other: several share a field, and the button of the first would send the text of the second.
+    // One after the other, each when the one before is answered: several share a field, the button of the first would send the
+    // text of the second, and the framework drops a click on a button whose last one is not answered yet.
     function sayThenClick(field, text, button) {
         const say = async () => {
             if (!setText(field, text)) return;
             await pause(100);
-            click(button);
-            await pause(50);
+            const answer = new Promise((done) => { heard = {button, done}; });
+            if (click(button)) await Promise.race([answer, pause(ANSWER_AT_MOST_MS)]);
         };
         saying = saying.then(say, say);
     }

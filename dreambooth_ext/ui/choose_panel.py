@@ -16,7 +16,7 @@ from ..run_folder import RunFolder
 from ..service import Service
 from . import fields, html
 from .compare_grid import grid_html, is_comparing, mark_of
-from .compat import hidden, on
+from .compat import hidden, on, on_wish
 from .run_cards import run_list
 from .watch_panel import WatchPanel, status_html
 
@@ -62,9 +62,9 @@ def build(service: Service, watch: WatchPanel) -> None:
     on(compare.click, lambda name, *raw: _compare(service, name or _first(service), raw), [chosen, *wishes],
        [said, watch.status])
     on(stop.click, lambda: _stop(service), [], [said, watch.status])
-    for button, source in ((publish, snapshot), (act, cell)):
-        on(button.click, lambda name, which: _publish(service, name or _first(service), which), [chosen, source],
-           [said, watch.status])
+    for attach, button, source in ((on, publish.click, snapshot), (on_wish, act, cell)):
+        attach(button, lambda name, which: _publish(service, name or _first(service), which), [chosen, source],
+               [said, watch.status])
     on(back.click, lambda: gr.update(visible=True), [], [confirm])
     on(never.click, lambda: gr.update(visible=False), [], [confirm])
     on(really.click, lambda name, which, count: _go_back(service, name or _first(service), which, count),

@@ -14,7 +14,7 @@ from ..jobs import Job
 from ..service import Service
 from ..words import counted
 from . import fields, html
-from .compat import hidden, on
+from .compat import hidden, on, on_wish
 from .sentences import Sentences
 
 SHOWN_AT_MOST = 200
@@ -47,8 +47,8 @@ class ClassPanel:
         on(self.check.click, lambda *raw: self._check(fields.values_of(names, raw)), inputs, [self.drawn])
         on(self.again.click, self.drawn_html, [], [self.drawn])
         on(self.look.click, lambda *raw: self.sheet_html(fields.values_of(names, raw)), inputs, [self.sheet])
-        on(self.strike.click, lambda name, *raw: self._strike(name, fields.values_of(names, raw)), [self.name, *inputs],
-           [self.sheet])
+        on_wish(self.strike, lambda name, *raw: self._strike(name, fields.values_of(names, raw)), [self.name, *inputs],
+                [self.sheet])
 
     def _check(self, values: Values) -> str:
         from ..picture_room import token_pictures

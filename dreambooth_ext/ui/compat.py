@@ -32,6 +32,13 @@ def on(
     return event(fn, **arguments)
 
 
+def on_wish(button: Any, fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """As `on`, for a hidden button that the page's script clicks. The script is told of each answer and clicks again after it:
+    gradio drops a click on what has not been answered yet."""
+    answered = on(button.click, fn, inputs, outputs)
+    on(answered.then, None, js=f"() => {{ window.dreamboothPage.answered('{button.elem_id}'); return []; }}")
+
+
 def hidden(kind: type, elem_id: str, **arguments: Any) -> Any:
     """A component that scripts can reach but nobody sees: newer versions leave out what is not `visible`."""
     return kind(elem_id=elem_id, elem_classes=["dreambooth-hidden"], **arguments)

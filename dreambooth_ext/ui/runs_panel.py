@@ -12,7 +12,7 @@ from ..errors import DreamboothError
 from ..outbox import OUTBOX
 from ..service import Service
 from . import fields, html
-from .compat import hidden, on
+from .compat import hidden, on, on_wish
 from .errands import Errands
 from .run_cards import PENDING, run_list, runs_html
 from .train_panel import TrainPanel, values_of_run
@@ -47,8 +47,8 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
 
     for button in (again, poll):
         on(button.click, lambda name: _refreshed(service, name), [chosen], [chosen, listed])
-    on(act.click, lambda name, wish: _fulfil(service, name or "", wish or ""), [chosen, wish],
-       [chosen, listed, said, watch.status])
+    on_wish(act, lambda name, wish: _fulfil(service, name or "", wish or ""), [chosen, wish],
+            [chosen, listed, said, watch.status])
     for name, start in (("resume", service.resume), ("publish", service.publish)):
         on(buttons[name].click, lambda run, start=start: _act(service, lambda: start(run or "")), [chosen], [said, watch.status])
     on(buttons["clone"].click, lambda name: _clone(service, form, name or ""), [chosen], [*form.widgets.values(), said])

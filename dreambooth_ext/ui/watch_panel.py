@@ -18,7 +18,7 @@ from ..plot import curve
 from ..run_folder import RunFolder
 from ..service import Service, Work
 from . import html
-from .compat import hidden, on
+from .compat import hidden, on, on_wish
 from .timeline import config_of, enlarged_html, previews, timeline_html
 
 LOG_LINES_SHOWN = 60
@@ -72,7 +72,7 @@ def build(service: Service) -> WatchPanel:
     # The page's script names the preview that was clicked on.
     which = hidden(gr.Textbox, "dreambooth_enlarge_which", label="preview to enlarge")
     look = hidden(gr.Button, "dreambooth_enlarge", value="enlarge")
-    on(look.click, lambda name: enlarged_html(run_of(service, service.shown_job()), name or ""), [which], [enlarged])
+    on_wish(look, lambda name: enlarged_html(run_of(service, service.shown_job()), name or ""), [which], [enlarged])
     return panel
 
 
