@@ -9,12 +9,31 @@
 
     const root = () => (typeof gradioApp === 'function' ? gradioApp() : document);
     const byId = (id) => root().querySelector('#' + id);
-    const click = (id) => {
+
+    // The framework drops a click on a button whose last one is not answered yet, and while a run goes on answers take their time.
+    // What is clicked meanwhile is made up for after the answer, so that the newest one is never missing.
+    const unanswered = {};
+    const isUnanswered = (id) => Boolean(unanswered[id]) && Date.now() - unanswered[id].since < ANSWER_AT_MOST_MS;
+    const click = (id, heard = null) => {
         const element = byId(id);
         if (!element) return false;
+        if (isUnanswered(id)) {
+            unanswered[id].again = true;
+            return true;
+        }
+        unanswered[id] = {since: Date.now(), again: false, heard};
         (element.tagName === 'BUTTON' ? element : element.querySelector('button') || element).click();
         return true;
     };
+    page.answered = (id) => setTimeout(() => {
+        const last = unanswered[id] || {};
+        delete unanswered[id];
+        if (last.heard) last.heard();
+        if (last.again) click(id);
+    });
+    // What is asked for every second can wait for the next one.
+    const poll = (id) => isUnanswered(id) || click(id);
+
     const status = () => {
         const element = root().querySelector('#dreambooth_status .dreambooth-status');
         return element ? element.dataset : null;
@@ -48,8 +67,8 @@
         if (now - page.asked >= every - 50) {
             page.asked = now;
             page.polls += 1;
-            click('dreambooth_poll');
-            if (data.phase === 'comparing') click('dreambooth_choose_poll');
+            poll('dreambooth_poll');
+            if (data.phase === 'comparing') poll('dreambooth_choose_poll');
         }
         notice(data);
         lock(data);
@@ -204,7 +223,7 @@
             if (place === 'dreambooth_class_pictures') buttons.add('dreambooth_tell');  // the step's sentence counts them
         });
         if (buttons.size) page.askedAgain = now;
-        buttons.forEach(click);
+        buttons.forEach(poll);
     }
 
     // A picture that was clicked on is shown below the others.
@@ -296,17 +315,16 @@
     // ---- clicks inside HTML that the server made
 
     const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-    let saying = Promise.resolve(), heard = null;
-    page.answered = (button) => { if (heard && heard.button === button) heard.done(); };
+    let saying = Promise.resolve();
 
-    // One after the other, each when the one before is answered: several share a field, the button of the first would send the
-    // text of the second, and the framework drops a click on a button whose last one is not answered yet.
+    // One after the other, each when the one before is answered: several share a field, and the button of the first would send
+    // the text of the second.
     function sayThenClick(field, text, button) {
         const say = async () => {
             if (!setText(field, text)) return;
             await pause(100);
-            const answer = new Promise((done) => { heard = {button, done}; });
-            if (click(button)) await Promise.race([answer, pause(ANSWER_AT_MOST_MS)]);
+            const answer = new Promise((heard) => { if (!click(button, heard)) heard(); });
+            await Promise.race([answer, pause(ANSWER_AT_MOST_MS)]);
         };
         saying = saying.then(say, say);
     }

@@ -16,7 +16,7 @@ from ..run_folder import RunFolder
 from ..service import Service
 from . import fields, html
 from .compare_grid import grid_html, is_comparing, mark_of
-from .compat import hidden, on, on_wish
+from .compat import hidden, on, on_script
 from .run_cards import run_list
 from .watch_panel import WatchPanel, status_html
 
@@ -52,17 +52,17 @@ def build(service: Service, watch: WatchPanel) -> None:
     seen = gr.State(["", None, None])
     shown, drawings = [grid, drawing, snapshot, seen], Lookups(PATIENCE_S, KEPT)
 
-    on(again.click, lambda name, seen, which: [run_list(service, name),
-                                               *_shown(service, drawings, name or _first(service), seen, which)],
-       [chosen, seen, snapshot], [chosen, *shown])
+    on_script(again, lambda name, seen, which: [run_list(service, name),
+                                                *_shown(service, drawings, name or _first(service), seen, which)],
+              [chosen, seen, snapshot], [chosen, *shown])
     on(chosen.change, lambda name, seen, which: _shown(service, drawings, name, seen, which), [chosen, seen, snapshot], shown)
-    on(poll.click, lambda name, seen, which: [*_shown(service, drawings, name or _first(service), seen, which),
-                                              _news(service, name or _first(service))],
-       [chosen, seen, snapshot], [*shown, said])
+    on_script(poll, lambda name, seen, which: [*_shown(service, drawings, name or _first(service), seen, which),
+                                               _news(service, name or _first(service))],
+              [chosen, seen, snapshot], [*shown, said])
     on(compare.click, lambda name, *raw: _compare(service, name or _first(service), raw), [chosen, *wishes],
        [said, watch.status])
     on(stop.click, lambda: _stop(service), [], [said, watch.status])
-    for attach, button, source in ((on, publish.click, snapshot), (on_wish, act, cell)):
+    for attach, button, source in ((on, publish.click, snapshot), (on_script, act, cell)):
         attach(button, lambda name, which: _publish(service, name or _first(service), which), [chosen, source],
                [said, watch.status])
     on(back.click, lambda: gr.update(visible=True), [], [confirm])

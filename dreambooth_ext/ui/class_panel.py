@@ -14,7 +14,7 @@ from ..jobs import Job
 from ..service import Service
 from ..words import counted
 from . import fields, html
-from .compat import hidden, on, on_wish
+from .compat import hidden, on, on_script
 from .sentences import Sentences
 
 SHOWN_AT_MOST = 200
@@ -45,9 +45,9 @@ class ClassPanel:
     def wire(self, widgets: Mapping[str, Any]) -> None:
         names, inputs = list(widgets), list(widgets.values())
         on(self.check.click, lambda *raw: self._check(fields.values_of(names, raw)), inputs, [self.drawn])
-        on(self.again.click, self.drawn_html, [], [self.drawn])
-        on(self.look.click, lambda *raw: self.sheet_html(fields.values_of(names, raw)), inputs, [self.sheet])
-        on_wish(self.strike, lambda name, *raw: self._strike(name, fields.values_of(names, raw)), [self.name, *inputs],
+        on_script(self.again, self.drawn_html, [], [self.drawn])
+        on_script(self.look, lambda *raw: self.sheet_html(fields.values_of(names, raw)), inputs, [self.sheet])
+        on_script(self.strike, lambda name, *raw: self._strike(name, fields.values_of(names, raw)), [self.name, *inputs],
                 [self.sheet])
 
     def _check(self, values: Values) -> str:

@@ -32,9 +32,8 @@ def on(
     return event(fn, **arguments)
 
 
-def on_wish(button: Any, fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """As `on`, for a hidden button that the page's script clicks. The script is told of each answer and clicks again after it:
-    gradio drops a click on what has not been answered yet."""
+def on_script(button: Any, fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """As `on`, for a button that the page's script clicks. The script is told of each answer: gradio drops clicks before."""
     answered = on(button.click, fn, inputs, outputs)
     on(answered.then, None, js=f"() => {{ window.dreamboothPage.answered('{button.elem_id}'); return []; }}")
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from ..lookups import Lookups
 from . import html
-from .compat import hidden, on
+from .compat import hidden, on, on_script
 
 PATIENCE_S = 0.1  # what is done by then is shown at once
 KEPT = 8  # answers; a report has a megabyte
@@ -26,7 +26,7 @@ class Errands:
         self._doing = gr.HTML(value="", elem_id=doing_id, elem_classes=["dreambooth-said"])
         self._wish = gr.State(None)
         self._outputs = [*outputs, said, self._doing, self._wish]
-        on(hidden(gr.Button, poll_id, value="errand").click, self._answer, [self._wish], self._outputs)
+        on_script(hidden(gr.Button, poll_id, value="errand"), self._answer, [self._wish], self._outputs)
 
     def on(self, event: Any, doing: str, make: Callable[..., dict[Any, Any]], inputs: Sequence[Any]) -> None:
         """`make`, given what the inputs hold, returns the values of those outputs that it changes."""

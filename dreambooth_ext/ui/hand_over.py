@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from .compat import hidden, is_building, on
+from .compat import hidden, is_building, on_script
 
 if TYPE_CHECKING:
     from ..host import Host
@@ -34,13 +34,13 @@ class HandOver:
         name = arguments.get("elem_id") or ""
         if name == "setting_sd_model_checkpoint" or _is_forge_dropdown(arguments):
             button = hidden(gr.Button, "dreambooth_refresh_checkpoint", value="refresh")
-            on(button.click, self._choices, [], [component])
+            on_script(button, self._choices, [], [component])
         elif name in SAMPLE_SETTINGS:
             self._samples[name] = component
         elif name == LAST_OF_TXT2IMG and self._samples:
             button = hidden(gr.Button, "dreambooth_apply_sample_settings", value="apply")
             names = list(self._samples)
-            on(button.click, lambda: [SAMPLE_SETTINGS[name] for name in names], [], list(self._samples.values()))
+            on_script(button, lambda: [SAMPLE_SETTINGS[name] for name in names], [], list(self._samples.values()))
             self._samples = {}
 
     def _choices(self) -> Any:

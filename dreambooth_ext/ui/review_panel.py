@@ -13,7 +13,7 @@ from ..errors import DreamboothError, PictureError
 from ..service import Service
 from . import fields, html
 from .caption_editor import CaptionEditor
-from .compat import hidden, on, on_wish
+from .compat import hidden, on, on_script
 from .sentences import Sentences
 from .shown_pictures import Shown, ShownPictures
 
@@ -56,14 +56,14 @@ class ReviewPanel:
             return lambda *raw: handler(*raw[: len(raw) - len(names)], fields.values_of(names, raw[len(raw) - len(names):]))
 
         detailed = [self.column, self.detail, self.choice, self.box, *self.captions.outputs]
-        on(self.look.click, with_values(self.grid_html), inputs, [self.grid])
-        on_wish(self.acts["pick"], with_values(self._picked), [self.name, *inputs], detailed)
-        on(self.acts["again"].click, with_values(self._again), [self.name, *inputs], [self.detail])
-        on_wish(self.acts["toggle"], with_values(self._toggled), [self.name, *inputs], [self.grid])
+        on_script(self.look, with_values(self.grid_html), inputs, [self.grid])
+        on_script(self.acts["pick"], with_values(self._picked), [self.name, *inputs], detailed)
+        on_script(self.acts["again"], with_values(self._again), [self.name, *inputs], [self.detail])
+        on_script(self.acts["toggle"], with_values(self._toggled), [self.name, *inputs], [self.grid])
         changed = [self.detail, self.choice, self.box, self.grid]
         on(self.choice.input if hasattr(self.choice, "input") else self.choice.change, with_values(self._chosen),
            [self.name, self.choice, self.box, *inputs], changed)
-        for attach, event in ((on_wish, self.acts["cut"]), (on, self.box.submit)):
+        for attach, event in ((on_script, self.acts["cut"]), (on, self.box.submit)):
             attach(event, with_values(self._cut), [self.name, self.box, *inputs], changed)
         on(self.close.click, lambda: [gr.update(visible=False), ""], [], [self.column, self.name])
         self.captions.wire(self.name, inputs, with_values, self._sentences.folder)

@@ -12,7 +12,7 @@ from ..errors import DreamboothError
 from ..outbox import OUTBOX
 from ..service import Service
 from . import fields, html
-from .compat import hidden, on, on_wish
+from .compat import hidden, on, on_script
 from .errands import Errands
 from .run_cards import PENDING, run_list, runs_html
 from .train_panel import TrainPanel, values_of_run
@@ -45,9 +45,9 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     poll, act = (hidden(gr.Button, f"dreambooth_runs_{name}", value=name) for name in ("poll", "act"))
     wish = hidden(gr.Textbox, "dreambooth_runs_wish", label="wish")
 
-    for button in (again, poll):
-        on(button.click, lambda name: _refreshed(service, name), [chosen], [chosen, listed])
-    on_wish(act, lambda name, wish: _fulfil(service, name or "", wish or ""), [chosen, wish],
+    for attach, button in ((on, again.click), (on_script, poll)):
+        attach(button, lambda name: _refreshed(service, name), [chosen], [chosen, listed])
+    on_script(act, lambda name, wish: _fulfil(service, name or "", wish or ""), [chosen, wish],
             [chosen, listed, said, watch.status])
     for name, start in (("resume", service.resume), ("publish", service.publish)):
         on(buttons[name].click, lambda run, start=start: _act(service, lambda: start(run or "")), [chosen], [said, watch.status])

@@ -9,7 +9,7 @@ import gradio as gr
 from .. import needs
 from ..service import Service
 from . import choose_panel, fields, html, runs_panel, train_panel, watch_panel
-from .compat import blocks, hidden, leave_out_of_saved_defaults, on
+from .compat import blocks, hidden, leave_out_of_saved_defaults, on, on_script
 from .sentences import Sentences
 from .timeline import config_of
 
@@ -36,8 +36,8 @@ def build(service: Service, *, css: str = "", script: str = "", warning: str = "
         train_panel.wire(form, watch)
         # The page's script clicks it once when the page is there: what a job or another page has changed meanwhile.
         opened = hidden(gr.Button, "dreambooth_opened", value="opened")
-        on(opened.click, lambda *raw: _opened(form, raw), list(form.widgets.values()),
-           [*form.widgets.values(), *form.told, form.presets.name])
+        on_script(opened, lambda *raw: _opened(form, raw), list(form.widgets.values()),
+                  [*form.widgets.values(), *form.told, form.presets.name])
         if script:
             on(tab.load, None, js=f"() => {{ {script} }}")
     leave_out_of_saved_defaults(tab.blocks.values())

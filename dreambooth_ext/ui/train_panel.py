@@ -17,7 +17,7 @@ from ..run_folder import RunFolder
 from ..service import Service
 from . import fields, html, watch_panel
 from .class_panel import ClassPanel
-from .compat import hidden, on, uploads
+from .compat import hidden, on, on_script, uploads
 from .presets_panel import PresetsPanel
 from .review_panel import ReviewPanel
 from .sentences import Sentences
@@ -106,7 +106,8 @@ def wire(panel: TrainPanel, watch: watch_panel.WatchPanel) -> None:
     panel.presets.wire(panel.widgets)
     # The page's script clicks it while a sentence says that something is being found out.
     panel.buttons["tell"] = hidden(gr.Button, "dreambooth_tell", value="tell")
-    events = [panel.buttons["tell"].click, panel.widgets["instance_dir"].change, panel.widgets["base"].change]
+    on_script(panel.buttons["tell"], lambda *raw: told_of(panel, panel.values(raw)), inputs, panel.told)
+    events = [panel.widgets["instance_dir"].change, panel.widgets["base"].change]
     events += [_typed(panel.widgets[name], fields.all_options()[name].advanced) for name in panel.widgets]
     for event in events:
         on(event, lambda *raw: told_of(panel, panel.values(raw)), inputs, panel.told)

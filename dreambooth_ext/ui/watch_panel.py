@@ -18,7 +18,7 @@ from ..plot import curve
 from ..run_folder import RunFolder
 from ..service import Service, Work
 from . import html
-from .compat import hidden, on, on_wish
+from .compat import hidden, on, on_script
 from .timeline import config_of, enlarged_html, previews, timeline_html
 
 LOG_LINES_SHOWN = 60
@@ -61,7 +61,7 @@ def build(service: Service) -> WatchPanel:
                         elem_id="dreambooth_sample_settings", interactive=True)
     panel = WatchPanel(status, plot, shown, log, hidden(gr.Button, "dreambooth_poll", value="refresh"), gr.State({}))
     watcher = Watcher()
-    on(panel.poll.click, lambda seen: refresh(service, seen, watcher), [panel.seen], panel.outputs)
+    on_script(panel.poll, lambda seen: refresh(service, seen, watcher), [panel.seen], panel.outputs)
     acts = {"stop": lambda: _stop(service), "preview": lambda: _request(service, "preview"),
             "snapshot": lambda: _request(service, "snapshot"), "folder": lambda: _open_folder(service)}
     for name, act in acts.items():
@@ -72,7 +72,7 @@ def build(service: Service) -> WatchPanel:
     # The page's script names the preview that was clicked on.
     which = hidden(gr.Textbox, "dreambooth_enlarge_which", label="preview to enlarge")
     look = hidden(gr.Button, "dreambooth_enlarge", value="enlarge")
-    on_wish(look, lambda name: enlarged_html(run_of(service, service.shown_job()), name or ""), [which], [enlarged])
+    on_script(look, lambda name: enlarged_html(run_of(service, service.shown_job()), name or ""), [which], [enlarged])
     return panel
 
 

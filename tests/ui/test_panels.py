@@ -1,5 +1,7 @@
 """What the tab says, without a browser: every state of a job, escaping, sentences."""
 
+import json
+import re
 import threading
 import time
 from dataclasses import replace
@@ -530,3 +532,14 @@ def test_what_takes_long_is_asked_for_until_it_is_there(service):
                 break
         assert told in answer[said] and answer[errands._doing] == "" and answer[errands._wish] is None
     assert errands._answer(None) == {errands._doing: ""}
+
+
+def test_every_answer_to_a_click_of_the_pages_script_is_told_to_it(service):
+    """Else it waits half a minute before it clicks that button again."""
+    script = (Path(tab.__file__).parents[2] / "javascript" / "dreambooth.js").read_text()
+    config = json.dumps(tab.build(service).get_config_file(), default=str)
+    clicked = set(re.findall(r"(?:click|poll)\('(dreambooth_\w+)'\)", script)) | set(re.findall(r"dreambooth_\w+: '(\w+)'", script))
+    clicked |= set(re.findall(r"sayThenClick\('\w+', [^)]*, '(\w+)'\)", script)) | {"dreambooth_runs_act"}
+    told = set(re.findall(r"answered\('(\w+)'\)", config))
+    of_txt2img = {"dreambooth_refresh_checkpoint", "dreambooth_apply_sample_settings"}
+    assert len(clicked) > 15 and clicked - told == of_txt2img
