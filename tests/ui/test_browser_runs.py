@@ -36,7 +36,7 @@ from dreambooth_ext.jobs import JOBS, Job  # noqa: E402
 from dreambooth_ext.progress import Progress  # noqa: E402
 from dreambooth_ext.run_folder import RunFolder, RunState  # noqa: E402
 from dreambooth_ext.service import Service  # noqa: E402
-from dreambooth_ext.ui import app  # noqa: E402
+from dreambooth_ext.ui import app, runs_panel  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
 
@@ -385,6 +385,30 @@ def test_two_clicks_at_once_both_count_however_slow_the_answers_are(page, monkey
             `[aria-label="take ${name} out of the queue"]`).click())""", ["second", "fourth"])
         sync_api.expect(page.locator(".dreambooth-queue li")).to_have_count(2)
         assert [job.state for job in jobs] == ["cancelled", "queued", "cancelled"]
+    finally:
+        over.set()
+    assert all(job.done.wait(120) for job in jobs)
+
+
+@pytest.mark.any_gradio
+def test_the_queue_shown_is_that_of_now_however_slow_the_answers_are(page, monkeypatch):
+    over, looked, refreshed = threading.Event(), threading.Event(), runs_panel._refreshed
+
+    def slowly_refreshed(*arguments):
+        answer = refreshed(*arguments)
+        if JOBS.running is not None:
+            looked.set()
+            time.sleep(3)
+        return answer
+
+    monkeypatch.setattr(runs_panel, "_refreshed", slowly_refreshed)
+    try:
+        to_tab(page, "Runs")
+        jobs = [JOBS.start(Job("first", lambda progress: over.wait(600)))]
+        jobs.append(JOBS.start(Job("second", lambda progress: None)))
+        waited_for(page, looked.is_set)
+        jobs.append(JOBS.start(Job("third", lambda progress: None)))  # the page hears of it before that answer has come
+        sync_api.expect(page.locator(".dreambooth-queue li")).to_have_count(3)
     finally:
         over.set()
     assert all(job.done.wait(120) for job in jobs)
