@@ -72,7 +72,9 @@ def count_pictures(folder: Path) -> int:
 
 
 def folder_key(folder: Path) -> Hashable:
-    """Changes whenever a picture of the folder, or a caption, comes, goes or is written anew. Raises PictureError."""
+    """Changes whenever a picture of the folder, or a caption, comes, goes or is written anew; without pictures whenever
+    anything comes or goes. Raises PictureError.
+    """
     from .dataset.pictures import list_pictures
 
     found = []
@@ -80,6 +82,9 @@ def folder_key(folder: Path) -> Hashable:
         with suppress(OSError):
             status = path.stat()
             found.append((path.name, status.st_size, status.st_mtime_ns))
+    if not found:
+        with suppress(OSError):
+            found.append(("", 0, folder.stat().st_mtime_ns))  # what it holds instead is told
     return str(folder), tuple(found)
 
 

@@ -5,7 +5,7 @@
     GET  /dreambooth/v1/status                running, queue, last
     POST /dreambooth/v1/stop                  body: {"job": id, "discard": false}; without an id, the running one
     GET  /dreambooth/v1/runs
-    POST /dreambooth/v1/runs/{name}/resume    body: {"snapshot": "", "steps": null}
+    POST /dreambooth/v1/runs/{name}/resume    body: {"snapshot": "", "steps": null, "learning_rate": null}
     POST /dreambooth/v1/runs/{name}/publish   body: {"snapshot": "", "name": "", "settings": {}}
     POST /dreambooth/v1/runs/{name}/delete
 
@@ -88,10 +88,11 @@ def _routes(service: Service) -> list[tuple[str, str, Callable[[Any, dict[str, s
                                changes=changes).status()
 
     def resume(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
-        unknown = sorted(set(body) - {"snapshot", "steps"})
+        unknown = sorted(set(body) - {"snapshot", "steps", "learning_rate"})
         if unknown:
             raise ConfigError([f"{name}: it cannot be set for a run that goes on" for name in unknown])
-        return service.resume(path["name"], snapshot=str(body.get("snapshot") or ""), steps=body.get("steps")).status()
+        return service.resume(path["name"], snapshot=str(body.get("snapshot") or ""), steps=body.get("steps"),
+                              learning_rate=body.get("learning_rate")).status()
 
     def delete(body: dict[str, Any], path: dict[str, str]) -> dict[str, bool]:
         service.delete(path["name"])

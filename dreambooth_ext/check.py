@@ -38,7 +38,7 @@ def check(config: TrainConfig) -> Checked:
     if lacking:
         raise MissingPackage("a run is to be started", f"{', '.join(lacking)} cannot be imported",
                              advice() or f"Install it into this Python: pip install {' '.join(lacking)}")
-    config = _with_choices(config)
+    config = with_choices(config)
     faults: list[str] = []
     pictures = tuple(_count_pictures(concept, faults) for concept in config.concepts)
     if config.with_prior_preservation:
@@ -70,7 +70,7 @@ def require_new_model(config: TrainConfig, name: str, flag: str = "--output-name
                           "Choose another name, or move that file elsewhere.")
 
 
-def _with_choices(config: TrainConfig) -> TrainConfig:
+def with_choices(config: TrainConfig) -> TrainConfig:
     """What was chosen in Review counts wherever the run is started from."""
     from .dataset.choices import choices_file
 
@@ -128,17 +128,22 @@ def _warnings(config: TrainConfig) -> list[str]:
                          f"{CLASS_IMAGES_AT_MOST} suffice.")
     if not config.with_prior_preservation:
         found.append("Without prior preservation the class itself will drift towards the subject.")
-    if config.lora_rank and config.optimizer != "prodigy":
-        found += _lora_warnings(config.learning_rate, config.lora_alpha / config.lora_rank)
-    return found
+    advice = lora_advice(config)
+    return [*found, advice] if advice else found
 
 
-def _lora_warnings(learning_rate: float, scale: float) -> list[str]:
-    """`scale` is alpha / rank. An optimizer moves an adapter by its learning rate a step, whatever it is scaled by afterwards."""
-    if learning_rate >= LEAST_OF_A_LORA and learning_rate * scale >= LEAST_SCALED:
-        return []
-    return [f"A LoRA at learning rate {learning_rate:g}, scaled by alpha / rank = {scale:.3g}, learns next to nothing: 1e-4, with "
-            "an alpha as large as the rank, is usual (preset LoRA)."]
+def lora_advice(config: TrainConfig) -> str:
+    """What is to be said of a LoRA that would learn next to nothing; empty if there is nothing to be said.
+
+    An optimizer moves an adapter by its learning rate a step, whatever it is scaled by afterwards. Prodigy finds its own rate.
+    """
+    if not config.lora_rank or config.optimizer == "prodigy":
+        return ""
+    rate, scale = config.learning_rate, config.lora_alpha / config.lora_rank
+    if rate >= LEAST_OF_A_LORA and rate * scale >= LEAST_SCALED:
+        return ""
+    return (f"A LoRA at learning rate {rate:g}, scaled by alpha / rank = {scale:.3g}, learns next to nothing: 1e-4, with "
+            "an alpha as large as the rank, is usual (preset LoRA).")
 
 
 def _token_warnings(token: str) -> list[str]:

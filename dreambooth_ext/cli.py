@@ -11,13 +11,14 @@ from difflib import get_close_matches
 
 from . import __version__
 from .commands import COMMANDS
-from .errors import Cancelled, CheckpointError, ConfigError, DreamboothError, PictureError, ResumeError, StorageError
+from .errors import Cancelled, CheckpointError, ConfigError, Diverged, DreamboothError, PictureError, ResumeError, StorageError
 from .examples import PROGRAM, examples_of
 from .files import unforeseen
 from .progress import Progress
 from .run_folder import resume_command
 from .signals import Interrupter, heard
 from .terminal import listener, silence
+from .words import half_of
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 BAD_INPUT_ERRORS = (ConfigError, PictureError, CheckpointError, ResumeError, StorageError)
@@ -41,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
         silence(sys.stdout)
     except (DreamboothError, OSError) as caught:
         told = caught if isinstance(caught, DreamboothError) else unforeseen(caught)
-        _tell(str(told) + (_how_to_resume(parsed) if started["work"] else ""))
+        _tell(str(told) + (_how_to_resume(parsed, slower=isinstance(told, Diverged)) if started["work"] else ""))
         return BAD_INPUT if isinstance(told, BAD_INPUT_ERRORS) and not started["work"] else FAILED
     return DONE
 
@@ -59,11 +60,12 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _how_to_resume(parsed: argparse.Namespace) -> str:
+def _how_to_resume(parsed: argparse.Namespace, slower: bool = False) -> str:
     name = getattr(parsed, "resume_name", None)
     if not name:
         return ""
-    return f"\nGo on with: {resume_command(name, getattr(parsed, 'runs_dir', ''))}"
+    rate = half_of(parsed.resume_rate) if slower else ""
+    return f"\nGo on with: {resume_command(name, getattr(parsed, 'runs_dir', ''), rate)}"
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:

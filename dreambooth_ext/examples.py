@@ -4,10 +4,11 @@ from __future__ import annotations
 
 PROGRAM = "python -m dreambooth_ext"
 _SUBJECT = "--base model.safetensors --instance-dir photos --token rxz --class-noun dog"
+_CLASS = "--base model.safetensors --instance-dir photos --class-noun dog"
 
 EXAMPLES = {
     "train": (f"{_SUBJECT} --output-name my_dog", "--config run.json --memory-profile low --steps 800 --json"),
-    "resume": ("my_dog", "my_dog --snapshot step-000400 --steps 1200"),
+    "resume": ("my_dog", "my_dog --snapshot step-000400 --steps 1200", "my_dog --learning-rate 2.5e-6"),
     "publish": ("my_dog", "my_dog --snapshot step-000400 --name my_dog_400 --publish-format safetensors"),
     "runs": ("--json",),
     "demo": ("--quick",),
@@ -29,7 +30,7 @@ EXAMPLES = {
     "audit": ("photos --html audit.html", "photos --choices choices.json"),
     "prepare": ("photos --out prepared", "photos --out prepared --choices choices.json"),
     "captions": ("photos --token rxz --class-noun dog", 'photos --set 01.jpg "rxz dog on a sofa"'),
-    "class-images": (f"{_SUBJECT} --plan", f"{_SUBJECT} --sheet class_images.html"),
+    "class-images": (f"{_CLASS} --plan", f"{_CLASS} --sheet class_images.html"),
     "token": ("--token rxz --class-noun dog", "--token rxz --class-noun dog --base model.safetensors"),
     "render": ('--base my_dog.ckpt --prompt "rxz dog on a beach" --count 4',),
     "convert": ("model.ckpt model.safetensors", "model.safetensors diffusers_folder"),

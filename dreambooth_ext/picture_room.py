@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import recipe
-from .check import Checked
+from .check import Checked, with_choices
 from .config import STEPS_PER_PICTURE, Concept, TrainConfig, colour_of
 from .dataset.captions import Caption, caption_of, captions_in, prompt_for, token_advice, token_pieces_told, write_caption
-from .dataset.choices import Choice, choices_file, choose, is_box, orders, read_choices, remembered
+from .dataset.choices import Choice, choices_file, choose, is_box, orders, orders_of, read_choices, remembered
 from .dataset.class_images import ClassImagePlan
 from .dataset.contact_sheet import named_among, strike_out, struck_out, take_back
 from .dataset.contact_sheet import page as contact_page
@@ -229,13 +229,21 @@ def class_image_plans(config: TrainConfig, host: Host) -> list[ClassImagePlan]:
 
     Settings may be half filled in: base, pictures and class are enough. Raises ConfigError, PictureError, CheckpointError.
     """
+    config = with_choices(config)
     if not config.base or not config.concepts or not all(each.instance_dir and each.class_texts[0] for each in config.concepts):
         raise ConfigError(["--base, --instance-dir and --class-noun: all three are needed to plan class images"])
     base = Path(config.base).expanduser()
-    pictures = tuple(len(list_pictures(Path(concept.instance_dir).expanduser())) for concept in config.concepts)
+    pictures = tuple(_count_kept(concept) for concept in config.concepts)
     steps = config.steps or STEPS_PER_PICTURE * sum(pictures)
     checked = Checked(replace(config, steps=steps), config.resolution or resolution_of(base), pictures)
     return recipe.class_image_plans(checked, _hash_of(base), host.name)
+
+
+def _count_kept(concept: Concept) -> int:
+    """A concept's pictures but those that are left out. Raises PictureError."""
+    folder = Path(concept.instance_dir).expanduser()
+    leave_out = orders_of(concept.choices, folder)[0]
+    return sum(path.name not in leave_out for path in list_pictures(folder))
 
 
 def resolution_of(base: Path) -> int:

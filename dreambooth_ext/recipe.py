@@ -78,17 +78,19 @@ def _with_own_choices(config: TrainConfig, run: RunFolder) -> TrainConfig:
     return replace(config, concepts=tuple(concepts))
 
 
-def resume(run: RunFolder, host: Host, progress: Progress, *, snapshot: str = "", steps: int | None = None) -> Finished:
-    """Continue a run that was interrupted, killed or failed; or from `snapshot`, or to other `steps` (see rollback.go_back).
+def resume(run: RunFolder, host: Host, progress: Progress, *, snapshot: str = "", steps: int | None = None,
+           learning_rate: float | None = None) -> Finished:
+    """Continue a run that was interrupted, killed or failed; or from `snapshot`, or otherwise than before (see rollback.go_back).
 
-    Raises ResumeError if its base or pictures have changed, and the errors of `rollback.go_back`.
+    Raises ResumeError if its base or pictures have changed, or it would fail again, and the errors of `rollback.go_back`.
     """
     team = Team.launched(run.config().device)
     if team.follows:
         return _follow(team, host, progress)
     with team.led():
-        if snapshot or steps is not None:
-            rollback.go_back(run, snapshot, steps)
+        rollback.require_another_way(run, learning_rate)
+        if snapshot or steps is not None or learning_rate is not None:
+            rollback.go_back(run, snapshot, steps, learning_rate)
         config, state = run.config(), run.state()
         if state.state == "finished":
             raise ResumeError(f"{run.path.name} is to be continued", f"it is finished, with all its {state.steps} steps",
@@ -385,7 +387,7 @@ def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, prog
 
 
 def _enter(run: RunFolder, state: str, **values: int) -> None:
-    run.write_state(replace(run.state(), state=state, message="", **values))  # type: ignore[arg-type]
+    run.write_state(replace(run.state(), state=state, message="", failure="", **values))  # type: ignore[arg-type]
 
 
 def _require_same_inputs(run: RunFolder, now: dict[str, str]) -> None:

@@ -21,10 +21,11 @@ def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]
     taken = [run.state().step]
     progress.listen(lambda report: taken.append(report.done) if report.phase == "training" else None)
 
-    def note(state: str, message: str) -> None:
+    def note(state: str, message: str, error: Exception | None = None) -> None:
         with suppress(StorageError):  # a disk that is full or gone must not hide what has happened
             run.require_there()
-            run.write_state(replace(run.state(), state=state, message=message, step=taken[-1]))
+            failure = type(error).__name__ if error else ""
+            run.write_state(replace(run.state(), state=state, message=message, step=taken[-1], failure=failure))
 
     try:
         yield
@@ -32,11 +33,11 @@ def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]
         note("interrupted", "stopped by the user")
         raise
     except DreamboothError as error:
-        note("failed", str(error))
+        note("failed", str(error), error)
         run.log(str(error))
         raise
     except Exception as error:
-        note("failed", f"{type(error).__name__}: {error}")
+        note("failed", f"{type(error).__name__}: {error}", error)
         raise
 
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .comparison import forget_after, step_of_snapshot
-from .errors import ConfigError, ResumeError
+from .config import TrainConfig
+from .errors import ConfigError, Diverged, ResumeError
 from .files import remove_folder, require_safe_name, write_json
-from .run_folder import RunFolder, step_in
+from .run_folder import RunFolder, resume_command, step_in
+from .words import half_of
 
 
-def require_possible(run: RunFolder, snapshot: str = "", steps: int | None = None) -> int:
+def require_another_way(run: RunFolder, learning_rate: float | None) -> None:
+    """Raise ResumeError where a run would come to the same end again: its steps are what they were, to the last bit."""
+    if run.state().failure == Diverged.__name__ and learning_rate is None:
+        command = resume_command(run.path.name, learning_rate=half_of(run.config().learning_rate))
+        raise ResumeError(f"{run.path.name} is to be continued", "with the same settings its loss would become NaN again",
+                          f"Go on at a lower learning rate: {command} (in the tab: Choose, Go on training from here). "
+                          "Or start anew, under another name.")
+
+
+def require_possible(run: RunFolder, snapshot: str = "", steps: int | None = None, learning_rate: float | None = None) -> int:
     """The step that the run would go on from. Raises ResumeError, ConfigError, and writes nothing."""
     from .training.checkpoint import snapshots
 
@@ -23,6 +34,8 @@ def require_possible(run: RunFolder, snapshot: str = "", steps: int | None = Non
         if config.draw_order == "diffusers":
             raise ResumeError(f"{run.path.name} is to go on from {snapshot}", "its draws are diffusers', which have no resume",
                               "Start it again under another name.")
+    if learning_rate is not None:
+        at_rate(config, learning_rate).validate()
     first = step_of_snapshot(snapshot) if snapshot else kept[-1][0] if kept else 0
     if steps is not None:
         replace(config, steps=steps).validate()
@@ -35,8 +48,16 @@ def require_possible(run: RunFolder, snapshot: str = "", steps: int | None = Non
     return first
 
 
-def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None) -> int:
-    """Make a resume go on from `snapshot` (the last one, if not given), up to `steps`. Returns the step.
+def at_rate(config: TrainConfig, learning_rate: float) -> TrainConfig:
+    """The same settings at another learning rate; a text encoder's own stays in proportion."""
+    own = config.text_encoder_learning_rate
+    if isinstance(learning_rate, (int, float)) and own is not None:
+        own *= learning_rate / config.learning_rate
+    return replace(config, learning_rate=learning_rate, text_encoder_learning_rate=own)
+
+
+def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None, learning_rate: float | None = None) -> int:
+    """Make a resume go on from `snapshot` (the last one, if not given), up to `steps`, at `learning_rate`. Returns the step.
 
     What came after it is removed: later snapshots, previews, figures, and the finished model in the run's folder. Published
     files stay. Cut short at any moment, it can be asked for again. Raises RunBusy and the errors of `require_possible`.
@@ -45,8 +66,11 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None) -> int
 
     with run.lock():
         run.require_own()
-        first = require_possible(run, snapshot, steps)
+        first = require_possible(run, snapshot, steps, learning_rate)
         state = run.state()
+        if learning_rate is not None:
+            write_json(run.path / "config.json", at_rate(run.config(), learning_rate).to_dict())
+            run.log(f"From step {first} on the learning rate is {learning_rate:g}.")
         if steps is not None:
             write_json(run.path / "config.json", replace(run.config(), steps=steps).to_dict())
             state = replace(state, steps=steps)

@@ -51,7 +51,7 @@ from .words import printable
 class RunState:
     """Where a run stands: new, preparing, class images, training or publishing; then finished, interrupted or failed.
 
-    Times are seconds since 1970.
+    Times are seconds since 1970. `failure` is the class of the error that ended it.
     """
 
     state: str = "new"
@@ -61,10 +61,11 @@ class RunState:
     started_s: float = 0.0
     updated_s: float = 0.0
     published: tuple[str, ...] = ()
+    failure: str = ""
 
 
 _STATE: dict[str, Any] = {"state": str, "step": int, "steps": int, "message": str, "started_s": (int, float),
-                          "updated_s": (int, float)}
+                          "updated_s": (int, float), "failure": str}
 BESIDE_RUNS = ("class-images", "presets", "uploads")  # folders of the runs' folder that are no runs
 _LOG_BYTES_SHOWN = 1 << 20
 _OBJECT_BYTES_AT_MOST = 16 << 20  # inputs.json of 1000 pictures has some 100 KiB
@@ -103,11 +104,22 @@ class RunFolder:
         self.write_state(RunState(started_s=time.time()))
         write_json(self.path / "config.json", config.to_dict())
 
-    def require_free(self) -> None:
-        """Raise ConfigError if the folder holds a run, or files of somebody else's."""
+    def namesake(self) -> RunFolder | None:
+        """The run that has this name, in whatever case: to Windows and macOS, Rex and rex are one folder, and one model file."""
         if self.exists:
-            raise ConfigError([f"--output-name: a run named {self.path.name} is there already ({self.state().state})"],
-                              f"Choose another name, or continue it: {resume_command(self.path.name)}")
+            return self
+        try:
+            found = [RunFolder(path) for path in self.path.parent.iterdir() if path.name.lower() == self.path.name.lower()]
+        except OSError:  # no folder of runs yet
+            return None
+        return next((run for run in found if run.exists), None)
+
+    def require_free(self) -> None:
+        """Raise ConfigError if a run has this name, or the folder holds files of somebody else's."""
+        run = self.namesake()
+        if run is not None:
+            raise ConfigError([f"--output-name: a run named {run.path.name} is there already ({run.state().state})"],
+                              f"Choose another name, or continue it: {resume_command(run.path.name)}")
         found = self.path.iterdir() if self.path.is_dir() else ()
         others = sorted(path.name for path in found if not _BEFORE_CONFIG.fullmatch(path.name))
         if others:
@@ -343,9 +355,10 @@ def step_in(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def resume_command(name: str, runs_dir: str = "") -> str:
-    """What to type to go on with a run; both may hold spaces."""
-    words = [name, *(["--runs-dir", runs_dir] if runs_dir not in ("", "runs") else [])]
+def resume_command(name: str, runs_dir: str = "", learning_rate: str = "") -> str:
+    """What to type to go on with a run; name and folder may hold spaces."""
+    words = [name, *(["--runs-dir", runs_dir] if runs_dir not in ("", "runs") else []),
+             *(["--learning-rate", learning_rate] if learning_rate else [])]
     return " ".join(["python -m dreambooth_ext resume", *(f'"{word}"' if " " in word else word for word in words)])
 
 

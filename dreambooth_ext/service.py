@@ -114,27 +114,30 @@ class Service:
     def require_free_name(self, config: TrainConfig) -> RunFolder:
         """The run that these settings would make. Raises ConfigError if there is one of its name, or a model of another origin."""
         run = RunFolder.for_config(config)
-        if run.exists or self._is_queued(run):
-            raise ConfigError([f"--output-name: a run named {run.path.name} is there already"],
+        namesake = run.namesake() or self._queued(run)
+        if namesake is not None:
+            raise ConfigError([f"--output-name: a run named {namesake.path.name} is there already"],
                               "Choose another name, or continue that run in the list of runs.")
         require_new_model(config, config.output_name)
         return run
 
-    def resume(self, name: str, snapshot: str = "", steps: int | None = None) -> Job:
-        """Go on with a run: from one of its snapshots, if named, and to other `steps`, if given. What comes after that
-        snapshot is removed, but for published files. Raises ResumeError, ConfigError, RunBusy.
+    def resume(self, name: str, snapshot: str = "", steps: int | None = None, learning_rate: float | None = None) -> Job:
+        """Go on with a run: from one of its snapshots, if named, to other `steps` and at another rate, if given. What comes after
+        that snapshot is removed, but for published files. Raises ResumeError, ConfigError, RunBusy.
         """
         from . import recipe, rollback
 
         run = self.run(name)
         self._confined(run.config())
-        if not snapshot and steps is None:
+        rollback.require_another_way(run, learning_rate)
+        if not snapshot and steps is None and learning_rate is None:
             return self._train(run, lambda progress: recipe.resume(run, self.host, progress))
         if self._is_queued(run):
             raise RunBusy(f"{name} is to go on from {snapshot or 'its last snapshot'}", "it is running or waiting",
                           "Stop it first.")
-        rollback.require_possible(run, snapshot, steps)
-        return self._train(run, lambda progress: recipe.resume(run, self.host, progress, snapshot=snapshot, steps=steps))
+        rollback.require_possible(run, snapshot, steps, learning_rate)
+        return self._train(run, lambda progress: recipe.resume(run, self.host, progress, snapshot=snapshot, steps=steps,
+                                                               learning_rate=learning_rate))
 
     def faults(self, values: Mapping[str, Any]) -> list[str]:
         """Everything that would keep `start` from starting these settings, files included; empty if nothing would."""
@@ -237,10 +240,10 @@ class Service:
         return run
 
     def free_name(self, name: str) -> str:
-        """name-2, name-3, ...: the first that no run has."""
-        taken = {run.path.name for run in list_runs(self.host.runs_dir)}
+        """name-2, name-3, ...: the first that no run has, in whatever case."""
+        taken = {run.path.name.lower() for run in list_runs(self.host.runs_dir)}
         stem = name[: NAME_AT_MOST - len("-9999")]
-        return next(f"{stem}-{number}" for number in range(2, 10_000) if f"{stem}-{number}" not in taken)
+        return next(f"{stem}-{number}" for number in range(2, 10_000) if f"{stem}-{number}".lower() not in taken)
 
     def details(self, name: str) -> dict[str, Any]:
         """What is known of one run: its row in the list, its last figures, its snapshots, and the end of its log."""
@@ -331,7 +334,12 @@ class Service:
         return self.jobs.start(Job(run.path.name, Work(run, do, only_reads=True)))
 
     def _is_queued(self, run: RunFolder) -> bool:
-        return any(isinstance(job.work, Work) and job.work.run.path == run.path for job in self.jobs.all())
+        return self._queued(run) is not None
+
+    def _queued(self, run: RunFolder) -> RunFolder | None:
+        """The run of this name, in whatever case, that is worked on or waits for it."""
+        queued = (job.work.run for job in self.jobs.all() if isinstance(job.work, Work))
+        return next((other for other in queued if str(other.path).lower() == str(run.path).lower()), None)
 
 
 def schema() -> dict[str, Any]:

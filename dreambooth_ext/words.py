@@ -18,6 +18,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def half_of(learning_rate: float) -> str:
+    """A rate to go on at where one was too high, as it is typed: 5e-06 -> "2.5e-06"."""
+    return f"{learning_rate / 2:.2g}"
+
+
 def printable(text: str) -> str:
     """Without halves of characters, which JSON and file systems can write, and nothing can print."""
     return text.encode("utf-8", "replace").decode()

@@ -243,7 +243,7 @@
         click('dreambooth_review');
     }
 
-    // ---- faults, each under its field
+    // ---- faults and warnings, each under its field
 
     const inputsOf = (field) => Array.from(field.querySelectorAll('input, textarea'));
 
@@ -253,7 +253,7 @@
     }
 
     function placeFaults() {
-        const faults = Array.from(root().querySelectorAll('#dreambooth_left .dreambooth-fault[data-option]'));
+        const faults = Array.from(root().querySelectorAll('#dreambooth_left [data-option]:is(.dreambooth-fault, .dreambooth-warning)'));
         const fields = faults.map((fault) => byId('dreambooth_' + fault.dataset.option));
         const over = faults.map((fault, index) => isFilledNow(fault, fields[index]));
         const seen = fields.map((field, index) => Boolean(field && field.offsetParent !== null && !over[index]));
@@ -270,11 +270,13 @@
             fault.classList.toggle('dreambooth-hidden', seen[index] || over[index]);
             if (!seen[index]) return;
             const told = document.createElement('p');
-            told.className = 'dreambooth-fault dreambooth-under-field';
-            told.setAttribute('role', 'alert');
+            const isFault = fault.classList.contains('dreambooth-fault');
+            told.className = `${isFault ? 'dreambooth-fault' : 'dreambooth-warning'} dreambooth-under-field`;
+            told.setAttribute('role', isFault ? 'alert' : 'status');
             told.textContent = Array.from(fault.childNodes).filter((node) => node.nodeName !== 'B')
                 .map((node) => node.textContent).join('').trim();
             fields[index].appendChild(told);
+            if (!isFault) return;
             fields[index].classList.add('dreambooth-wrong');
             inputsOf(fields[index]).forEach((input) => input.setAttribute('aria-invalid', 'true'));
         });

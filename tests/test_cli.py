@@ -15,6 +15,7 @@ from campaign import SMALLEST
 from PIL import Image
 
 from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, INTERRUPTED, run
+from dreambooth_ext.config import TrainConfig
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 
@@ -106,6 +107,35 @@ def test_runs_are_listed_and_published_again(arguments, tmp_path, capsys):
     early = ["publish", "rxz_dog", "--runs-dir", str(tmp_path / "runs"), "--name", "early", "--snapshot"]
     assert run([*early, "step-000009"]) == BAD_INPUT and "Choose one of: step-000001" in capsys.readouterr().err
     assert run([*early, "step-000001"]) == DONE and (tmp_path / "models" / "early.ckpt").is_file()
+
+
+def test_a_run_whose_loss_became_nan_goes_on_at_a_lower_rate_alone(arguments, tmp_path, monkeypatch, capsys):
+    from dreambooth_ext.training import loop
+
+    losses, rates = loop.Objective.losses, []
+
+    def too_fast(self, inputs):
+        rates.append(self._session.config.learning_rate)
+        found = losses(self, inputs)
+        return {**found, "loss": found["loss"] * float("nan")} if len(rates) > 2 and rates[-1] > 1e-5 else found
+
+    monkeypatch.setattr(loop.Objective, "losses", too_fast)
+    fast = {**arguments, "--learning-rate": 4e-5, "--text-encoder-learning-rate": 2e-5, "--snapshot-every": 1,
+            "--validation-every": 9}
+    assert run(["train", *flat(fast)]) == FAILED
+    told = capsys.readouterr().err
+    assert "The last good snapshot is of step 2. The same settings would lead there again" in told
+    again = ["resume", "rxz_dog", "--runs-dir", str(tmp_path / "runs")]
+    assert f"Go on with: python -m dreambooth_ext {' '.join(again)} --learning-rate 2e-05" in told
+    for more in ([], ["--snapshot", "step-000001"]):
+        assert run([*again, *more]) == BAD_INPUT and "its loss would become NaN again" in capsys.readouterr().err
+    assert run([*again, "--learning-rate", "0"]) == BAD_INPUT
+    assert len(rates) == 3 and run([*again, "--learning-rate", "1e-5"]) == DONE
+    kept = TrainConfig.read(tmp_path / "runs" / "rxz_dog" / "config.json")
+    assert (kept.learning_rate, kept.text_encoder_learning_rate) == (1e-5, 5e-6) and rates[3:] == [1e-5]
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "rxz_dog" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["lr"], line["lr_text_encoder"]) for line in lines] == [
+        (1, 4e-5, 2e-5), (2, 4e-5, 2e-5), (3, 1e-5, 5e-6)]
 
 
 def test_the_same_name_twice_is_refused_and_the_first_run_is_left_alone(arguments, tmp_path, capsys):

@@ -162,7 +162,8 @@ APPROVED = {
                     "Choose a leaner memory profile (low, then ultra), or a smaller batch size or resolution, and resume: what was "
                     "learnt up to the last snapshot is kept."),
     "Diverged": ("training at learning rate 10", "the loss became nan at step 2",
-                 "No snapshot was made before. Train again with a lower learning rate, or with bf16 or fp32 instead of fp16."),
+                 "No snapshot was made before. The same settings would lead there again: go on at a lower learning rate, "
+                 "such as 5."),
 }
 
 

@@ -170,6 +170,14 @@ def test_a_plan_says_what_is_there_what_is_missing_and_how_long_it_takes(folder,
         picture_room.class_image_plans(TrainConfig(), host)
 
 
+def test_a_plan_counts_no_pictures_that_are_left_out(folder, host, tmp_path):
+    config = TrainConfig(base=str(playground_base_path()), runs_dir=str(host.runs_dir),
+                         concepts=(Concept(str(folder), "rxz", "dog"),))
+    picture_room.choose(picture_room.choices_file(host.runs_dir, folder), "0.png", picture_room.Choice("drop"))
+    plan, = picture_room.class_image_plans(config, host)
+    assert plan.sentence.startswith("200 x 2 pictures = 400 suggested, of which the run can use 200;")
+
+
 @pytest.fixture
 def rendered(folder, host, tmp_path):
     config = TrainConfig(base=str(playground_base_path()), runs_dir=str(tmp_path / "runs"), steps=8, class_steps=2,
@@ -229,13 +237,14 @@ def test_the_commands(folder, tmp_path, capsys):
                 "--steps", "2", "--class-steps", "1", "--resolution", "64", "--runs-dir", str(tmp_path / "runs"),
                 "--models-dir", str(tmp_path / "models"), "--device", "cpu"]
     (tmp_path / "models").mkdir()
-    assert run(["class-images", *settings, "--plan"]) == DONE
+    without_token = [*settings[:4], *settings[6:]]
+    assert "--token" not in without_token and run(["class-images", *without_token, "--plan"]) == DONE
     assert "of which the run can use 2; 0 found that this checkpoint made; 2 to render." in capsys.readouterr().out
     page = tmp_path / "sheet.html"
     assert run(["class-images", *settings, "--sheet", str(page), "--json"]) == DONE
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["plans"][0]["prompts"][0]["found"]
     assert len(found) == 2 and all(name in page.read_text() for name in found)
-    assert run(["class-images", *settings, "--strike-out", found[0], "--json"]) == DONE
+    assert run(["class-images", *without_token, "--strike-out", found[0], "--json"]) == DONE
     after = json.loads(capsys.readouterr().out.splitlines()[-1])["plans"][0]["prompts"][0]["found"]
     assert len(after) == 2 and found[0] not in after
     assert run(["class-images", *settings, "--strike-out", "nothing such", "--plan"]) == BAD_INPUT

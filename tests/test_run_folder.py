@@ -116,6 +116,14 @@ def test_a_run_is_there_only_when_it_is_whole(tmp_path):
         run.require_free()
 
 
+def test_names_that_differ_in_case_alone_are_one(tmp_path):
+    RunFolder(tmp_path / "Rex").create(CONFIG)
+    with pytest.raises(ConfigError, match="a run named Rex is there already"):
+        RunFolder(tmp_path / "rEX").require_free()
+    RunFolder(tmp_path / "rex-2").require_free()
+    RunFolder(tmp_path / "none" / "rex").require_free()
+
+
 def test_a_folder_that_is_gone_is_not_made_anew(run):
     """The drive's place is an empty folder of another disk: what is written there would be lost."""
     run.require_there()

@@ -252,6 +252,15 @@ def test_a_caption_stays_beside_the_picture_that_it_came_with(service, tmp_path,
         "a.png": b"1", "1-a.png": b"2", "1-a.txt": b"2", "b.jpg": b"1", "b.txt": b"2"}
 
 
+def test_a_name_is_taken_in_whatever_case(service, values):
+    for name in ("Rex", "REX-2"):
+        config = service.settings({**values, "output_name": name})
+        RunFolder.for_config(config).create(config)
+    assert service.free_name("rex") == "rex-3"
+    with pytest.raises(ConfigError, match="a run named Rex is there already"):
+        service.require_free_name(service.settings({**values, "output_name": "rex"}))
+
+
 def test_a_free_name_can_be_used_however_long_the_former_is(service, values):
     config = service.settings({**values, "output_name": "x" * 120})
     RunFolder.for_config(config).create(config)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from .. import recipe
 from ..check import check
+from ..config import TrainConfig
 from ..errors import ConfigError
 from ..files import expanded, write_atomically
 from ..flags import add_config_flags, config_from_flags
@@ -28,8 +29,7 @@ def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
     from .. import picture_room
     from ..dataset.contact_sheet import page
 
-    config = config_from_flags(parsed)
-    checked = check(replace(config, output_name=config.output_name or "class-images"))
+    checked = check(_with_what_no_class_image_needs(config_from_flags(parsed)))
     host = host_of(checked.config)
     base_sha256 = recipe.sha256_of(expanded(checked.config.base))
     sheet = expanded(parsed.sheet) if parsed.sheet else None
@@ -54,6 +54,12 @@ def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
     folders = sorted({str(image.path.parent) for image in images})
     told = f"{counted(len(images), 'class image')} in {', '.join(folders)}{wrote}"
     say(parsed, told, count=len(images), folders=folders, **values)
+
+
+def _with_what_no_class_image_needs(config: TrainConfig) -> TrainConfig:
+    """A run wants a name and a token: with stand-ins for them, all the rest is judged as a run's."""
+    concepts = tuple(replace(concept, token=concept.token or concept.class_texts[0]) for concept in config.concepts)
+    return replace(config, output_name=config.output_name or "class-images", concepts=concepts)
 
 
 def token(parsed: argparse.Namespace, progress: Progress) -> None:

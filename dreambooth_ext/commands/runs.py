@@ -19,14 +19,16 @@ from .command import Command, declare_run, declare_settings, host_of, run_of, sa
 def train(parsed: argparse.Namespace, progress: Progress) -> None:
     config = settings_of(parsed)
     parsed.resume_name, parsed.runs_dir = None, config.runs_dir
-    progress.listen(lambda report: _offer_resume(parsed, config.output_name, report.phase))
+    progress.listen(lambda report: _offer_resume(parsed, config.output_name, config.learning_rate, report.phase))
     _finished(parsed, recipe.train(config, host_of(config), progress))
 
 
 def resume(parsed: argparse.Namespace, progress: Progress) -> None:
     run = run_of(parsed)
-    progress.listen(lambda report: _offer_resume(parsed, parsed.run, report.phase))
-    _finished(parsed, recipe.resume(run, host_of(run.config()), progress, snapshot=parsed.snapshot, steps=parsed.steps))
+    rate = parsed.learning_rate or run.config().learning_rate
+    progress.listen(lambda report: _offer_resume(parsed, parsed.run, rate, report.phase))
+    _finished(parsed, recipe.resume(run, host_of(run.config()), progress, snapshot=parsed.snapshot, steps=parsed.steps,
+                                    learning_rate=parsed.learning_rate))
 
 
 def publish(parsed: argparse.Namespace, progress: Progress) -> None:
@@ -72,9 +74,9 @@ def _finished(parsed: argparse.Namespace, finished: recipe.Finished) -> None:
         run=str(finished.run.path), steps=finished.steps, seconds=round(finished.seconds, 1), published=files)
 
 
-def _offer_resume(parsed: argparse.Namespace, name: str, phase: str) -> None:
+def _offer_resume(parsed: argparse.Namespace, name: str, learning_rate: float, phase: str) -> None:
     if phase in ("preparing", "class images", "training", "publishing"):
-        parsed.resume_name = name
+        parsed.resume_name, parsed.resume_rate = name, learning_rate
 
 
 _PUBLISH_OPTIONS = ("publish_format", "publish_dtype", "models_dir", "vae")
@@ -85,6 +87,8 @@ def _declare_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--snapshot", default="", metavar="NAME",
                         help="go back to it first, such as step-000200; what came after it is removed from the run")
     parser.add_argument("--steps", type=int, metavar="N", help="steps in all, if they are to be others than before")
+    parser.add_argument("--learning-rate", type=float, metavar="RATE",
+                        help="another one than before, such as a lower one where the loss became NaN")
 
 
 def _declare_publish(parser: argparse.ArgumentParser) -> None:

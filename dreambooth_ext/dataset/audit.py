@@ -16,7 +16,7 @@ from .collection import MARKS_AMONG, Trace
 from .duplicates import ALIKE_FROM, Pair
 from .manifest import sha256_of
 from .overlay import Mark
-from .pictures import list_pictures, open_original
+from .pictures import list_pictures, open_original, why_none
 from .verdict import Audit, Fix, PictureAudit, SetAudit, Verdict
 
 KINDS = ("subject", "style")
@@ -31,8 +31,7 @@ def audit(folder: Path, *, kind: str = "subject", resolution: int = 512, choices
     """
     paths = list_pictures(folder)
     if not paths:
-        raise PictureError(f"Pictures are to be looked at in {folder}", "it holds no pictures",
-                           "Put the pictures there as PNG, JPEG or WebP files.")
+        raise PictureError(f"Pictures are to be looked at in {folder}", *why_none(folder))
     pictures: list[PictureAudit] = []
     traces: list[Trace] = []
     unreadable: list[tuple[str, str]] = []

@@ -20,6 +20,7 @@ from ..words import printable
 from .fringe import HALO_AT_MOST, cleaned, halo
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jfif"}
+ARCHIVES = {".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz"}
 NEED_A_DECODER = {".avif", ".heic", ".heif"}  # that not every Pillow has
 LARGEST_PIXELS = 200_000_000  # a decompression bomb, or a picture that no one meant to train on
 BAD_NAMED = 10  # so many bad pictures are named in one message
@@ -80,11 +81,35 @@ def require_pictures(folder: Path, leave_out: Collection[str] = ()) -> list[Path
 
 def pictures_of(folder: Path, leave_out: Collection[str] = ()) -> list[Path]:
     """The pictures of a folder but those named in `leave_out`, unopened. Raises PictureError if there are none."""
-    paths = [path for path in list_pictures(folder) if path.name not in leave_out]
-    if not paths:
-        raise PictureError(f"Pictures are to be read from {folder}", "it holds no pictures",
-                           "Put the pictures there as PNG, JPEG or WebP files.")
+    found = list_pictures(folder)
+    paths = [path for path in found if path.name not in leave_out]
+    if found and not paths:
+        raise PictureError(f"Pictures are to be read from {folder}", "all its pictures are left out",
+                           "Keep some of them, or put others there.")
+    if not found:
+        raise PictureError(f"Pictures are to be read from {folder}", *why_none(folder))
     return paths
+
+
+def why_none(folder: Path) -> tuple[str, str]:
+    """Of a folder without pictures: what it holds instead of them, and what to do."""
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for path in visible:
+        if path.suffix.lower() in ARCHIVES:
+            return (f"it holds no pictures, but {printable(path.name)}, which is packed",
+                    "Unpack it (Windows calls that Extract All), and give the folder that has the pictures then.")
+    for path in visible:
+        if path.is_dir() and not path.is_symlink() and _has_pictures(path):
+            return (f"it holds no pictures, but the folder {printable(path.name)} in it does",
+                    "Give that folder; folders within folders are not looked into.")
+    return "it holds no pictures", "Put the pictures there as PNG, JPEG or WebP files."
+
+
+def _has_pictures(folder: Path) -> bool:
+    try:
+        return bool(list_pictures(folder))
+    except PictureError:
+        return False
 
 
 def require_none_bad(folder: Path, count: int, bad: Mapping[str, str]) -> None:

@@ -118,7 +118,7 @@ _OTHERS = (
     ("text_encoders.", "a model with text encoders of another kind"),
 )
 _CHANNELS = {5: "a depth model", 7: "an upscaler", 8: "InstructPix2Pix"}
-_UNUSABLE_DTYPES = {"F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8"}
+_UNUSABLE_DTYPES = {"F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "I8"}
 
 
 def detect(shapes: Shapes, dtypes: Mapping[str, str], file: str) -> Family:

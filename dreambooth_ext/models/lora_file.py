@@ -20,12 +20,13 @@ from .convert import resolved
 from .family import SD2, Family
 from .ldm_keys import Rule
 from .load import recognise
-from .lora_keys import BASE_VERSIONS, LoraNames, target_layers
+from .lora_keys import BASE_VERSIONS, LoraNames, linear_and_convolutions, target_layers
 from .networks import built, shapes_of
 
 _ENDS = (".lora_down.weight", ".lora_up.weight", ".alpha")
 _OTHER_KINDS = ((".dora_scale", "a DoRA"), (".hada_", "a LoHa"), (".lokr_", "a LoKr"),
                 (".oft_", "an OFT"), ("oft_blocks", "an OFT"), (".lora_mid.", "a LoCon with a third factor"),
+                (".diff", "a LyCORIS with whole differences"), (".w_norm", "a LyCORIS with norms"),
                 (".lora_A.", "a LoRA under the names of PEFT"),
                 (".lora.up.", "a LoRA under the names of diffusers"), ("_lora.up.", "a LoRA under the names of diffusers"))
 Layer = tuple[str, str]  # part ("unet", "text_encoder", ...) and path, in our names
@@ -128,7 +129,8 @@ class Base:
         self.file = file
         self.family, _, parts = recognise(file)
         self.rules: dict[Layer, tuple[Rule, int]] = {}
-        self.layers: dict[Layer, nn.Module] = {}
+        self.layers: dict[Layer, nn.Module] = {}  # those that a LoRA of ours adapts
+        self.all_layers: dict[Layer, nn.Module] = {}  # others' adapt what embeds the timestep, too, and the first and last ones
         for layout in parts:
             if layout.part == "vae":
                 continue
@@ -141,6 +143,7 @@ class Base:
                         self.rules[layout.part, ours.removesuffix(".weight")] = rule, place
             targets = target_layers(layout.part, module, convolutions=True)
             self.layers |= {(layout.part, path): layer for path, layer in targets.items()}
+            self.all_layers |= {(layout.part, path): layer for path, layer in linear_and_convolutions(module).items()}
 
     def weight(self, layer: Layer) -> torch.Tensor:
         """float32, as the module has it."""
@@ -236,13 +239,18 @@ def extract_lora(
 def read_lora(path: Path, base: Base) -> dict[Layer, LowRank]:
     """The layers of a LoRA file for this base. Raises MissingTensors, UnsupportedFamily, BadNumbers."""
     asked = f"{path.name} is to be merged into {base.file.path.name}"
-    known = LoraNames(base.family, base.unet_config).known(base.layers)
+    known = LoraNames(base.family, base.unet_config).known(base.all_layers)
     with open_checkpoint(path) as file:
         found: dict[Layer, LowRank] = {}
-        for name in _stems(file, asked):
-            if name not in known:
-                raise MissingTensors(asked, f"the base has no layer {name}", "The LoRA is for another family of models.")
-            found[known[name]] = _low_rank_in(file, name, base.layers[known[name]], asked)
+        stems = _stems(file, asked)
+        unknown = [name for name in stems if name not in known]
+        if unknown:
+            some = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+            raise MissingTensors(asked, f"the base has no layer {some}, of the {len(stems)} that it adapts",
+                                 "The LoRA is for another family of models." if len(unknown) == len(stems) else
+                                 "Only layers of UNet and text encoders that the base has can be merged.")
+        for name in stems:
+            found[known[name]] = _low_rank_in(file, name, base.all_layers[known[name]], asked)
     return found
 
 

@@ -25,10 +25,9 @@ class LoraNames:
 
     def __init__(self, family: Family, unet_config: Mapping[str, Any]) -> None:
         self.family = family
-        self._unet: dict[str, str] = {}
-        if family is SDXL:
-            levels, mid_depth = unet_levels(unet_config)
-            self._unet = {_module(rule.ours[0]): _module(rule.ldm) for rule in unet_rules(levels, mid_depth, "")}
+        levels, mid_depth = unet_levels(unet_config)
+        self._ldm = {_module(rule.ours[0]): _module(rule.ldm) for rule in unet_rules(levels, mid_depth, "")}
+        self._unet = self._ldm if family is SDXL else {}
 
     def of(self, part: str, module: str) -> str:
         """The name of a layer of a part ("unet", "text_encoder", ...), by its path in diffusers' or our names."""
@@ -38,11 +37,11 @@ class LoraNames:
         return head + "text_model_" + canonical(module).replace(".", "_")
 
     def known(self, layers: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
-        """Name -> (part, path) of these layers; for SDXL's UNet under diffusers' names as well, as some files have."""
+        """Name -> (part, path) of these layers; the UNet's under diffusers' names and the checkpoint's own: files have both."""
         found: dict[str, tuple[str, str]] = {}
         for part, module in layers:
             if part == "unet":
-                found["lora_unet_" + module.replace(".", "_")] = part, module
+                found |= {"lora_unet_" + name.replace(".", "_"): (part, module) for name in (module, self._ldm.get(module, module))}
             found[self.of(part, module)] = part, module
         return found
 
@@ -54,8 +53,12 @@ def target_layers(part: str, module: nn.Module, convolutions: bool = False) -> d
     samplers.
     """
     places = ("layers",) if part != "unet" else _ATTENTION + (_CONVOLUTIONS if convolutions else ())
-    return {canonical(path): layer for path, layer in module.named_modules()
-            if isinstance(layer, (nn.Linear, nn.Conv2d)) and not set(places).isdisjoint(path.split("."))}
+    return {path: layer for path, layer in linear_and_convolutions(module).items() if not set(places).isdisjoint(path.split("."))}
+
+
+def linear_and_convolutions(module: nn.Module) -> dict[str, nn.Module]:
+    """Path (our names) -> layer, for every layer that a low-rank product can be added to."""
+    return {canonical(path): layer for path, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
 
 
 def _module(tensor: str) -> str:

@@ -16,7 +16,11 @@ from ..errors import NotACheckpoint, UnsafeCheckpoint
 STORAGES = {
     "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
+    "BoolStorage": "BOOL", "UntypedStorage": "U8",
+}
+EIGHT_BITS = {  # torch's dtypes that have no storage of their own
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e8m0fnu": "F8_E8M0",
 }
 
 
@@ -60,6 +64,14 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tens
     return TensorView(storage, offset, tuple(shape), tuple(stride))
 
 
+def _eight_bit_tensor(storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any) -> TensorView:
+    """What is quantised is described like the rest, so that it can be told what it is."""
+    name = dtype.name.rpartition(".")[2] if isinstance(dtype, Symbol) else ""
+    if name not in EIGHT_BITS or not isinstance(storage, Storage):
+        raise Broken("a tensor of unknown kind")
+    return _tensor(Storage(EIGHT_BITS[name], storage.key, storage.numel), offset, shape, stride)
+
+
 def _parameter(data: Any, *_: Any) -> Any:
     return data
 
@@ -85,6 +97,7 @@ _NAMES: tuple[tuple[str, str, _Make | None], ...] = (
     ("collections", "OrderedDict", _mapping),
     ("torch._utils", "_rebuild_tensor_v2", _tensor),
     ("torch._utils", "_rebuild_tensor", _tensor),
+    ("torch._utils", "_rebuild_tensor_v3", _eight_bit_tensor),
     ("torch._utils", "_rebuild_parameter", _parameter),
     ("torch", "Size", _size),
     ("_codecs", "encode", _encoded),
@@ -95,8 +108,8 @@ _NAMES: tuple[tuple[str, str, _Make | None], ...] = (
     # Named, never called, by Lightning's files (SD 1.4's own among them).
     ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint", None),
     ("pytorch_lightning.callbacks", "model_checkpoint", None),
-    *(("torch", storage, None) for storage in STORAGES),
-    *(("torch", dtype, None) for dtype in ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8")),
+    *(("torch", storage, None) for storage in STORAGES), ("torch.storage", "UntypedStorage", None),
+    *(("torch", dtype, None) for dtype in ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", *EIGHT_BITS)),
 )
 ALLOWED = {(module, name): Symbol(f"{module}.{name}", make) for module, name, make in _NAMES}
 _MARK = object()

@@ -9,10 +9,11 @@ from typing import IO, Any
 
 from ..errors import NotACheckpoint
 from . import restricted_pickle
-from .restricted_pickle import TensorView
+from .restricted_pickle import EIGHT_BITS, TensorView
 
 PICKLE_AT_MOST = 64 * 2**20
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+               **dict.fromkeys(EIGHT_BITS.values(), 1)}
 _LOCAL_HEADER = 30
 _AGAIN = "Download or copy the file again."
 

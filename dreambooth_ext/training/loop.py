@@ -14,7 +14,7 @@ import torch
 
 from ..config import TrainConfig
 from ..dataset.manifest import TrainingSet
-from ..errors import Cancelled, ConfigError, Diverged, ResumeError
+from ..errors import Cancelled, ConfigError, ResumeError
 from ..files import replace_folder
 from ..gpu import release
 from ..models.load import StableDiffusion
@@ -33,7 +33,7 @@ from .passes import pass_for
 from .precision import accelerator_for
 from .prefetch import Prefetched
 from .preview import render_previews, write_previews
-from .session import Session
+from .session import Session, diverged
 from .validation import Validation
 
 EXPLODED = 1e4  # no loss of a latent diffusion model is ever near it
@@ -210,8 +210,7 @@ class _Loop:
             return
         kept = checkpoint.snapshots(self._run.checkpoints_dir)
         where = f"The last good snapshot is of step {kept[-1][0]}." if kept else "No snapshot was made before."
-        raise Diverged(f"training at learning rate {self._config.learning_rate:g}", f"the loss became {loss:g} at step {step}",
-                       f"{where} Train again with a lower learning rate, or with bf16 or fp32 instead of fp16.")
+        raise diverged(self._config, f"the loss became {loss:g} at step {step}", where)
 
     @property
     def _snapshot_every(self) -> int:

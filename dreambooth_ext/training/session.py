@@ -16,6 +16,7 @@ from ..gpu import release
 from ..models.load import StableDiffusion, save_diffusers
 from ..models.networks import tensors_of
 from ..ram import trim_heap
+from ..words import half_of
 from . import optimizer as optimizers
 from . import upcast
 from .checkpoint import Kept, Weights, bytes_of
@@ -196,9 +197,7 @@ class Session:
             sums = self.accelerator.reduce(sums)
         trim_heap()  # of the wide copies, before a snapshot or a preview needs room
         if not bool(torch.isfinite(sums).all()):
-            raise Diverged(f"training at learning rate {self.config.learning_rate:g}",
-                           f"weights became NaN or infinite before step {step}",
-                           "The snapshots made before are good. Train again with a lower learning rate.")
+            raise diverged(self.config, f"weights became NaN or infinite before step {step}", "The snapshots made before are good.")
 
     def stop_text_encoders(self, prompts: list[str], sizes: list[tuple[int, int]]) -> None:
         """From now on only the UNet is trained; their rows in the optimizer stay as they are."""
@@ -336,3 +335,11 @@ class Session:
     def _base_lr(self, part: str) -> float:
         own = self.config.text_encoder_learning_rate if part.startswith(TEXT_ENCODER) else None
         return self.config.learning_rate if own is None else own
+
+
+def diverged(config: TrainConfig, why: str, where: str) -> Diverged:
+    """The error of a run whose numbers are numbers no more; `where` says from what it can go on."""
+    narrow = ", or start it anew in bf16 or fp32 instead of fp16" if config.mixed_precision == "fp16" else ""
+    return Diverged(f"training at learning rate {config.learning_rate:g}", why,
+                    f"{where} The same settings would lead there again: go on at a lower learning rate, such as "
+                    f"{half_of(config.learning_rate)}{narrow}.")

@@ -45,6 +45,8 @@ def build(service: Service, watch: WatchPanel) -> None:
         with gr.Row(elem_classes=["dreambooth-asked"]):
             steps = gr.Textbox(label="Steps in all", info="Empty: as many as the run was to have.", max_lines=1,
                                elem_id="dreambooth_back_steps")
+            rate = gr.Textbox(label="Learning rate", info="Empty: as it was. Where the loss became NaN, a lower one.", max_lines=1,
+                              elem_id="dreambooth_back_rate")
             really = gr.Button("Yes, go back and train on", elem_id="dreambooth_back_yes", variant="stop")
             never = gr.Button("No", elem_id="dreambooth_back_no")
     cell = hidden(gr.Textbox, "dreambooth_choose_cell", label="chosen snapshot")
@@ -67,8 +69,8 @@ def build(service: Service, watch: WatchPanel) -> None:
                [said, watch.status])
     on(back.click, lambda: gr.update(visible=True), [], [confirm])
     on(never.click, lambda: gr.update(visible=False), [], [confirm])
-    on(really.click, lambda name, which, count: _go_back(service, name or _first(service), which, count),
-       [chosen, snapshot, steps], [said, confirm, watch.status])
+    on(really.click, lambda name, which, *how: _go_back(service, name or _first(service), which, *how),
+       [chosen, snapshot, steps, rate], [said, confirm, watch.status])
 
 
 def _wishes() -> tuple[list[Any], Any, Any]:
@@ -146,10 +148,10 @@ def _publish(service: Service, name: str, snapshot: str | None) -> list[str]:
     return _told(service, "Choose a run and one of its snapshots first.", name and snapshot, publish)
 
 
-def _go_back(service: Service, name: str, snapshot: str | None, count: str) -> list[Any]:
+def _go_back(service: Service, name: str, snapshot: str | None, count: str, rate: str = "") -> list[Any]:
     def go_back() -> str:
-        steps: Any = fields.number(count)
-        job = service.resume(name, snapshot=snapshot or "", steps=steps)
+        steps, learning_rate = fields.number(count), fields.number(rate, float)
+        job = service.resume(name, snapshot=snapshot or "", steps=steps, learning_rate=learning_rate)
         return f"{job.name} goes on from {snapshot}; the Train tab shows how."
 
     said, status = _told(service, "Choose a run and one of its snapshots first.", name and snapshot, go_back)

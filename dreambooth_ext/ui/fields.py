@@ -64,9 +64,9 @@ def values_from(options: Mapping[str, Option], raw: Iterable[Any]) -> dict[str, 
     return {name: _value(option, value) for (name, option), value in zip(options.items(), raw, strict=True)}
 
 
-def number(text: Any) -> Any:
-    """A field that may be left empty: None, or a whole number; other text stays text, for the settings to refuse."""
-    return _value(Option("number", int, True, None, "", ""), text)
+def number(text: Any, kind: type = int) -> Any:
+    """A field that may be left empty: None, or a number of that kind; other text stays text, for the settings to refuse."""
+    return _value(Option("number", kind, True, None, "", ""), text)
 
 
 def _value(option: Option, value: Any) -> Any:

@@ -28,6 +28,13 @@ def fault_of(option: str, label: str, text: str) -> str:
             f"{escaped(text)}</p>")
 
 
+def warning_of(option: str, label: str, text: str) -> str:
+    """Advice on one field, which the page's script moves there as well."""
+    if not text:
+        return ""
+    return f'<p class="dreambooth-warning" data-option="{escaped(option)}"><b>{escaped(label)}:</b> {escaped(text)}</p>'
+
+
 def note(text: str, kind: str = "note") -> str:
     """A sentence or several lines; `kind` is note, good, warning or fault."""
     body = "<br>".join(escaped(line) for line in text.splitlines())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import advice
+from ..check import lora_advice
 from ..config import STEPS_PER_PICTURE, TrainConfig
 from ..errors import DreamboothError, PictureError
 from ..files import gib
@@ -118,6 +119,13 @@ class Sentences:
             steps = count * STEPS_PER_PICTURE
             text = f"{counted(count, 'picture')} x {STEPS_PER_PICTURE} = {steps} steps"
         return html.note(text + self._duration(values, steps) + ".")
+
+    def lora(self, values: Mapping[str, Any]) -> str:
+        """Under the learning rate: of a LoRA that would learn next to nothing."""
+        try:
+            return html.warning_of("learning_rate", "Learning rate", lora_advice(self._service.settings(values).require_usable()))
+        except DreamboothError:
+            return ""  # the fields themselves say why
 
     def memory(self, values: Mapping[str, Any]) -> str:
         """What the memory profile needs of the card, against what is free at this moment."""
@@ -245,7 +253,7 @@ class Sentences:
             return None
         config = self._service.settings(values)
         key = (self._version_of(Path(config.base)), advice.folder_key(self.folder(values)), repr(config.concepts), config.steps,
-               *(getattr(config, name) for name in OF_CLASS_IMAGES), self._plans_made, self._last_job())
+               self.count(values), *(getattr(config, name) for name in OF_CLASS_IMAGES), self._plans_made, self._last_job())
         return self.lookups.ask("class images", key, lambda progress: class_image_plans(config, self._service.host), lane="hash",
                                 patient=False)
 

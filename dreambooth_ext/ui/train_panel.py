@@ -160,7 +160,8 @@ def told_of(panel: TrainPanel, values: Mapping[str, Any]) -> list[str]:
     """What can be said of the settings so far, for `panel.told`: a note for each step, then its faults, of filled fields only;
     then what memory it takes, and what is lacking."""
     say = panel.sentences
-    notes = {"model": say.model(values), "pictures": say.pictures(values), "class": say.concept(values), "train": say.steps(values)}
+    notes = {"model": say.model(values), "pictures": say.pictures(values), "class": say.concept(values),
+             "train": say.steps(values) + say.lora(values)}
     faults = [fault for fault in _faults(panel, values) if not _is_about_empty(fault, values)]
     return [*(notes[step] for step in STEPS), *(fields.faults_of_group(faults, step) for step in STEPS), say.memory(values),
             _ready(panel.service, values, faults, say.unusable(values))]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from dreambooth_ext.dataset import pictures
+from dreambooth_ext.dataset.audit import audit
 from dreambooth_ext.dataset.pictures import list_pictures, open_picture, reason_against, require_pictures
 from dreambooth_ext.errors import PictureError
 
@@ -120,6 +122,28 @@ def test_a_name_that_is_no_text_is_told_so(tmp_path):
 def test_a_folder_that_cannot_be_looked_at_is_told_so(tmp_path):
     with pytest.raises(PictureError, match=r"it cannot be looked at .File name too long"):
         list_pictures(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(("made", "why", "instead"), [
+    ({}, "it holds no pictures$", "PNG, JPEG or WebP"),
+    ({"set.ZIP": b"PK", "a": None}, r"but set\.ZIP, which is packed", "Unpack it"),
+    ({"notes.txt": b"x", "inner/a.png": b"x"}, "but the folder inner in it does", "Give that folder"),
+    ({".hidden.zip": b"PK", "inner/a.txt": b"x"}, "it holds no pictures$", "PNG, JPEG or WebP"),
+])
+def test_what_a_folder_without_pictures_holds_instead_is_told(tmp_path, made, why, instead):
+    for name, data in made.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).mkdir() if data is None else (tmp_path / name).write_bytes(data)
+    for ask in (require_pictures, audit):
+        with pytest.raises(PictureError) as caught:
+            ask(tmp_path)
+        assert re.search(why, caught.value.why) and instead in caught.value.instead
+
+
+def test_a_folder_whose_pictures_are_all_left_out_is_told_so(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(PictureError, match="all its pictures are left out"):
+        require_pictures(tmp_path, {"a.png"})
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dreambooth_ext.cli import BAD_INPUT, run
 from dreambooth_ext.errors import CheckpointError, MissingTensors, UnsupportedFamily
+from dreambooth_ext.models.checkpoint_file import open_checkpoint
 from dreambooth_ext.models.checkpoint_writer import output_of, write_safetensors
 from dreambooth_ext.models.family import FAMILIES, SD1, SDXL, detect
 from dreambooth_ext.models.layout import layouts
+from dreambooth_ext.models.load import inspect
 from dreambooth_ext.models.specimen import FULL, specimen
 
 UNET = "model.diffusion_model."
@@ -111,6 +114,20 @@ def test_quantised_weights_are_named(family, dtype):
         with pytest.raises(UnsupportedFamily, match=dtype):
             family_of(shapes, {name: dtype})
     assert family_of(shapes | {"unknown": (4,)}, {"unknown": dtype}) is family
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_a_ckpt_in_fp8_is_told_to_be_quantised_and_not_to_be_dangerous(tmp_path, tiny_base, dtype):
+    state = load_file(tiny_base)
+    state |= {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items() if name.startswith(UNET)}
+    torch.save({"state_dict": state}, tmp_path / "small.ckpt")
+    with pytest.raises(UnsupportedFamily, match=r"quantised to F8_E\dM\d"):
+        inspect(tmp_path / "small.ckpt")
+    with open_checkpoint(tmp_path / "small.ckpt") as file:
+        assert file.shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
+        entry = file.entries[ENTRANCE]
+        file.stream.seek(entry.start)
+        assert file.stream.read(entry.nbytes) == bytes(state[ENTRANCE].view(torch.uint8).flatten().tolist())
 
 
 def test_a_unet_alone_is_no_model():

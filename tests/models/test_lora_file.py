@@ -144,6 +144,40 @@ def test_a_lora_of_another_base_is_refused(tmp_path, specimens):
     assert not list(tmp_path.glob("merged*")) and not (tmp_path / "x.safetensors").exists()
 
 
+OUTSIDE = {"sd1": ("time_embedding_linear_1", "time_embed_2", "conv_in", "out_2", "down_blocks_0_resnets_0_conv1"),
+           "sdxl": ("time_embed_0", "label_emb_0_2", "input_blocks_0_0", "conv_out", "input_blocks_1_0_in_layers_2")}
+
+
+@pytest.mark.parametrize("key", OUTSIDE)
+def test_what_others_adapt_beside_transformers_is_merged_too(tmp_path, specimens, key):
+    """LyCORIS adapts what embeds the timestep, and the first and last convolutions, under either kind of name."""
+    base = specimens(key)
+    ldm = {"time_embedding_linear_1": "time_embed.0", "conv_in": "input_blocks.0.0", "conv_out": "out.2",
+           "down_blocks_0_resnets_0_conv1": "input_blocks.1.0.in_layers.2", "time_embed_2": "time_embed.2", "out_2": "out.2",
+           "time_embed_0": "time_embed.0", "label_emb_0_2": "label_emb.0.2", "input_blocks_0_0": "input_blocks.0.0",
+           "input_blocks_1_0_in_layers_2": "input_blocks.1.0.in_layers.2"}
+    tensors, whole = {}, load_file(base)
+    for name in OUTSIDE[key]:
+        shape = whole[f"model.diffusion_model.{ldm[name]}.weight"].shape
+        tensors[f"lora_unet_{name}.lora_down.weight"] = torch.full((1, *shape[1:]), 0.5)
+        tensors[f"lora_unet_{name}.lora_up.weight"] = torch.ones(shape[0], 1, *(1 for _ in shape[2:]))
+    save_file(tensors, tmp_path / "lycoris.safetensors")
+    merged, = merge_lora(base, tmp_path / "lycoris.safetensors", tmp_path, "merged")
+    after = load_file(merged)
+    adapted = {f"model.diffusion_model.{ldm[name]}.weight" for name in OUTSIDE[key]}
+    assert {name for name in whole if not torch.equal(whole[name], after[name])} == adapted
+    assert all(torch.equal(after[name], (whole[name].float() + 0.5).to(whole[name].dtype)) for name in adapted)
+
+
+def test_a_layer_that_the_base_lacks_is_told_as_what_it_is(tmp_path, tiny_base, whole_lora):
+    tensors = load_file(whole_lora)
+    tensors |= {f"lora_unet_down_blocks_7_extra.lora_{end}.weight": torch.ones(1, 1) for end in ("down", "up")}
+    save_file(tensors, tmp_path / "odd.safetensors")
+    with pytest.raises(MissingTensors, match="no layer lora_unet_down_blocks_7_extra, of the ") as caught:
+        merge_lora(tiny_base, tmp_path / "odd.safetensors", tmp_path, "merged")
+    assert "family" not in str(caught.value)
+
+
 @pytest.fixture(scope="module")
 def whole_lora(tmp_path_factory, tiny_base):
     folder = tmp_path_factory.mktemp("whole")
@@ -160,6 +194,7 @@ def whole_lora(tmp_path_factory, tiny_base):
     (lambda tensors, stem: tensors.update({f"{stem}.lora_mid.weight": torch.zeros(1)}), UnsupportedFamily, "third factor"),
     (lambda tensors, stem: tensors.update({"unet.to_q.lora_A.weight": torch.zeros(1)}), UnsupportedFamily, "names of PEFT"),
     (lambda tensors, stem: tensors.update({f"{stem}.lokr_w1": torch.zeros(1)}), UnsupportedFamily, "a LoKr"),
+    (lambda tensors, stem: tensors.update({f"{stem}.diff": torch.zeros(1)}), UnsupportedFamily, "LyCORIS with whole differences"),
     (lambda tensors, stem: tensors.update({"other": torch.zeros(1)}), UnsupportedFamily, r"no plain LoRA \(other"),
     (lambda tensors, stem: tensors.update({f"{stem}.alpha": torch.zeros(2)}), MissingTensors, "no number"),
 ])

@@ -162,6 +162,15 @@ def test_a_fault_that_is_put_right_goes_away(page):
     assert field(page, "dreambooth_steps").get_attribute("aria-invalid") is None
 
 
+def test_advice_on_a_field_stands_under_it_and_calls_nothing_wrong(page):
+    unfold(page, "advanced", "Advanced")
+    fill(page, lora_rank="8")
+    sync_api.expect(under(page, "learning_rate")).to_contain_text("learns next to nothing")
+    assert field(page, "dreambooth_learning_rate").get_attribute("aria-invalid") is None
+    fill(page, learning_rate="1e-4", lora_alpha="8")
+    sync_api.expect(page.locator(".dreambooth-under-field")).to_have_count(0)
+
+
 @pytest.mark.parametrize(("name", "value", "note", "told"), [
     ("instance_dir", "/no/such/folder", "pictures", "no such folder"), ("base", "/no/such/base.ckpt", "model", "no such file"),
 ])
