@@ -31,7 +31,8 @@ def audit(folder: Path, *, kind: str = "subject", resolution: int = 512, choices
     """
     paths = list_pictures(folder)
     if not paths:
-        raise PictureError(f"Pictures are to be looked at in {folder}", *why_none(folder))
+        why, instead = why_none(folder)
+        raise PictureError(f"Pictures are to be looked at in {folder}", why, instead)
     pictures: list[PictureAudit] = []
     traces: list[Trace] = []
     unreadable: list[tuple[str, str]] = []

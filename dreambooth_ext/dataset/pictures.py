@@ -87,7 +87,8 @@ def pictures_of(folder: Path, leave_out: Collection[str] = ()) -> list[Path]:
         raise PictureError(f"Pictures are to be read from {folder}", "all its pictures are left out",
                            "Keep some of them, or put others there.")
     if not found:
-        raise PictureError(f"Pictures are to be read from {folder}", *why_none(folder))
+        why, instead = why_none(folder)
+        raise PictureError(f"Pictures are to be read from {folder}", why, instead)
     return paths
 
 
