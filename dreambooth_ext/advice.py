@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FEW_PICTURES = 5  # fewer than the paper used
 UNREADABLE_NAMED = 5
+WITHOUT_VAE = "It has no VAE of its own."
 
 WHAT_MAKES_A_GOOD_SET = (
     "Name a folder of 5 to 75 pictures. Sharp ones, of one subject or style, with varied backgrounds; close-ups and "
@@ -46,11 +47,13 @@ def _about_base(path: Path, mtime_ns: int) -> str:
     from .files import gib
     from .models.checkpoint_file import open_checkpoint
     from .models.load import recognise, resolution_of
+    from .models.vae_file import has_vae
 
     with open_checkpoint(path) as file:
-        family, sidecar, _ = recognise(file)
+        family, sidecar, _ = recognise(file, vae=False)
+        lacking = "" if has_vae(file) else f" {WITHOUT_VAE}"
     side = resolution_of(family, sidecar, sidecar.prediction_type if sidecar and sidecar.prediction_type else "epsilon")
-    return f"{family.name}, {side} px, {gib(path.stat().st_size)}."
+    return f"{family.name}, {side} px, {gib(path.stat().st_size)}.{lacking}"
 
 
 def base_of(runs_dir: Path, model: Path) -> Path | None:

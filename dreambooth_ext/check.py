@@ -100,8 +100,7 @@ def _resolution_of_base(config: TrainConfig, faults: list[str]) -> int:
     from .models.prediction import require_possible_snr
 
     try:
-        vae = Path(config.vae).expanduser() if config.vae else None
-        info = inspect(Path(config.base).expanduser(), prediction_type=config.prediction_type, vae=vae)
+        info = inspect(Path(config.base).expanduser(), prediction_type=config.prediction_type, vae=config.vae_path)
         require_possible_snr(info.prediction_type, config.zero_terminal_snr)
         return info.resolution
     except ConfigError as error:

@@ -48,6 +48,7 @@ def snapshot_folder(run: RunFolder, name: str) -> Path:
 def plan(run: RunFolder, wishes: Wishes, host: Host) -> Comparison:
     """What will be rendered, without measures. Raises ResumeError without snapshots, ConfigError for unknown ones."""
     from .models.load import inspect
+    from .models.vae_file import borrowed_vae
 
     config, kept = run.config(), publishable_snapshots(run)
     if not kept:
@@ -57,7 +58,8 @@ def plan(run: RunFolder, wishes: Wishes, host: Host) -> Comparison:
     if unknown:
         raise ConfigError([f"--snapshots: {name} is not there" for name in unknown], "Choose among: " + ", ".join(kept))
     prompts, kinds = prompts_for(config, wishes.prompts)
-    side = config.resolution or inspect(Path(config.base).expanduser(), check_numbers=False).resolution
+    base = Path(config.base).expanduser()
+    side = config.resolution or inspect(base, check_numbers=False, vae=borrowed_vae(base, config.vae)).resolution
     names = [name for name in kept if name in wishes.snapshots] if wishes.snapshots else kept
     columns = tuple(Column(name, step_of_snapshot(name)) for name in (BASE, *names))
     return Comparison(prompts, kinds, tuple(range(wishes.seed, wishes.seed + wishes.count)), wishes.render_steps,
@@ -136,7 +138,10 @@ def _remove_borrowed(folder: Path) -> None:
 def _rendered(
     host: Host, model: Path, config: TrainConfig, asked: Comparison, places: Sequence[Place], progress: Progress
 ) -> Iterator[tuple[Place, Image]]:
+    from .models.vae_file import borrowed_vae
+
     silent = Progress(cancelled=lambda: progress.cancelled)
+    vae = borrowed_vae(model, config.vae)
     batch = config.class_batch_size or host.batch_size(asked.side, asked.side)
     for number, prompt in enumerate(asked.prompts):
         seeds = [seed for wanted, seed in places if wanted == number]
@@ -144,7 +149,7 @@ def _rendered(
             progress.check()
             some = tuple(seeds[start : start + batch])
             request = Txt2Img(prompt, some, steps=asked.render_steps, guidance_scale=asked.guidance_scale, width=asked.side,
-                              height=asked.side, clip_skip=config.clip_skip, prediction_type=config.prediction_type)
+                              height=asked.side, clip_skip=config.clip_skip, prediction_type=config.prediction_type, vae=vae)
             for seed, image in zip(some, host.txt2img(model, request, silent), strict=True):
                 yield (number, seed), image
 
@@ -198,11 +203,14 @@ def _features(config: TrainConfig, side: int, images: list[Image], progress: Pro
 
     from .models.features import features
     from .models.load import load_checkpoint
+    from .models.vae_file import borrowed_vae
     from .training.precision import device_of
 
     device = device_of(config) if torch.cuda.is_available() else "cpu"  # a run may have come from elsewhere
     dtype = torch.float32 if device == "cpu" else torch.float16
-    model = load_checkpoint(Path(config.base).expanduser(), dtypes={"unet": dtype, "text_encoder": dtype, "text_encoder_2": dtype})
+    base = Path(config.base).expanduser()
+    model = load_checkpoint(base, vae=borrowed_vae(base, config.vae),
+                            dtypes={"unet": dtype, "text_encoder": dtype, "text_encoder_2": dtype})
     try:
         return features(model.to(device), images, side, Progress(cancelled=lambda: progress.cancelled))
     except torch.cuda.OutOfMemoryError as error:

@@ -126,6 +126,11 @@ class TrainConfig:
 
     concepts: tuple[Concept, ...] = ()
 
+    @property
+    def vae_path(self) -> Path | None:
+        """The other VAE's file, if one is named."""
+        return Path(self.vae).expanduser() if self.vae else None
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Read a settings object: options of the run, and `concepts` as a list or its options on the top level.

@@ -20,7 +20,7 @@ class Txt2Img:
     """One request for pictures: one picture for each seed, all of one prompt.
 
     `sampler` is the WebUI's name for it; its DDIM is the one in models/sampling.py. `prediction_type` is what the user says of
-    the checkpoint; "auto" leaves it to the host.
+    the checkpoint; "auto" leaves it to the host. `vae` is the VAE file for a checkpoint that has none of its own.
     """
 
     prompt: str
@@ -33,6 +33,7 @@ class Txt2Img:
     sampler: str = "DDIM"
     clip_skip: int = 1  # 1: the text encoder's last layer
     prediction_type: str = "auto"
+    vae: Path | None = None
 
 
 @dataclass(frozen=True)

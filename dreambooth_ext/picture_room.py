@@ -199,11 +199,16 @@ def token_told(token: str) -> str:
 
 def token_pictures(base: Path, concept: Concept, host: Host, progress: Progress, *, resolution: int,
                    prediction_type: str = "auto", clip_skip: int = 1, steps: int = 20,
-                   count: int = TOKEN_PICTURES) -> list[Drawn]:
+                   count: int = TOKEN_PICTURES, vae: str = "") -> list[Drawn]:
     """What the base draws for the token, for the instance prompt and for the class, before anything is trained.
 
-    Kept beside the runs under a key of all that shapes them, and rendered once. Raises HostError, CheckpointError.
+    Kept beside the runs under a key of all that shapes them, and rendered once. `vae` is the file of one for a base that has
+    none. Raises HostError, CheckpointError.
     """
+    from .models.vae_file import borrowed_vae
+
+    borrowed = borrowed_vae(base, vae)
+    own = {"vae": _hash_of(borrowed)} if borrowed else {}
     prompts, base_sha256 = dict.fromkeys(filter(None, [concept.token, concept.instance_text, *concept.class_texts])), _hash_of(base)
     seeds = tuple(range(count))
     progress.start("rendering", len(prompts) * count)
@@ -211,10 +216,11 @@ def token_pictures(base: Path, concept: Concept, host: Host, progress: Progress,
     for prompt in prompts:
         request = Txt2Img(prompt, seeds, steps=steps, width=resolution, height=resolution, clip_skip=clip_skip,
                           prediction_type=prediction_type)
-        key = sha256(json.dumps([base_sha256, vars(request), host.provenance()], sort_keys=True).encode()).hexdigest()[:16]
+        shaped = [base_sha256, {**vars(request), **own}, host.provenance()]
+        key = sha256(json.dumps(shaped, sort_keys=True).encode()).hexdigest()[:16]
         paths = [host.runs_dir / TOKEN_FOLDER / f"{key}-{seed}.png" for seed in seeds]
         if not all(path.is_file() for path in paths):
-            for path, image in zip(paths, host.txt2img(base, request, progress), strict=False):
+            for path, image in zip(paths, host.txt2img(base, replace(request, vae=borrowed), progress), strict=False):
                 with write_atomically(path) as stream:
                     image.save(stream, "PNG")
             progress.check()
@@ -253,7 +259,7 @@ def resolution_of(base: Path) -> int:
     from .models.load import resolution_of as side_of
 
     with open_checkpoint(base) as file:
-        family, sidecar, _ = recognise(file)
+        family, sidecar, _ = recognise(file, vae=False)
     return side_of(family, sidecar, sidecar.prediction_type if sidecar and sidecar.prediction_type else "epsilon")
 
 

@@ -101,16 +101,17 @@ def _of_captions(service: Service) -> list[Route]:
     def token(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
         from . import picture_room
 
-        asked, concept = _checked(body, "resolution", "prediction_type", "clip_skip"), _concept(body)
+        asked, concept = _checked(body, "resolution", "prediction_type", "clip_skip", "vae"), _concept(body)
         if not concept.token.strip():
             raise ConfigError(["token: the new word is needed"])
         drawn = []
         if body.get("base"):
             base = service.require_allowed(Path(service.file_of(str(body["base"]))))
+            vae = str(service.require_allowed(Path(asked["vae"]).expanduser())) if asked.get("vae") else ""
             side = asked.get("resolution") or picture_room.resolution_of(base)
             drawn = picture_room.token_pictures(base, concept, service.host, Progress(), resolution=side,
                                                 prediction_type=asked.get("prediction_type", "auto"),
-                                                clip_skip=asked.get("clip_skip", 1))
+                                                clip_skip=asked.get("clip_skip", 1), vae=vae)
         return {"told": picture_room.token_told(concept.token),
                 "drawn": [{"prompt": each.prompt, "pictures": [str(path) for path in each.pictures]} for each in drawn]}
 

@@ -146,7 +146,7 @@ def _publish_model(config: TrainConfig, source: Path, name: str, metadata: dict[
     base, models_dir = Path(config.base).expanduser(), Path(config.models_dir).expanduser()
     require_space(models_dir, base.stat().st_size * (2 if config.publish_format == "both" else 1), "The finished model")
     return publish_files(base, source, models_dir, name, publish_format=config.publish_format, dtype=config.publish_dtype,
-                         vae=Path(config.vae).expanduser() if config.vae else None, metadata=metadata, progress=progress)
+                         vae=config.vae_path, metadata=metadata, progress=progress)
 
 
 def _publish_lora(config: TrainConfig, source: Path, name: str, metadata: dict[str, Any], progress: Progress) -> list[Path]:
@@ -166,7 +166,8 @@ def as_checkpoint(config: TrainConfig, source: Path, folder: Path, name: str, pr
 
     lora = _publish_lora(replace(config, models_dir=str(folder)), source, f"{name}-lora", metadata, progress)[0]
     try:
-        return merge_lora(Path(config.base).expanduser(), lora, folder, name, metadata=metadata, progress=progress)[0]
+        return merge_lora(Path(config.base).expanduser(), lora, folder, name, vae=config.vae_path, metadata=metadata,
+                          progress=progress)[0]
     finally:
         lora.unlink()
 
@@ -183,8 +184,7 @@ def memory_needed(config: TrainConfig, rows: Sequence[Any]) -> Any:
     from .training import memory, precision
     from .training.estimate import in_effect
 
-    free = memory.free_bytes(precision.device_of(config))
-    return in_effect(config, [replace(row, free=free) for row in rows])
+    return in_effect(config, [replace(row, free=memory.free_bytes(precision.device_of(config))) for row in rows])
 
 
 def dry_run(config: TrainConfig, progress: Progress) -> Any:
@@ -277,14 +277,16 @@ def class_images(
 def class_image_plans(checked: Checked, base_sha256: str, host: str = "") -> list[Any]:
     """One plan for each concept: wanted, found, missing, of other origin; with the pace that this host had."""
     from .dataset.class_images import plan
+    from .models.vae_file import borrowed_vae
 
     config = checked.config
+    vae = borrowed_vae(Path(config.base).expanduser(), config.vae)
     return [
         plan(concept, base_sha256, pictures=pictures, steps=config.steps or 0, batch=config.train_batch_size,
              accumulation=config.gradient_accumulation_steps, class_steps=config.class_steps,
              guidance_scale=config.class_guidance_scale, resolution=checked.resolution, seed=config.seed,
              library=Path(config.runs_dir).expanduser() / "class-images", foreign=config.foreign_class_images,
-             concept_index=index, host=host, prediction_type=config.prediction_type, clip_skip=config.clip_skip)
+             concept_index=index, host=host, prediction_type=config.prediction_type, clip_skip=config.clip_skip, vae=vae)
         for index, (concept, pictures) in enumerate(zip(config.concepts, checked.pictures, strict=True))
     ]
 
@@ -294,9 +296,8 @@ def inputs_of(config: TrainConfig) -> dict[str, str]:
     from .dataset.choices import orders_of
     from .dataset.pictures import pictures_of
 
-    hashes = {"base": _hash_of(Path(config.base).expanduser())}
-    if config.vae:
-        hashes["vae"] = _hash_of(Path(config.vae).expanduser())
+    models = {"base": config.base, "vae": config.vae}
+    hashes = {name: _hash_of(Path(file).expanduser()) for name, file in models.items() if file}
     for index, concept in enumerate(config.concepts):
         if concept.choices:
             hashes[f"{index}/choices"] = _hash_of(Path(concept.choices).expanduser())
@@ -379,9 +380,8 @@ def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, prog
     from .training.loop import train as train_model
     from .training.memory import loaded_dtypes, out_of_memory_told
 
-    vae = Path(config.vae).expanduser() if config.vae else None
     with out_of_memory_told(config):
-        model = load_checkpoint(Path(config.base).expanduser(), vae=vae, prediction_type=config.prediction_type,
+        model = load_checkpoint(Path(config.base).expanduser(), vae=config.vae_path, prediction_type=config.prediction_type,
                                 dtypes=loaded_dtypes(config))
         return train_model(config, model, dataset, run, progress, resume=resume).steps
 

@@ -94,6 +94,61 @@ def test_a_lora_run_ends_in_a_file_for_the_lora_tab_that_merges_into_the_base(ar
     assert added.norm() > 0 and (after - before - added).norm() < 0.05 * added.norm()
 
 
+@pytest.fixture
+def parted(base, tmp_path):
+    """The base without its VAE, and that VAE as a file of its own."""
+    from safetensors.torch import load_file, save_file
+
+    values = load_file(base)
+    vae = {name: values.pop(name) for name in list(values) if name.startswith("first_stage_model.")}
+    save_file(values, tmp_path / "lacking.safetensors")
+    save_file({name.partition(".")[2]: tensor for name, tensor in vae.items()}, tmp_path / "vae.safetensors")
+    return tmp_path / "lacking.safetensors", tmp_path / "vae.safetensors"
+
+
+@pytest.mark.parametrize("lora", [[], ["--lora-rank", "2"]], ids=["whole", "lora"])
+def test_a_base_without_vae_is_trained_with_the_one_that_is_named(arguments, base, parted, tmp_path, lora, capsys):
+    """Class images, previews, the model, and its comparison with the base: all as with the base's own."""
+    from safetensors.torch import load_file
+
+    lacking, vae = parted
+    whole = {**arguments, "--publish-format": "safetensors"}
+    assert run(["train", *flat({**whole, "--base": lacking, "--output-name": "none"}), *lora]) == BAD_INPUT
+    assert "lacking.safetensors is to be used: it has no VAE of its own (Name a VAE file" in capsys.readouterr().err
+    assert run(["train", *flat({**whole, "--output-name": "rex"}), *lora]) == DONE
+    assert run(["train", *flat({**whole, "--output-name": "max", "--base": lacking, "--vae": vae}), *lora]) == DONE
+    one, other = (load_file(tmp_path / "models" / f"{name}.safetensors") for name in ("rex", "max"))
+    assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    runs = tmp_path / "runs"
+    previews = [{path.name: path.read_bytes() for path in (runs / name / "previews").iterdir()} for name in ("rex", "max")]
+    assert previews[0] == previews[1] and previews[0]
+    drawn = [sorted(path.read_bytes() for path in folder.glob("*.png")) for folder in (runs / "class-images").glob("dog-*")]
+    assert len(drawn) == 2 and drawn[0] == drawn[1] and len(drawn[0]) == 2
+    if not lora:  # a LoRA's comparison renders the base, and a merged model
+        return
+    compare = ["--runs-dir", str(runs), "--prompts", "rxz dog", "--count", "1", "--render-steps", "2"]
+    assert run(["compare", "rex", *compare]) == DONE and run(["compare", "max", *compare]) == DONE
+    seen = [{path.relative_to(runs / name): path.read_bytes() for path in (runs / name / "comparison").rglob("*.png")}
+            for name in ("rex", "max")]
+    assert seen[0] == seen[1] and len(seen[0]) > 1
+
+
+def test_the_other_commands_take_the_vae_of_a_base_that_has_none(arguments, base, parted, tmp_path, capsys):
+    lacking, vae = map(str, parted)
+    of_base = ["--base", lacking, "--vae", vae, "--runs-dir", str(tmp_path / "runs")]
+    drawn = ["--prompt", "a dog", "--render-steps", "2", "--size", "64", "--out"]
+    assert run(["render", "--base", lacking, "--vae", vae, *drawn, str(tmp_path / "one")]) == DONE
+    assert run(["render", "--base", str(base), *drawn, str(tmp_path / "two")]) == DONE
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert run(["estimate", *of_base[:4], "--memory-profile", "low"]) == DONE
+    assert run(["token", *of_base, "--token", "rxz", "--count", "1", "--resolution", "64"]) == DONE
+    assert run(["convert", lacking, str(tmp_path / "whole.safetensors"), "--vae", vae]) == DONE
+    assert run(["convert", lacking, str(tmp_path / "folder"), "--vae", vae]) == DONE
+    assert run(["convert", lacking, str(tmp_path / "folder2")]) == BAD_INPUT
+    assert run(["render", "--base", str(tmp_path / "whole.safetensors"), *drawn, str(tmp_path / "three")]) == DONE
+    assert tree(tmp_path / "three") == tree(tmp_path / "two")
+
+
 def test_runs_are_listed_and_published_again(arguments, tmp_path, capsys):
     assert run(["train", *flat(arguments)]) == DONE
     capsys.readouterr()

@@ -16,12 +16,12 @@ from ..words import counted
 from .command import Command, host_of, say
 
 _OPTIONS = (
-    "base", "instance_dir", "token", "class_noun", "class_prompt", "class_negative_prompt", "class_dir",
+    "base", "vae", "instance_dir", "token", "class_noun", "class_prompt", "class_negative_prompt", "class_dir",
     "num_class_images", "resolution", "class_steps", "class_guidance_scale", "class_batch_size",
     "foreign_class_images", "steps", "train_batch_size", "gradient_accumulation_steps", "runs_dir", "models_dir",
     "seed", "device", "prediction_type", "clip_skip", "choices",
 )
-_TOKEN_OPTIONS = ("base", "token", "class_noun", "instance_prompt", "class_prompt", "resolution", "prediction_type",
+_TOKEN_OPTIONS = ("base", "vae", "token", "class_noun", "instance_prompt", "class_prompt", "resolution", "prediction_type",
                   "clip_skip", "runs_dir", "models_dir", "device")
 
 
@@ -78,7 +78,8 @@ def token(parsed: argparse.Namespace, progress: Progress) -> None:
     base = expanded(config.base)
     side = config.resolution or picture_room.resolution_of(base)
     drawn = picture_room.token_pictures(base, concept, host_of(config), progress, resolution=side,
-                                        prediction_type=config.prediction_type, clip_skip=config.clip_skip, count=parsed.count)
+                                        prediction_type=config.prediction_type, clip_skip=config.clip_skip, count=parsed.count,
+                                        vae=config.vae)
     lines = [f'"{each.prompt}": {", ".join(map(str, each.pictures))}' for each in drawn]
     say(parsed, "\n".join([told, "What the base draws before any training:", *lines]), told=told,
         drawn=[{"prompt": each.prompt, "pictures": [str(path) for path in each.pictures]} for each in drawn])

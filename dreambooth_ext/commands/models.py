@@ -60,8 +60,9 @@ def merge_lora(parsed: argparse.Namespace, progress: Progress) -> None:
     _require_new(destination, parsed.overwrite)
     if not parsed.overwrite:
         require_no_sidecar(destination)
+    vae = expanded(parsed.vae) if parsed.vae else None
     paths = merge(expanded(parsed.base), expanded(parsed.lora), destination.parent, destination.stem, parsed.weight,
-                  publish_format=form, dtype=parsed.dtype, metadata={"title": destination.stem}, progress=progress)
+                  publish_format=form, dtype=parsed.dtype, vae=vae, metadata={"title": destination.stem}, progress=progress)
     say(parsed, f"Wrote {paths[0]} ({gib(paths[0].stat().st_size)}).", written=str(paths[0]))
 
 
@@ -108,6 +109,7 @@ def _declare_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("lora", metavar="LORA", help="the LoRA's .safetensors file")
     parser.add_argument("destination", metavar="DESTINATION", help=".safetensors or .ckpt file to write")
     parser.add_argument("--weight", type=float, default=1.0, metavar="X", help="how strongly (default: 1)")
+    parser.add_argument("--vae", metavar="FILE", help="the VAE to be put in, for a base that has none of its own")
     parser.add_argument("--dtype", choices=_DTYPES, default="source", help="precision of the weights (default: as they are)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file of that name")
 

@@ -42,10 +42,12 @@ class Wishes:
 
 def render(parsed: argparse.Namespace, progress: Progress) -> None:
     from ..models.load import inspect
+    from ..models.vae_file import borrowed_vae
 
     base, out, wishes = expanded(parsed.base), expanded(parsed.out), Wishes(**given_of(parsed, Wishes))
     wishes.require_possible()
-    side = inspect(base, prediction_type=wishes.prediction_type, check_numbers=False).resolution
+    vae = borrowed_vae(base, str(expanded(parsed.vae)) if parsed.vae else "")
+    side = inspect(base, prediction_type=wishes.prediction_type, check_numbers=False, vae=vae).resolution
     side = wishes.size or side
     require_writable(out)
     host = StandaloneHost(base.parent, base.parent, device=parsed.device)
@@ -53,7 +55,7 @@ def render(parsed: argparse.Namespace, progress: Progress) -> None:
     paths: list[str] = []
     for number, prompt in enumerate(parsed.prompt):
         request = Txt2Img(prompt, seeds, wishes.negative_prompt, wishes.render_steps, wishes.guidance_scale, side, side,
-                          prediction_type=wishes.prediction_type)
+                          prediction_type=wishes.prediction_type, vae=vae)
         for seed, image in zip(seeds, host.txt2img(base, request, progress), strict=True):
             if not paths:
                 progress.start("rendering", len(parsed.prompt) * wishes.count)
@@ -66,6 +68,7 @@ def render(parsed: argparse.Namespace, progress: Progress) -> None:
 
 def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", required=True, metavar="FILE", help="checkpoint to render with")
+    parser.add_argument("--vae", metavar="FILE", help="a VAE for a checkpoint that has none of its own")
     parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="one or more prompts")
     parser.add_argument("--out", default="renders", metavar="DIR", help="folder for the pictures (default: renders)")
     parser.add_argument("--device", default="auto", help="auto: the first GPU, else the CPU (default: auto)")

@@ -52,12 +52,13 @@ class Request:
     height: int
     prediction_type: str = "auto"
     clip_skip: int = 1
+    vae_sha256: str = ""  # of the VAE file that a base is used with that has none of its own
 
     @property
     def values(self) -> dict[str, Any]:
-        """As manifests keep it; older ones know neither prediction type nor clip skip."""
+        """As manifests keep it; older ones know neither prediction type, clip skip nor VAE."""
         return {name: value for name, value in vars(self).items()
-                if (name, value) not in (("prediction_type", "auto"), ("clip_skip", 1))}
+                if (name, value) not in (("prediction_type", "auto"), ("clip_skip", 1), ("vae_sha256", ""))}
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class ClassImagePlan:
     library: Path
     seconds: float | None = None  # that one missing picture took the host last time, if it is known
     unusable: tuple[tuple[str, str], ...] = ()  # pictures of other origin that cannot be opened, and why
+    vae: Path | None = None  # for a base that has none of its own
 
     @property
     def wanted(self) -> int:
@@ -139,15 +141,16 @@ def class_image_count(given: int | None, pictures: int, consumed: int) -> tuple[
 
 def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch: int, accumulation: int, class_steps: int,
          guidance_scale: float, resolution: int, seed: int, library: Path, foreign: str = "skip",
-         concept_index: int = 0, host: str = "", prediction_type: str = "auto", clip_skip: int = 1) -> ClassImagePlan:
+         concept_index: int = 0, host: str = "", prediction_type: str = "auto", clip_skip: int = 1,
+         vae: Path | None = None) -> ClassImagePlan:
     """Look at what there is and say what is missing; renders nothing. `host` is whose pace tells how long that takes."""
     count, suggested = class_image_count(concept.num_class_images, pictures, steps * batch * accumulation)
-    prompts = concept.class_texts
+    prompts, vae_sha256 = concept.class_texts, sha256_of(vae) if vae is not None else ""
     plans = []
     unusable: dict[str, str] = {}
     for number, prompt in enumerate(prompts):
         request = Request(base_sha256, prompt, concept.class_negative_prompt, SAMPLER, class_steps, guidance_scale,
-                          resolution, resolution, prediction_type, clip_skip)
+                          resolution, resolution, prediction_type, clip_skip, vae_sha256)
         folder = Path(concept.class_dir).expanduser() if concept.class_dir else library_folder(library, request)
         sisters = [_request_key(request, each) for each in prompts]
         found, strangers = _sorted_out(folder, request, sisters)
@@ -159,7 +162,7 @@ def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch
         plans.append(PromptPlan(request, folder, share, tuple(found), tuple(strangers)))
     seconds = pace.seconds_for(library, host, pace.work_of(class_steps, resolution, resolution))
     return ClassImagePlan(tuple(plans), concept_index, seed, foreign == "use", suggested, library, seconds,
-                          tuple(unusable.items()))
+                          tuple(unusable.items()), vae)
 
 
 def library_folder(library: Path, request: Request) -> Path:
@@ -185,7 +188,7 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
         lacking = prompt_plan.wanted - len(paths)
         replaced = min(lacking, adopted)
         adopted -= replaced
-        for path in _render(prompt_plan, lacking - replaced, plan.seed, base, txt2img, provenance, progress, batch):
+        for path in _render(prompt_plan, lacking - replaced, plan, base, txt2img, provenance, progress, batch):
             paths.append(path)
             done += 1
             work += pace.work_of(prompt_plan.request.steps, prompt_plan.request.width, prompt_plan.request.height)
@@ -206,13 +209,13 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
     return images
 
 
-def _render(plan: PromptPlan, lacking: int, seed: int, base: Path, txt2img: Txt2ImgOf, provenance: Mapping[str, str],
-            progress: Progress, batch: int) -> Iterator[Path]:
-    request = plan.request
+def _render(plan: PromptPlan, lacking: int, whole: ClassImagePlan, base: Path, txt2img: Txt2ImgOf,
+            provenance: Mapping[str, str], progress: Progress, batch: int) -> Iterator[Path]:
+    request, seed = plan.request, whole.seed
     missing = _unused_seeds(seed, _used_seeds(plan), lacking)
     for chunk in _batches(seed, missing, batch):
         wish = Txt2Img(request.prompt, chunk, request.negative_prompt, request.steps, request.guidance_scale,
-                       request.width, request.height, request.sampler, request.clip_skip, request.prediction_type)
+                       request.width, request.height, request.sampler, request.clip_skip, request.prediction_type, whole.vae)
         count = 0
         for image_seed, image in zip(chunk, txt2img(base, wish, progress), strict=False):
             count += 1

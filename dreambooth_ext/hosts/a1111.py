@@ -180,12 +180,12 @@ class A1111Host(WebuiTools):
 
         return {"eps": "epsilon", "v": "v_prediction"}.get(getattr(shared.sd_model, "parameterization", ""))
 
-    def _load_selected(self) -> None:
-        """Load what `opts.data` names now, with its own VAE."""
+    def _load_selected(self, vae: Path | None) -> None:
+        """Load what `opts.data` names now, with its own VAE, or `vae` where it has none."""
         from modules import sd_models, sd_vae
 
         sd_models.reload_model_weights()
-        sd_vae.reload_vae_weights(vae_file=None)
+        sd_vae.reload_vae_weights(vae_file=str(vae) if vae is not None else None)
 
     def _load_as_user_wants(self) -> None:
         from modules import sd_models, sd_vae
@@ -221,6 +221,8 @@ class A1111Host(WebuiTools):
         values = {**webui_settings.neutral_values(shared.opts), "sd_model_checkpoint": info.title}
         if "CLIP_stop_at_last_layers" in values:
             values["CLIP_stop_at_last_layers"] = request.clip_skip
+        if request.vae is not None and "forge_additional_modules" in values:
+            values["forge_additional_modules"] = [str(request.vae)]
         self._tell_if_switched(base, progress)
         self._borrowed = True
         while True:
@@ -228,7 +230,7 @@ class A1111Host(WebuiTools):
             shared.state.skipped, reloads = False, self._watch.reloads
             try:
                 with webui_settings.in_effect(shared.opts, values), webui_settings.params_txt_kept():
-                    self._load_selected()
+                    self._load_selected(request.vae)
                     webui_limits.require_prediction(base, request.prediction_type, self._prediction())
                     images = self._process(request)
             except (Cancelled, DreamboothError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..errors import HostError
@@ -47,8 +48,8 @@ class ForgeHost(A1111Host):
         found = getattr(predictor, "prediction_type", None)
         return found if found in ("epsilon", "v_prediction") else None
 
-    def _load_selected(self) -> None:
-        """Load at once: a LoRA of the last txt2img can only be taken out of a model that is there."""
+    def _load_selected(self, vae: Path | None) -> None:
+        """Load at once: a LoRA of the last txt2img can only be taken out of a model that is there. The settings name `vae`."""
         from modules import processing, sd_models
         from modules_forge import main_entry
 

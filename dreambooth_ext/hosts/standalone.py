@@ -35,7 +35,7 @@ class StandaloneHost:
         self.lora_dir = models_dir / "Lora"
         self._device_wish, self._batch_size = device, batch_size
         self._model: Any = None
-        self._model_key: tuple[Path, int, int, str] | None = None
+        self._model_key: tuple[Path, int, int, str, Path | None] | None = None
 
     def device(self) -> str:
         return "auto" if self._device_wish == "mps" else self._device_wish  # on which pictures are rendered, but nothing trains
@@ -68,7 +68,7 @@ class StandaloneHost:
     def txt2img(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
         from ..models.sampling import render
 
-        yield from render(self._loaded(base, request.prediction_type), request, progress,
+        yield from render(self._loaded(base, request), request, progress,
                           self.batch_size(request.width, request.height), request.clip_skip)
 
     def batch_size(self, width: int, height: int) -> int:
@@ -109,7 +109,7 @@ class StandaloneHost:
         raise HostError(f"pictures are to be captioned with {name}", "captioners are a WebUI's",
                         "Write a .txt file beside each picture.")
 
-    def _loaded(self, base: Path, prediction_type: str) -> Any:
+    def _loaded(self, base: Path, request: Txt2Img) -> Any:
         from ..models.load import load_checkpoint
 
         try:
@@ -117,11 +117,12 @@ class StandaloneHost:
         except OSError as error:
             raise HostError(f"{base.name} is to render", f"it cannot be read ({error.strerror})",
                             "Choose a base that is there.") from error
-        key = (base.resolve(), status.st_size, status.st_mtime_ns, prediction_type)
+        key = (base.resolve(), status.st_size, status.st_mtime_ns, request.prediction_type, request.vae)
         if key != self._model_key:
             self._release()
             device = device_named(self._device_wish)
-            self._model = load_checkpoint(base, prediction_type=prediction_type).to(device, rendering_dtype(device))
+            model = load_checkpoint(base, prediction_type=request.prediction_type, vae=request.vae)
+            self._model = model.to(device, rendering_dtype(device))
             self._model_key = key
         return self._model
 

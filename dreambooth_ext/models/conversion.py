@@ -44,7 +44,7 @@ from .publish import (
     write_outputs,
 )
 from .sidecar_yaml import sidecar_of_settings
-from .vae_file import vae_rules_in
+from .vae_file import open_with_vae, vae_rules_in
 
 FORMATS = ("ckpt", "safetensors", "diffusers")
 
@@ -104,7 +104,7 @@ def convert(
 def file_to_file(source: Path, destination: Path, wishes: Wishes, progress: Progress = SILENT) -> None:
     """Another file format, precision or VAE; every other tensor, and every name that we do not know, stays as it is."""
     with ExitStack() as stack:
-        file = stack.enter_context(open_checkpoint(source))
+        file = stack.enter_context(open_with_vae(source, wishes.vae))
         family, sidecar, parts = recognise(file)
         kind, zero_snr = wishes.judged(*prediction_of(file, family, sidecar, None, wishes.prediction_type))
         replacements = vae_tensors(file, wishes.vae, parts, stack) if wishes.vae is not None else {}
@@ -119,7 +119,7 @@ def file_to_file(source: Path, destination: Path, wishes: Wishes, progress: Prog
 def file_to_folder(source: Path, destination: Path, wishes: Wishes, progress: Progress = SILENT) -> None:
     """A folder that `DiffusionPipeline.from_pretrained` loads."""
     with ExitStack() as stack:
-        file = stack.enter_context(open_checkpoint(source))
+        file = stack.enter_context(open_with_vae(source, wishes.vae))
         family, sidecar, parts = recognise(file)
         kind, zero_snr = wishes.judged(*prediction_of(file, family, sidecar, None, wishes.prediction_type))
         modules: dict[str, Any] = {layout.part: built(layout, source.name) for layout in parts}

@@ -59,13 +59,18 @@ def missing(file: str, names: Iterable[str]) -> MissingTensors:
                           "Use a whole checkpoint; this one is incomplete.")
 
 
-def layouts(shapes: Shapes, family: Family, sidecar: Sidecar | None, file: str) -> tuple[PartLayout, ...]:
-    """UNet, VAE and text encoders of a file. Raises MissingTensors."""
+def layouts(
+    shapes: Shapes, family: Family, sidecar: Sidecar | None, file: str, *, vae: bool = True
+) -> tuple[PartLayout, ...]:
+    """UNet, VAE (unless nothing is to be known of it) and text encoders of a file. Raises MissingTensors."""
     sidecar = sidecar or Sidecar()
     texts = tuple(text_layout(shapes, row, sidecar, file) for row in family.text_encoders)
     pooled = texts[-1].config["projection_dim"] if family.text_encoders[-1].projected else 0
     unet = unet_layout(Reader(shapes, UNET, file), family, sidecar, pooled)
-    return unet, vae_layout(shapes, VAE, family, sidecar, file), *texts
+    if vae and not any(name.startswith(VAE) for name in shapes):
+        raise MissingTensors(f"{file} is to be used", "it has no VAE of its own",
+                             "Name a VAE file (VAE, in Advanced; --vae), or use a checkpoint that has one.")
+    return (unet, vae_layout(shapes, VAE, family, sidecar, file), *texts) if vae else (unet, *texts)
 
 
 def unet_layout(reader: Reader, family: Family, sidecar: Sidecar, pooled: int) -> PartLayout:

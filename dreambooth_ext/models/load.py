@@ -11,7 +11,7 @@ import torch
 
 from ..errors import BadNumbers
 from . import noise
-from .checkpoint_file import DTYPES, CheckpointFile, is_finite, open_checkpoint
+from .checkpoint_file import DTYPES, CheckpointFile, is_finite
 from .convert import read_part, resolved
 from .diffusers_folder import WEIGHT_FILES, load_diffusers, save_diffusers
 from .family import EMA, Family, detect
@@ -21,7 +21,7 @@ from .prediction import prediction_of
 from .sidecar import Sidecar, read_sidecar
 from .stable_diffusion import StableDiffusion
 from .tokenizer import END, Tokenizer, tokenizer_folder
-from .vae_file import vae_tensors
+from .vae_file import open_with_vae, vae_tensors
 
 __all__ = ["TRAIN_TIMESTEPS", "WEIGHT_FILES", "CheckpointInfo", "StableDiffusion", "inspect", "load_checkpoint",
            "load_diffusers", "load_tokenizer", "recognise", "resolution_of", "save_diffusers", "tokenizer_folder"]
@@ -48,12 +48,12 @@ def load_checkpoint(
 ) -> StableDiffusion:
     """Load a .safetensors or .ckpt file of SD 1.x, 2.x or SDXL, whatever its size, onto the CPU, in eval mode.
 
-    `vae` names another VAE file to be used instead of the model's own. `prediction_type` overrides what the file and
-    its sidecar say, unless "auto". `dtypes` by part ("unet", "text_encoder", ...) go before `dtype`.
+    `vae` names another VAE file to be used instead of the model's own, which may be lacking. `prediction_type` overrides
+    what the file and its sidecar say, unless "auto". `dtypes` by part ("unet", "text_encoder", ...) go before `dtype`.
     Raises NotACheckpoint, UnsafeCheckpoint, UnsupportedFamily, MissingTensors and BadNumbers.
     """
     path = Path(path)
-    with open_checkpoint(path) as file:
+    with open_with_vae(path, vae) as file:
         family, sidecar, parts = recognise(file)
         modules = {}
         for layout in parts:
@@ -89,7 +89,7 @@ def inspect(
     Only a file of SD 2.x whose prediction type stands nowhere has its UNet loaded, to be asked.
     """
     path = Path(path)
-    with open_checkpoint(path) as file:
+    with open_with_vae(path, vae) as file:
         family, sidecar, parts = recognise(file)
         for layout in parts:
             wanted = shapes_of(built(layout, path.name))
@@ -110,12 +110,14 @@ def load_tokenizer(pad_token: str = END) -> Tokenizer:
     return Tokenizer(pad_token)
 
 
-def recognise(file: CheckpointFile) -> tuple[Family, Sidecar | None, tuple[PartLayout, ...]]:
-    """Family, sidecar and structure of an open file. Raises the errors of `load_checkpoint` that these can meet."""
+def recognise(file: CheckpointFile, *, vae: bool = True) -> tuple[Family, Sidecar | None, tuple[PartLayout, ...]]:
+    """Family, sidecar and structure of an open file, with or without its `vae`. Raises the errors of `load_checkpoint` that
+    these can meet.
+    """
     dtypes = {name: entry.dtype for name, entry in file.entries.items()}
     family = detect(file.shapes, dtypes, file.path.name)
     sidecar = read_sidecar(file.path)
-    return family, sidecar, layouts(file.shapes, family, sidecar, file.path.name)
+    return family, sidecar, layouts(file.shapes, family, sidecar, file.path.name, vae=vae)
 
 
 def require_finite(file: CheckpointFile) -> None:
@@ -139,10 +141,10 @@ def resolution_of(family: Family, sidecar: Sidecar | None, prediction_type: str)
 
 
 
-def load_outline(path: Path, *, prediction_type: str = "auto") -> StableDiffusion:
+def load_outline(path: Path, *, prediction_type: str = "auto", vae: Path | None = None) -> StableDiffusion:
     """A checkpoint's networks on the meta device: their shapes without their numbers. Same errors as `inspect`."""
     path = Path(path)
-    with open_checkpoint(path) as file:
+    with open_with_vae(path, vae) as file:
         family, sidecar, parts = recognise(file)
         modules = {layout.part: built(layout, path.name) for layout in parts}
         kind, zero_snr = prediction_of(file, family, sidecar, None, prediction_type)

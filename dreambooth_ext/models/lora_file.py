@@ -22,6 +22,7 @@ from .ldm_keys import Rule
 from .load import recognise
 from .lora_keys import BASE_VERSIONS, LoraNames, linear_and_convolutions, target_layers
 from .networks import built, shapes_of
+from .vae_file import open_with_vae
 
 _ENDS = (".lora_down.weight", ".lora_up.weight", ".alpha")
 _OTHER_KINDS = ((".dora_scale", "a DoRA"), (".hada_", "a LoHa"), (".lokr_", "a LoKr"),
@@ -127,13 +128,11 @@ class Base:
 
     def __init__(self, file: CheckpointFile) -> None:
         self.file = file
-        self.family, _, parts = recognise(file)
+        self.family, _, parts = recognise(file, vae=False)
         self.rules: dict[Layer, tuple[Rule, int]] = {}
         self.layers: dict[Layer, nn.Module] = {}  # those that a LoRA of ours adapts
         self.all_layers: dict[Layer, nn.Module] = {}  # others' adapt what embeds the timestep, too, and the first and last ones
         for layout in parts:
-            if layout.part == "vae":
-                continue
             module = built(layout, file.path.name)
             if layout.part == "unet":
                 self.unet_config = layout.config
@@ -307,16 +306,16 @@ class Merged:
 
 def merge_lora(
     base: Path, lora: Path, destination_dir: Path, name: str, weight: float = 1.0, *, publish_format: str = "safetensors",
-    dtype: str = "source", metadata: Mapping[str, Any] | None = None, progress: Progress = SILENT,
+    dtype: str = "source", vae: Path | None = None, metadata: Mapping[str, Any] | None = None, progress: Progress = SILENT,
 ) -> list[Path]:
     """Write `base` with `weight` times the LoRA added; whatever the LoRA does not touch stays byte for byte.
 
-    Raises the errors of `publish`.
+    `vae` is put into a base that has none. Raises the errors of `publish`.
     """
     from .publish import overlay, write_outputs
 
     require_safe_name(name, "the model")
-    with open_checkpoint(base) as file:
+    with open_with_vae(base, vae) as file:
         seen = Base(file)
         added: dict[str, tuple[Rule, dict[int, LowRank]]] = {}
         for layer, low in read_lora(lora, seen).items():

@@ -31,7 +31,7 @@ from .networks import built, shapes_of
 from .prediction import prediction_of
 from .sidecar import sidecar_path
 from .sidecar_yaml import sidecar_for
-from .vae_file import vae_rules_in
+from .vae_file import open_with_vae, vae_rules_in
 
 
 class Replaces(Protocol):
@@ -83,7 +83,7 @@ def publish(
     require_other_files(source, destination_dir, name, publish_format)
     given = dict(metadata or {})
     with ExitStack() as stack:
-        file = stack.enter_context(open_checkpoint(source))
+        file = stack.enter_context(open_with_vae(source, vae))
         _, _, parts = recognise(file)
         replacements = trained_tensors(file, diffusers_dir, parts, trained, stack)
         if vae is not None:

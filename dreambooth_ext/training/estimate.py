@@ -135,7 +135,7 @@ def weightless(model: StableDiffusion) -> StableDiffusion:
 
 def _outline(config: TrainConfig) -> StableDiffusion:
     if config.base:
-        return load_outline(Path(config.base).expanduser(), prediction_type=config.prediction_type)
+        return load_outline(Path(config.base).expanduser(), prediction_type=config.prediction_type, vae=config.vae_path)
     return outline_of(SD1, modules_of(SD1), "epsilon", False, Path("Stable Diffusion 1.5"), SD1.resolution)
 
 

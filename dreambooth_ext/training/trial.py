@@ -49,8 +49,7 @@ def dry_run(config: TrainConfig, progress: Progress) -> Trial:
     device = torch.device(precision.device_of(config))
     seconds: list[float] = []
     with tempfile.TemporaryDirectory(prefix="dreambooth-trial-") as name, _peak(device) as peak:
-        model = load_checkpoint(base, vae=Path(config.vae).expanduser() if config.vae else None,
-                                prediction_type=config.prediction_type, dtypes=loaded_dtypes(config))
+        model = load_checkpoint(base, vae=config.vae_path, prediction_type=config.prediction_type, dtypes=loaded_dtypes(config))
         profile = config.memory_profile
         if profile == "auto":
             profile = profile_that_fits(replace(config, resolution=config.resolution or model.resolution), model)

@@ -64,7 +64,8 @@ class ClassPanel:
         def work(progress: Any) -> list[Any]:
             with host.job(TOKEN_CHECK, progress):
                 return [list(token_pictures(Path(config.base), config.concepts[0], host, progress, resolution=side,
-                                            prediction_type=config.prediction_type, clip_skip=config.clip_skip))]
+                                            prediction_type=config.prediction_type, clip_skip=config.clip_skip,
+                                            vae=config.vae))]
 
         with suppress(RunBusy):  # what is being drawn already is shown when it is there
             self._service.jobs.start(Job(TOKEN_CHECK, work, TOKEN_CHECK))

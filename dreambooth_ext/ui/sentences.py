@@ -33,7 +33,7 @@ OF_MEMORY = ("resolution", "train_batch_size", "with_prior_preservation", "train
              "mixed_precision", "gradient_checkpointing", "ema_decay", "lora_rank", "lora_conv_rank", "clip_skip", "device",
              "prediction_type")
 OF_CLASS_IMAGES = ("resolution", "prediction_type", "clip_skip", "train_batch_size", "gradient_accumulation_steps", "class_steps",
-                   "class_guidance_scale", "foreign_class_images", "seed", "runs_dir")
+                   "class_guidance_scale", "foreign_class_images", "seed", "runs_dir", "vae")
 LEANER_THAN = {"none": ("balanced", "low", "ultra"), "fast": ("balanced", "low", "ultra"), "balanced": ("low", "ultra"),
                "low": ("ultra",)}
 USUAL_RESOLUTION = 512
@@ -53,8 +53,19 @@ class Sentences:
         hashed = self._hash if values.get("instance_dir") else lambda base: ""  # gigabytes are read only for who is to train
         former = advice.base_of(self._service.host.runs_dir, Path(self._service.file_of(base)))
         told = f"It was trained here from {former.name}: whatever it has learnt is trained on." if former else ""
-        return _looked_at(lambda: self._of_base(base), lambda text: html.note(f"{text[:-1]}{hashed(base)}."),
-                          "Looking at the checkpoint") + self._of_loaded(base) + html.note(told, "warning")
+
+        def say(text: str) -> str:
+            known = text.removesuffix(advice.WITHOUT_VAE).rstrip()
+            return html.note(f"{known[:-1]}{hashed(base)}.") + (self._without_vae(values) if known != text else "")
+
+        return _looked_at(lambda: self._of_base(base), say, "Looking at the checkpoint") + self._of_loaded(base) + \
+            html.note(told, "warning")
+
+    @staticmethod
+    def _without_vae(values: Mapping[str, Any]) -> str:
+        if values.get("vae"):
+            return html.note(f"{advice.WITHOUT_VAE[:-1]}: the one named in Advanced is used, and put into the new model.")
+        return html.fault_of("vae", "VAE", "the base has none of its own; name a VAE file in this field")
 
     def _without_base(self) -> str:
         host = self._service.host
@@ -159,7 +170,12 @@ class Sentences:
                 continue
             if answer is not None and (isinstance(answer.error, DreamboothError) or self._unreadable(answer, values)):
                 found.append(label)
+        if not values.get("vae") and values.get("base") and "Base model" not in found and self._lacks_vae(values["base"]):
+            found.append("VAE")
         return found
+
+    def _lacks_vae(self, base: str) -> bool:
+        return str(self._of_base(base).value or "").endswith(advice.WITHOUT_VAE)
 
     def _unreadable(self, answer: Answer, values: Mapping[str, Any]) -> set[str]:
         names = {name for name, _ in getattr(answer.value, "unreadable", ())}

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -194,6 +195,13 @@ def test_pictures_come_whole_one_for_each_seed_in_order(host, webui, base, progr
              for seed in REQUEST.seeds]
     assert [image.tobytes() for image in images] == [image.tobytes() for image in again]
     assert len({image.tobytes() for image in images}) == 3
+
+
+def test_a_base_without_vae_renders_with_the_one_that_is_named(host, webui, base, progress):
+    list(host.txt2img(base, replace(REQUEST, vae=Path("other.vae.pt")), progress))
+    assert webui.processing.calls[-1]["vae"] == "other.vae.pt"
+    list(host.txt2img(base, REQUEST, progress))
+    assert webui.processing.calls[-1]["vae"] is None
 
 
 def test_the_users_settings_do_not_act_on_them(host, webui, base, progress):

@@ -1,6 +1,7 @@
 """The adapter in the double as Forge: what is selected is loaded by the next picture, and lists show no hashes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +109,13 @@ def test_weights_stay_on_the_device_between_batches(host, webui, base, progress)
         for _ in range(3):
             list(host.txt2img(base, REQUEST, progress))
     assert memory_management.moves == ["in"]
+
+
+def test_a_base_without_vae_renders_with_the_one_that_is_named(host, webui, base, progress):
+    list(host.txt2img(base, replace(REQUEST, vae=Path("other.vae.pt")), progress))
+    assert webui.processing.calls[-1]["vae"] == "other.vae.pt"
+    list(host.txt2img(base, REQUEST, progress))
+    assert webui.processing.calls[-1]["vae"] is None
 
 
 def test_the_users_settings_do_not_act_on_class_images_and_are_in_effect_afterwards(host, webui, base, progress):

@@ -15,6 +15,7 @@ from dreambooth_ext.models.networks import built, shapes_of, tensors_of
 from dreambooth_ext.models.sampling import render
 from dreambooth_ext.models.specimen import specimen
 from dreambooth_ext.models.text_encoder import encode_prompts
+from dreambooth_ext.models.vae_file import open_with_vae
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -233,6 +234,50 @@ def test_another_vae_is_used_in_every_form(tmp_path, tiny_base, form):
     model = load_checkpoint(tiny_base, vae=path)
     expected = values["first_stage_model.decoder.mid.attn_1.q.weight"][:, :, 0, 0]
     assert torch.equal(model.vae.decoder.mid_block.attentions[0].to_q.weight, expected)
+    assert torch.equal(model.vae.encoder.conv_in.weight, values["first_stage_model.encoder.conv_in.weight"])
+
+
+@pytest.mark.parametrize("form", ["whole", "ldm", "diffusers", "early diffusers"])
+@pytest.mark.parametrize("key", ["sd1", "sdxl"])
+def test_a_checkpoint_without_vae_is_completed_by_one_in_every_form(tmp_path, specimens, key, form):
+    """Loaded, judged, merged with a LoRA, and read tensor by tensor as the whole one, whose VAE is named."""
+    whole, values = specimens(key), load_file(specimens(key))
+    vae = {name: values.pop(name) for name in list(values) if name.startswith("first_stage_model.")}
+    lacking = write_with_sidecar(tmp_path / "lacking.safetensors", values, whole)
+    if form.endswith("diffusers"):
+        from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES
+
+        save_diffusers(load_checkpoint(whole), tmp_path / "folder")
+        path = tmp_path / "folder" / WEIGHT_FILES["vae"]
+        own = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        write(path, {early_name(name) if form.startswith("early") else name: tensor for name, tensor in own.items()})
+    else:
+        path = write(tmp_path / "vae.safetensors", {name[len("first_stage_model.") if form == "ldm" else 0:]: tensor
+                                                    for name, tensor in vae.items()})
+    with pytest.raises(MissingTensors, match="it has no VAE of its own"):
+        load_checkpoint(lacking)
+    assert inspect(lacking, vae=path).family.key == key
+    one, other = load_checkpoint(whole), load_checkpoint(lacking, vae=path)
+    for part, module in one.parts.items():
+        mine = tensors_of(other.parts[part])
+        assert all(torch.equal(tensor, mine[name]) for name, tensor in tensors_of(module).items())
+    with open_with_vae(lacking, path) as file:
+        assert {name: entry.shape for name, entry in file.entries.items()} == {
+            name: tuple(tensor.shape) for name, tensor in {**values, **vae}.items()}
+        assert all(torch.equal(file.tensor(name), tensor) for name, tensor in vae.items())
+        assert all(b"".join(chunk.numpy().tobytes() for chunk in file.chunks(name)) == tensor.numpy().tobytes()
+                   for name, tensor in vae.items())
+    with open_with_vae(whole, path) as file:
+        assert type(file).__name__ == "CheckpointFile"  # a VAE of its own is not exchanged here
+
+
+def test_half_a_vae_is_none(tmp_path, tiny_base):
+    values = load_file(tiny_base)
+    decoder = {name: tensor for name, tensor in values.items() if not name.startswith("first_stage_model.encoder.")}
+    half = write_with_sidecar(tmp_path / "half.safetensors", decoder, tiny_base)
+    with pytest.raises(MissingTensors):
+        load_checkpoint(half)
+    model = load_checkpoint(half, vae=tiny_base)
     assert torch.equal(model.vae.encoder.conv_in.weight, values["first_stage_model.encoder.conv_in.weight"])
 
 

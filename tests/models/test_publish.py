@@ -191,6 +191,24 @@ def test_another_vae_is_baked_in(world, tmp_path):
     assert all(same(kept[name], before[name]) for name in other)
 
 
+@pytest.mark.parametrize("publish_format", ["safetensors", "ckpt"])
+def test_a_base_without_vae_is_published_whole_with_the_one_that_is_named(world, tmp_path, family, publish_format):
+    base, folder = world(family.key)
+    expected = tensors(publish(base, folder, tmp_path, "whole", publish_format=publish_format)[0])
+    before = {name: tensor.clone() for name, tensor in tensors(base).items()}
+    vae = {name.removeprefix(VAE): before.pop(name) for name in list(before) if name.startswith(VAE)}
+    save_file(vae, tmp_path / "vae.safetensors")
+    save_file(before, tmp_path / "lacking.safetensors")
+    if base.with_suffix(".yaml").exists():
+        shutil.copy(base.with_suffix(".yaml"), tmp_path / "lacking.yaml")
+    with pytest.raises(MissingTensors, match="no VAE of its own"):
+        publish(tmp_path / "lacking.safetensors", folder, tmp_path, "new")
+    path, = publish(tmp_path / "lacking.safetensors", folder, tmp_path, "new", publish_format=publish_format,
+                    vae=tmp_path / "vae.safetensors")
+    after = tensors(path)
+    assert after.keys() == expected.keys() and all(same(after[name], tensor) for name, tensor in expected.items())
+
+
 ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
 
 
