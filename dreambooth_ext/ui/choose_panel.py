@@ -45,7 +45,7 @@ def build(service: Service, watch: WatchPanel) -> None:
         with gr.Row(elem_classes=["dreambooth-asked"]):
             steps = gr.Textbox(label="Steps in all", info="Empty: as many as the run was to have.", max_lines=1,
                                elem_id="dreambooth_back_steps")
-            rate = gr.Textbox(label="Learning rate", info="Empty: as it was. Where the loss became NaN, a lower one.", max_lines=1,
+            rate = gr.Textbox(label="Learning rate from here", info="Empty: as it was. After NaN, a lower one.", max_lines=1,
                               elem_id="dreambooth_back_rate")
             really = gr.Button("Yes, go back and train on", elem_id="dreambooth_back_yes", variant="stop")
             never = gr.Button("No", elem_id="dreambooth_back_no")

@@ -1,6 +1,8 @@
 """Every memory profile trains, resumes exactly, and refuses what it cannot do."""
 
+import copy
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from dreambooth_ext.models.load import load_diffusers
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.training import memory
+from dreambooth_ext.training.gradient_checkpointing import checkpoint_gradients
 from dreambooth_ext.training.loop import train
 from dreambooth_ext.training.memory import PROFILES, faults, plan_for
 
@@ -182,3 +185,31 @@ def test_a_launch_that_splits_networks_is_taken_with_what_works_there(monkeypatc
                                 "FSDP_OFFLOAD_PARAMS": "false"}.items():
                 patch.setenv(name, value)
             assert faults(wished) == [] and plan_for(wished).sharded
+
+
+def test_text_encoders_are_checkpointed_layer_by_layer_with_gradients_below_frozen_embeddings(tiny):
+    """Whatever the transformers; torch says nothing, a copy computes by itself, and afterwards all is as it was."""
+    encoder = tiny.modules()[2].train()
+    embeddings = encoder.get_input_embeddings().requires_grad_(False)
+    classes = {name: type(module) for name, module in encoder.named_modules()}
+    calls, tokens = [], torch.arange(77)[None]
+    parts = [module for name, module in encoder.named_modules() if name.endswith(".layer_norm1")]
+    hooks = checkpoint_gradients(encoder)
+    for part in parts:
+        part.register_forward_hook(lambda module, given, result: calls.append(module))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder(tokens).last_hidden_state.sum().backward()
+    assert len(calls) == 2 * len(parts) and embeddings.weight.grad is None
+    assert all(layer.grad is not None for name, layer in encoder.named_parameters() if ".layers." in name)
+    calls.clear()
+    copied = copy.deepcopy(encoder)
+    copied(tokens).last_hidden_state.sum().backward()
+    assert not set(calls) & set(parts)
+    with torch.no_grad():
+        calls.clear()
+        encoder(tokens)
+        assert len(calls) == len(parts)
+    for hook in hooks:
+        hook.remove()
+    assert {name: type(module) for name, module in encoder.named_modules()} == classes

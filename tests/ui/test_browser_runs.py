@@ -208,11 +208,13 @@ def test_training_goes_on_from_a_snapshot_after_a_confirmation(page, served):
     assert (run.checkpoints_dir / "step-000004").is_dir()
     page.click("#dreambooth_choose_back")
     fill(page, "back_steps", 3)
+    fill(page, "back_rate", "2e-6")
     page.click("#dreambooth_back_yes")
     expect(page, "choose_said", "back goes on from step-000002")
     waited_for(page, lambda: JOBS.running is None and run.state().step == 3)
     wait_for(page, "finished", "back")
     assert [entry["step"] for entry in run.metrics()] == [1, 2, 3] and run.state().state == "finished"
+    assert run.metrics()[-1]["lr"] == 2e-6 != run.metrics()[0]["lr"]
     assert not (run.checkpoints_dir / "step-000004").exists() and published.read_bytes() == content
 
 
