@@ -48,7 +48,7 @@ $(VENV)/.ready: requirements/$(SET).txt requirements/test.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet $(TORCH) -r requirements/$(SET).txt -r requirements/test.txt
-	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)/bin/python -m pip install -qq --no-deps --editable .
 	touch $@
 
 clean:

@@ -6,20 +6,35 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .config import Concept, TrainConfig
+from .config import PATHS, Concept, TrainConfig
 from .files import expanded
 from .options import Option, options_of
 
 _NOT_GIVEN = object()
+_NEEDED = ("base", "instance_dir", "token", "class_noun", "output_name")  # by every run, if no file has them
+# How the help is divided, in its order: what the tab shows at once, then what it has under Advanced.
+_TITLES = {"": "the basics", "model": "the model", "pictures": "pictures", "class": "the class", "train": "training",
+           "watch": "snapshots and previews"}
 
 
-def add_config_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
-    """Add a flag for each option of the run and of its one concept (or for those in `names`)."""
-    wanted = None if names is None else set(names)
-    for config_class in (TrainConfig, Concept):
-        for option in options_of(config_class):
-            if wanted is None or option.name in wanted:
-                _add_flag(parser, option)
+def add_config_flags(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Add a flag for each option of the run and of its one concept that is in `names`."""
+    wanted = set(names)
+    for option in _all_options():
+        if option.name in wanted:
+            _add_flag(parser, option)
+
+
+def add_all_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every option, in groups: there are dozens, and five are needed."""
+    groups = {name: parser.add_argument_group(title) for name, title in _TITLES.items()}
+    places = {name: place for place, name in enumerate(_NEEDED)}
+    for option in sorted(_all_options(), key=lambda option: places.get(option.name, len(places))):
+        _add_flag(groups[option.group if option.advanced else ""], option)
+
+
+def _all_options() -> list[Option]:
+    return [option for config_class in (TrainConfig, Concept) for option in options_of(config_class)]
 
 
 def add_flags_of(parser: argparse.ArgumentParser, config_class: type) -> None:
@@ -53,7 +68,7 @@ def given(parsed: argparse.Namespace, name: str, default: Any) -> Any:
     return default if value is _NOT_GIVEN else value
 
 
-def _add_flag(parser: argparse.ArgumentParser, option: Option) -> None:
+def _add_flag(parser: argparse._ActionsContainer, option: Option) -> None:
     default = "" if option.default in (None, "", ()) else f" (default: {option.default}{_unit(option)})"
     help_text = f"{option.help}{default}".replace("%", "%%")
     if option.kind is bool:
@@ -81,6 +96,8 @@ def _reader(option: Option) -> Any:
 def _metavar(option: Option) -> str:
     if option.choices:
         return "{" + ",".join(option.choices) + "}"
+    if option.name in PATHS:
+        return "DIR" if option.name.endswith("_dir") else "FILE"
     return {int: "N", float: "X", str: "TEXT"}[option.kind]
 
 

@@ -120,7 +120,7 @@ def publish(
     if not is_publishable(source):
         raise ResumeError(f"{run.path.name} is to be published", "it has no finished model yet",
                           f"Continue it first: {resume_command(run.path.name)}")
-    progress.start("publishing", 1)
+    progress.start("publishing", 0)
     for suffix in ("ckpt", "safetensors", "yaml", "json", "preview.png"):
         sweep(Path(config.models_dir).expanduser(), f"{name}.{suffix}")
     make = _publish_lora if config.lora_rank else _publish_model

@@ -14,6 +14,7 @@ from .progress import Report
 from .words import duration
 
 LINE_INTERVAL_S = 5.0  # between two plain lines of one phase
+BYTES_FROM = 1_000_000  # so large a total is no count of steps or pictures
 
 
 def listener(as_json: bool, stream: TextIO | None = None) -> Callable[[Report], None]:
@@ -60,9 +61,10 @@ class PlainLines:
         if report.phase == "log":
             print(report.text, file=self._stream, flush=True)
         elif at_an_end or now - self._last_s >= LINE_INTERVAL_S:
-            self._last_s = now
-            count = f" {report.done}/{report.total}" if report.total else ""
-            print(f"{report.phase}{count} {said(report)}".rstrip(), file=self._stream, flush=True)
+            words = [report.phase, _count(report), said(report)]
+            if any(words[1:]):  # else it says only that something begins, which the next line does, too
+                self._last_s = now
+                print(" ".join(filter(None, words)), file=self._stream, flush=True)
 
 
 class Bars:
@@ -83,7 +85,9 @@ class Bars:
             if not report.total:
                 return
             self._phase = report.phase
-            self._bar = tqdm(total=report.total, desc=report.phase, file=self._stream, dynamic_ncols=True)
+            are_bytes = report.total >= BYTES_FROM
+            self._bar = tqdm(total=report.total, desc=report.phase, file=self._stream, dynamic_ncols=True,
+                             unit="B" if are_bytes else "it", unit_scale=are_bytes)
         if self._bar is not None:
             self._bar.set_postfix_str(said(report), refresh=False)
             self._bar.update(report.done - self._bar.n)
@@ -97,6 +101,12 @@ class Bars:
         self._bar, self._phase = None, ""
 
 
+def _count(report: Report) -> str:
+    if report.total < BYTES_FROM:
+        return f"{report.done}/{report.total}" if report.total else ""
+    return f"{100 * report.done // report.total} %"
+
+
 def said(report: Report) -> str:
     """The report's text and figures in a few words."""
     words = [report.text] if report.text else []
@@ -107,6 +117,7 @@ def said(report: Report) -> str:
 def _figure(name: str, value: Any) -> str:
     if name in _FIGURES:
         return _FIGURES[name](value)
+    name = name.replace("_", " ")
     return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 

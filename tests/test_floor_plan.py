@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "flags": F0,
     "commands": F0
     | {"check", "recipe", "presets", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset", "flags"}
-    | {"terminal", "rollback", "service", "compare", "comparison", "picture_room"},
+    | {"terminal", "rollback", "service", "compare", "comparison", "picture_room", "api"},
     "examples": set(),
     "cli": F0 | {"commands", "flags", "terminal", "examples"},
     "__main__": {"cli"},

@@ -11,7 +11,7 @@ from .. import presets
 from ..config import TrainConfig
 from ..errors import ConfigError, ResumeError
 from ..files import expanded, require_safe_name
-from ..flags import add_config_flags, config_from_flags, given
+from ..flags import add_all_config_flags, config_from_flags, given
 from ..host import Host
 from ..hosts.standalone import StandaloneHost
 from ..progress import Progress
@@ -33,9 +33,10 @@ def show_object(parsed: argparse.Namespace, value: Any) -> None:
 
 def declare_settings(parser: argparse.ArgumentParser) -> None:
     """The flags of `settings_of`."""
+    parser.usage = "%(prog)s --base FILE --instance-dir DIR --token TEXT --class-noun TEXT --output-name TEXT [any flag below]"
     parser.add_argument("--preset", metavar="NAME", help="start from this preset; `presets` lists them")
     parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
-    add_config_flags(parser)
+    add_all_config_flags(parser)
 
 
 def settings_of(parsed: argparse.Namespace) -> TrainConfig:

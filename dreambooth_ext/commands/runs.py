@@ -69,8 +69,10 @@ def demo(parsed: argparse.Namespace, progress: Progress) -> None:
 def _finished(parsed: argparse.Namespace, finished: recipe.Finished) -> None:
     if not finished.published:  # another process than the first: that one tells
         return
-    files = [str(path) for path in finished.published]
-    say(parsed, f"Finished {counted(finished.steps, 'step')} in {duration(finished.seconds)}. Selected: {files[0]}",
+    files, config = [str(path) for path in finished.published], finished.run.config()
+    is_selected = config.auto_select and not config.lora_rank
+    say(parsed, f"Finished {counted(finished.steps, 'step')} in {duration(finished.seconds)}. "
+        f"{'Selected' if is_selected else 'Written'}: {', '.join(files)}",
         run=str(finished.run.path), steps=finished.steps, seconds=round(finished.seconds, 1), published=files)
 
 

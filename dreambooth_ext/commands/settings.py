@@ -84,6 +84,7 @@ def _declare_presets(parser: argparse.ArgumentParser) -> None:
 def _declare_save(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset_name", metavar="NAME", help="name of the preset")
     declare_settings(parser)
+    parser.usage = "%(prog)s NAME [any flag below]"
 
 
 def _declare_delete(parser: argparse.ArgumentParser) -> None:

@@ -7,11 +7,13 @@ import gc
 import signal
 from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
 from ..files import expanded
 from ..hosts.standalone import StandaloneHost
 from ..jobs import JOBS
 from ..progress import Progress
+from ..service import Service
 from ..signals import heard
 from .command import Command, say
 
@@ -40,11 +42,18 @@ def ui(parsed: argparse.Namespace, progress: Progress) -> None:
     load_libraries()
     host = StandaloneHost(expanded(parsed.models_dir), expanded(parsed.runs_dir), device=parsed.device)
     with heard(signal.default_int_handler):  # the first one ends it: what works here is not this command's, but the page's
-        launch(host, port=parsed.port, open_browser=parsed.open)
+        launch(host, port=parsed.port, open_browser=parsed.open, extend=_with_api if parsed.api else None)
         job = JOBS.stop_all("the end of the page")
         if job is not None:
             print(f"{job.name} stops after this step, and what it has learnt is kept (Ctrl+C again to end at once) ...", flush=True)
             job.done.wait()
+
+
+def _with_api(server: Any, service: Service) -> None:
+    from .. import api
+
+    api.mount(server, service, {})
+    print(f"The HTTP API answers below {api.PREFIX} (docs/api.md).", flush=True)
 
 
 def playground(parsed: argparse.Namespace, progress: Progress) -> None:
@@ -59,7 +68,9 @@ def _declare_ui(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models-dir", default="models", metavar="DIR", help="checkpoints, old and new (default: models)")
     parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
     parser.add_argument("--port", type=int, default=7862, metavar="N", help="on this computer only (default: 7862)")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", metavar="NAME",
+                        help="cpu, cuda or cuda:1; auto: the first GPU, else the CPU (default: auto)")
+    parser.add_argument("--api", action="store_true", help="answer the HTTP API as well, on this computer only")
     parser.add_argument("--open", action="store_true", help="open a browser")
 
 

@@ -88,7 +88,7 @@ def publish_lora(
     with open_checkpoint(base) as file, open_checkpoint(trained) as adapters:
         seen = Base(file)
         asked = f"{trained.name} is to be published for {base.name}"
-        progress.start("publishing", 1)
+        progress.start("publishing", 0)
         stems = _stems(adapters, asked)
         known = {".".join(layer): layer for layer in seen.layers}
         layers = {}

@@ -16,6 +16,13 @@ from .ldm_keys import canonical
 CLASSES = {"unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL")}
 
 
+def in_dtype(module: nn.Module, dtype: torch.dtype | None, device: torch.device | str | None = None) -> nn.Module:
+    """The module itself, cast and moved as far as asked. By torch's own way: diffusers' warns of parts to be kept in fp32 where
+    there are none.
+    """
+    return nn.Module.to(module, device=device, dtype=dtype)
+
+
 def class_of(part: str, projected: bool = False) -> tuple[str, str]:
     """(library, class) as diffusers' model_index.json names them."""
     return CLASSES.get(part, ("transformers", "CLIPTextModelWithProjection" if projected else "CLIPTextModel"))

@@ -13,6 +13,7 @@ from torch import nn
 
 from . import noise
 from .family import Family
+from .networks import in_dtype
 from .tokenizer import Tokenizer
 
 
@@ -73,7 +74,7 @@ class StableDiffusion:
         """Move all networks, and cast them if a dtype is given. SDXL's VAE overflows in fp16 and stays in fp32 then."""
         for part, module in self.parts.items():
             in_fp32 = dtype == torch.float16 and part == "vae" and self.family.has_time_ids
-            module.to(device=device, dtype=torch.float32 if in_fp32 else dtype)
+            in_dtype(module, torch.float32 if in_fp32 else dtype, device)
         return self
 
     def eval(self) -> StableDiffusion:

@@ -14,6 +14,7 @@ from ..config import TrainConfig
 from ..errors import OutOfMemory
 from ..models.family import SD1
 from ..models.load import load_outline, outline_of
+from ..models.networks import in_dtype
 from ..models.specimen import modules_of
 from ..models.stable_diffusion import StableDiffusion
 from ..models.text_encoder import encode_tokens
@@ -178,7 +179,7 @@ def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, traine
     dtype = torch.bfloat16 if half else torch.float32
     hooks = []
     for module in trained.values():
-        module.to(dtype).train()
+        in_dtype(module, dtype).train()
         hooks += checkpoint_gradients(module, plan.gradient_checkpointing)
     weights = [parameter for module in trained.values() for parameter in module.parameters()]
     learnt = [parameter for parameter in weights if parameter.requires_grad]

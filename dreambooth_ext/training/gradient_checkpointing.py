@@ -19,11 +19,13 @@ def checkpoint_gradients(module: Any, wanted: bool = True) -> list[Any]:
     if hasattr(module, "enable_gradient_checkpointing"):
         (module.enable_gradient_checkpointing if wanted else module.disable_gradient_checkpointing)()
         return []
+    name = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(module, f"{name}_enable"))
     if not wanted:
-        module.gradient_checkpointing_disable()
+        getattr(module, f"{name}_disable")()
         return []
-    if "gradient_checkpointing_kwargs" in inspect.signature(module.gradient_checkpointing_enable).parameters:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable = getattr(module, f"{name}_enable")
+    if f"{name}_kwargs" in inspect.signature(enable).parameters:
+        enable(**{f"{name}_kwargs": {"use_reentrant": False}})
         return []
     # Transformers before 4.35 can only do it the other way, and has torch warn of that.
     return [_Checkpointed(layer) for layer in module.modules() if type(layer).__name__ == "CLIPEncoderLayer"]

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ..models.networks import in_dtype
+
 COLLECTED_BYTES = 64 * 2**20  # of gradients that are widened at once
 
 
@@ -62,4 +64,4 @@ def _copied(module: torch.nn.Module) -> torch.nn.Module:
     """In bf16, its weights laid out as the module's; the fp32 ones are never there twice."""
     halves = {id(weight): torch.nn.Parameter(weight.detach().to(torch.bfloat16), weight.requires_grad)
               for weight in module.parameters()}
-    return copy.deepcopy(module, halves).to(torch.bfloat16)
+    return in_dtype(copy.deepcopy(module, halves), torch.bfloat16)

@@ -14,7 +14,7 @@ from ..config import TrainConfig
 from ..errors import Diverged
 from ..gpu import release
 from ..models.load import StableDiffusion, save_diffusers
-from ..models.networks import tensors_of
+from ..models.networks import in_dtype, tensors_of
 from ..ram import trim_heap
 from ..words import half_of
 from . import optimizer as optimizers
@@ -79,7 +79,7 @@ class Session:
         early = self._build_optimizer() if plan.optimizer == "offloaded_adamw" else None  # from the fp32 weights
         for module in self.modules.values():
             if plan.weights != "fp32":
-                module.to(DTYPES[plan.weights])
+                in_dtype(module, DTYPES[plan.weights])
             if not plan.sharded:  # else each block is moved as it is split
                 module.to(self.device, memory_format=torch.channels_last if plan.channels_last else torch.preserve_format)
             if plan.gradient_checkpointing:

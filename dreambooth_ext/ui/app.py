@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,25 @@ WIDE = """
 """
 
 
-def build(host: Host) -> tuple[Any, str]:
+def build(service: Service) -> tuple[Any, str]:
     """gr.Blocks, and the style sheet that `launch` may want."""
     css = (PARTS / "style.css").read_text(encoding="utf-8") + WIDE
     script = (PARTS / "javascript" / "dreambooth.js").read_text(encoding="utf-8")
-    return tab.build(Service(host), css=css, script=script), css
+    return tab.build(service, css=css, script=script), css
 
 
-def launch(host: Host, *, port: int | None = None, open_browser: bool = True, block: bool = True) -> str:
-    """Serve the tab on this computer only; returns its address. Raises ConfigError if the port cannot be had."""
+def launch(
+    host: Host, *, port: int | None = None, open_browser: bool = True, block: bool = True,
+    extend: Callable[[Any, Service], None] | None = None,
+) -> str:
+    """Serve the tab on this computer only; returns its address. Raises ConfigError if the port cannot be had.
+
+    `extend` may add routes to the server; what guards the page guards them, too.
+    """
     from starlette.middleware import Middleware
 
-    page, css = build(host)
+    service = Service(host)
+    page, css = build(service)
     try:
         server, address, _ = page.queue().launch(
             server_name="127.0.0.1", server_port=port, inbrowser=open_browser, prevent_thread_lock=True, quiet=True,
@@ -41,6 +49,8 @@ def launch(host: Host, *, port: int | None = None, open_browser: bool = True, bl
     except (OSError, OverflowError) as error:
         raise ConfigError([f"--port: {port} cannot be had; another program may use it"], "Choose another with --port N.") from error
     server.cwd = server.uploaded_file_dir  # gradio 3 serves every file of the folder in which it was started
+    if extend is not None:
+        extend(server, service)
     print(f"The Dreambooth page is at {address} (Ctrl+C ends it)", flush=True)
     if block:
         page.block_thread()

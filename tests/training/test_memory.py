@@ -194,11 +194,11 @@ def test_text_encoders_are_checkpointed_layer_by_layer_with_gradients_below_froz
     classes = {name: type(module) for name, module in encoder.named_modules()}
     calls, tokens = [], torch.arange(77)[None]
     parts = [module for name, module in encoder.named_modules() if name.endswith(".layer_norm1")]
-    hooks = checkpoint_gradients(encoder)
     for part in parts:
         part.register_forward_hook(lambda module, given, result: calls.append(module))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        hooks = checkpoint_gradients(encoder)
         encoder(tokens).last_hidden_state.sum().backward()
     assert len(calls) == 2 * len(parts) and embeddings.weight.grad is None
     assert all(layer.grad is not None for name, layer in encoder.named_parameters() if ".layers." in name)

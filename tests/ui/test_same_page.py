@@ -8,6 +8,7 @@ import pytest
 
 gradio = pytest.importorskip("gradio")
 
+from dreambooth_ext import api  # noqa: E402
 from dreambooth_ext.errors import ConfigError  # noqa: E402
 from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
 from dreambooth_ext.ui import app  # noqa: E402
@@ -23,7 +24,8 @@ def port(tmp_path_factory):
     (folder / "runs" / "private.png").write_text("dear diary")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # as somebody starts it in their own folder
-        address = app.launch(StandaloneHost(folder / "models", folder / "runs"), open_browser=False, block=False)
+        address = app.launch(StandaloneHost(folder / "models", folder / "runs"), open_browser=False, block=False,
+                             extend=lambda server, service: api.mount(server, service, {}))
         yield int(address.rstrip("/").rpartition(":")[2]), folder
     gradio.close_all()
 
@@ -44,6 +46,13 @@ def test_the_page_opens_for_its_owner(port):
     assert answer(number, "/config", Origin=f"http://127.0.0.1:{number}", Sec_Fetch_Site="same-origin")[0] == 200
 
 
+def test_the_api_answers_programs_on_this_computer(port):
+    number, _ = port
+    assert answer(number, "/dreambooth/v1/runs") == (200, "[]")
+    status, text = answer(number, "/dreambooth/v1/start", "POST", "{}", Content_Type="application/json")
+    assert status == 422 and "--base: a checkpoint file is needed" in json.loads(text)["faults"]
+
+
 def test_a_port_that_is_in_use_is_told(port):
     for number in (port[0], 99_999):
         with pytest.raises(ConfigError, match=f"--port: {number} cannot be had"):
@@ -58,7 +67,8 @@ def test_a_port_that_is_in_use_is_told(port):
 def test_no_other_page_reads_or_posts(port, headers):
     number, _ = port
     for method, path in (("GET", "/config"), ("POST", "/run/predict"), ("POST", "/gradio_api/run/predict"),
-                         ("POST", "/upload"), ("POST", "/gradio_api/upload"), ("GET", "/")):
+                         ("POST", "/upload"), ("POST", "/gradio_api/upload"), ("GET", "/"), ("GET", "/dreambooth/v1/runs"),
+                         ("POST", "/dreambooth/v1/stop")):
         status, text = answer(number, path, method, json.dumps({"fn_index": 0, "data": []}) if method == "POST" else None,
                               Content_Type="application/json", **headers)
         assert status in (400, 403) and "dreambooth" not in text.lower(), (method, path, status)
