@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ BAD_INPUT_ERRORS = (ConfigError, PictureError, CheckpointError, ResumeError, Sto
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the return value is the process's exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe on Windows knows one alphabet, and names may be of another
+        sys.stdout.reconfigure(errors="backslashreplace")
     parsed = _parsed(arguments)
     progress = Progress(*([] if _follows() else [listener(parsed.json)]))
     started = {"work": False}

@@ -14,6 +14,7 @@ import shutil
 import struct
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ _PARTIAL, _FORMER = ".partial", ".former"  # what is being written, and what is 
 # What Pillow may raise for a damaged picture: its plugins check little before they read on.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
            struct.error, zlib.error)
+_WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 _NAME_BYTES_KEPT = 150  # a file system takes 255, and a hidden name is longer
 RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}  # of Windows
 
@@ -76,7 +78,7 @@ def reserve(stream: IO[Any], count: int) -> None:
 def replace(source: Path, destination: Path) -> None:
     """Rename onto `destination` and make the rename itself durable."""
     try:
-        os.replace(source, destination)
+        _move(source, destination)
     except PermissionError as error:
         if sys.platform != "win32":
             raise
@@ -86,6 +88,16 @@ def replace(source: Path, destination: Path) -> None:
             "Select another model in the WebUI, or choose another name, and publish again.",
         ) from error
     sync_folder(destination.parent)
+
+
+def _move(source: Path, destination: Path) -> None:
+    """os.replace. On Windows, virus scanners and the search index open what has just been written: a moment later it goes."""
+    for wait_s in _WAITS_S if sys.platform == "win32" else ():
+        try:
+            return os.replace(source, destination)
+        except PermissionError:
+            time.sleep(wait_s)
+    os.replace(source, destination)
 
 
 def make_folder(folder: Path) -> None:
@@ -131,7 +143,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         former = _aside(folder)
         shutil.rmtree(former, ignore_errors=True)
         if folder.exists():
-            os.replace(folder, former)
+            _move(folder, former)
         replace(temporary, folder)
         shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
@@ -145,7 +157,7 @@ def remove_folder(folder: Path) -> None:
     aside = _aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
-        os.replace(folder, aside)
+        _move(folder, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 

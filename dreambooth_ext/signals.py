@@ -30,7 +30,7 @@ def _stopping() -> list[int]:
     """A launcher ends its processes by SIGTERM where one has failed: the others would wait for it if they went on."""
     if "RANK" in os.environ:
         return [signal.SIGINT]
-    others = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+    others = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGBREAK"))  # the last: a window of Windows is closed
     return [signal.SIGINT, *(number for number in others if number and signal.getsignal(number) != signal.SIG_IGN)]  # nohup
 
 

@@ -504,6 +504,15 @@ def test_what_ends_a_service_or_a_terminal_stops_the_work_as_ctrl_c_does(monkeyp
         signal.signal(number, former)
 
 
+def test_names_of_another_alphabet_go_through_a_pipe_that_has_one(tmp_path):
+    """So are pipes on Windows; what cannot be written there is escaped."""
+    (tmp_path / "собака").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "собака" / "日本.png")
+    told = subprocess.run([sys.executable, "-m", "dreambooth_ext", "captions", str(tmp_path / "собака"), "--token", "rxz",
+                           "--class-noun", "dog"], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert told.returncode == DONE and b"\\u65e5\\u672c.png" in told.stdout and b"Traceback" not in told.stderr
+
+
 def test_nohup_and_launchers_are_left_their_signals(monkeypatch):
     from dreambooth_ext import cli
 

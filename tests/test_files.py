@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -124,8 +125,37 @@ def test_windows_refusal_to_replace_an_open_file_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "replace", refuse)
     monkeypatch.setattr(files.sys, "platform", "win32")
+    monkeypatch.setattr(files, "_WAITS_S", (0.0, 0.0))
     with pytest.raises(NotWritable, match="another program"), files.write_atomically(tmp_path / "x") as stream:
         stream.write(b"x")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_windows_virus_scanner_looks_at_what_was_just_written(tmp_path, monkeypatch, kind):
+    """It is in the way of the first two attempts at each move."""
+    tries, move = Counter(), os.replace
+
+    def scanned(source, destination):
+        tries[source] += 1
+        if tries[source] <= 2:
+            raise PermissionError(errno.EACCES, "in use")
+        move(source, destination)
+
+    def write(text):
+        if kind == "folder":
+            return files.replace_folder(tmp_path / "x", lambda folder: (folder / "a").write_text(text))
+        return files.write_json(tmp_path / "x", text)
+
+    write("one")
+    monkeypatch.setattr(files.os, "replace", scanned)
+    monkeypatch.setattr(files.sys, "platform", "win32")
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    write("two")
+    assert "two" in (tmp_path / "x" / "a" if kind == "folder" else tmp_path / "x").read_text()
+    if kind == "folder":
+        files.remove_folder(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ([] if kind == "folder" else ["x"])
+    assert min(tries.values()) == 3
 
 
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
