@@ -91,13 +91,20 @@ def replace(source: Path, destination: Path) -> None:
 
 
 def _move(source: Path, destination: Path) -> None:
-    """os.replace. On Windows, virus scanners and the search index open what has just been written: a moment later it goes."""
+    patiently(lambda: os.replace(source, destination))
+
+
+def patiently(action: Callable[[], Any]) -> None:
+    """Do it. Windows moves and removes no file that somebody has open, a virus scanner, say, or a page that shows it: there it is
+    tried again for three seconds, as most are closed in a moment. Raises what `action` raises."""
     for wait_s in _WAITS_S if sys.platform == "win32" else ():
         try:
-            return os.replace(source, destination)
-        except PermissionError:
+            return action()
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOTEMPTY):
+                raise
             time.sleep(wait_s)
-    os.replace(source, destination)
+    action()
 
 
 def make_folder(folder: Path) -> None:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from .files import (
     append_line,
     is_link,
     make_folder,
+    patiently,
     require_safe_name,
     size_of,
     storage_error,
@@ -151,9 +153,9 @@ class RunFolder:
             try:
                 for path in sorted(self.path.iterdir(), key=lambda path: path.name == "config.json"):
                     if path.is_dir() and not is_link(path):
-                        shutil.rmtree(path)
+                        patiently(partial(_remove_tree, path))
                     elif path != lock:
-                        path.unlink()
+                        patiently(partial(path.unlink, missing_ok=True))
             except OSError as error:
                 raise StorageError(f"{self.path.name} is to be deleted", str(error.strerror or error),
                                    "Close what uses its files, and try again.") from error
@@ -320,6 +322,11 @@ class RunFolder:
             if removed:  # by whoever has just deleted the run
                 raise _busy(self.path)
             yield
+
+
+def _remove_tree(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
 
 
 def _busy(path: Path) -> RunBusy:

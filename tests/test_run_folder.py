@@ -1,11 +1,15 @@
 """A run's folder: state that survives damage, metrics that survive a crash, a lock that survives neither."""
 
+import errno
 import multiprocessing
 import os
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from dreambooth_ext import files
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.errors import ConfigError, ResumeError, RunBusy, StorageError
 from dreambooth_ext.run_folder import RunFolder, RunState, list_runs
@@ -133,6 +137,28 @@ def test_a_folder_that_is_gone_is_not_made_anew(run):
     with pytest.raises(StorageError, match="gone"):
         run.require_there()
     assert not run.path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOTEMPTY])
+def test_windows_a_page_reads_a_preview_while_the_run_is_deleted(run, monkeypatch, number):
+    tries, remove = Counter(), shutil.rmtree
+
+    def in_use(path):
+        tries[path.name] += 1
+        if tries[path.name] <= 2:
+            raise OSError(number, "in use")
+        remove(path)
+
+    (run.path / "previews").mkdir(exist_ok=True)
+    (run.path / "previews" / "step-000100-0.png").write_bytes(b"x")
+    monkeypatch.setattr(shutil, "rmtree", in_use)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    with pytest.raises(StorageError, match="in use"):
+        run.delete()
+    assert run.exists and tries["previews"] == 1
+    monkeypatch.setattr(files.sys, "platform", "win32")
+    run.delete()
+    assert not run.path.exists() and tries["previews"] == 3
 
 
 def test_a_lock_that_was_deleted_with_its_run_is_no_lock(run):
