@@ -33,13 +33,16 @@ def write_cards(paths: Sequence[Path], config: TrainConfig, run: RunFolder, prov
     return written
 
 
-def foreign_model(config: TrainConfig, name: str) -> Path | None:
-    """A file of the models folder that a model of that name would replace, or be read with, and that no run here has made."""
+def model_named(config: TrainConfig, name: str) -> Path | None:
+    """A file of the models folder that a model of that name would replace, or be read with."""
     stem = str(Path(config.models_dir).expanduser() / name)
-    texts = _read(Path(f"{stem}.json"))
-    if any(str(texts.get(each, "")).startswith(OURS) for each in ("description", "notes")):
-        return None
     return next((path for suffix in ("ckpt", "safetensors", "yaml") if os.path.exists(path := Path(f"{stem}.{suffix}"))), None)
+
+
+def is_ours(config: TrainConfig, name: str) -> bool:
+    """Whether a run here has made the model of that name."""
+    texts = _read(Path(config.models_dir).expanduser() / f"{name}.json")
+    return any(str(texts.get(each, "")).startswith(OURS) for each in ("description", "notes"))
 
 
 def _texts(config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from .card import foreign_model
+from .card import is_ours, model_named
 from .config import CLASS_IMAGES_AT_MOST, STEPS_PER_PICTURE, Concept, TrainConfig
 from .errors import ConfigError, DreamboothError, MissingPackage, PictureError
 from .files import require_writable
@@ -62,11 +62,19 @@ def check(config: TrainConfig) -> Checked:
     return Checked(config, resolution, pictures, tuple(_warnings(config)))
 
 
-def require_new_model(config: TrainConfig, name: str, flag: str = "--output-name") -> None:
-    """Raise ConfigError if a model of that name would take the place of one that no run here has made."""
-    taken = foreign_model(config, name)
+def require_new_model(config: TrainConfig) -> None:
+    """Raise ConfigError if the end of a new run of this name would replace a model, its own base, say, or a deleted run's."""
+    taken = model_named(config, config.output_name)
     if taken:
-        raise ConfigError([f"{flag}: {taken.name} is in the models folder already, and no run here has made it"],
+        raise ConfigError([f"--output-name: {taken.name} is in the models folder already"],
+                          "Choose another name, or move that file elsewhere.")
+
+
+def require_our_model(config: TrainConfig, name: str) -> None:
+    """Raise ConfigError if publishing under that name would replace a model that no run here has made."""
+    taken = model_named(config, name)
+    if taken and not is_ours(config, name):
+        raise ConfigError([f"--name: {taken.name} is in the models folder already, and no run here has made it"],
                           "Choose another name, or move that file elsewhere.")
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from . import __version__, rollback
 from .card import write_cards
-from .check import Checked, check, require_new_model
+from .check import Checked, check, require_new_model, require_our_model
 from .config import TrainConfig
 from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
 from .errors import ConfigError, DreamboothError, HostError, ResumeError, StorageError
@@ -56,7 +56,7 @@ def _lead(config: TrainConfig, team: Team, host: Host, progress: Progress) -> Fi
     checked = check(on_device_of(host, config))
     run = RunFolder.for_config(checked.config)
     run.require_free()
-    require_new_model(config, config.output_name)
+    require_new_model(config)
     with run.lock():
         run.require_free()  # nobody made one meanwhile
         checked = replace(checked, config=_with_own_choices(checked.config, run))
@@ -114,7 +114,7 @@ def publish(
     own = run.config()
     config, name = config or own, name or own.output_name
     if (name, config.models_dir) != (own.output_name, own.models_dir):
-        require_new_model(config, name, "--name")
+        require_our_model(config, name)
     run.require_own()
     source = snapshot or run.diffusers_dir
     if not is_publishable(source):

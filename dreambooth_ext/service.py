@@ -112,13 +112,13 @@ class Service:
         return self._train(run, lambda progress: recipe.train(config, self.host, progress))
 
     def require_free_name(self, config: TrainConfig) -> RunFolder:
-        """The run that these settings would make. Raises ConfigError if there is one of its name, or a model of another origin."""
+        """The run that these settings would make. Raises ConfigError if there is one of its name, or a model."""
         run = RunFolder.for_config(config)
         namesake = run.namesake() or self._queued(run)
         if namesake is not None:
             raise ConfigError([f"--output-name: a run named {namesake.path.name} is there already"],
                               "Choose another name, or continue that run in the list of runs.")
-        require_new_model(config, config.output_name)
+        require_new_model(config)
         return run
 
     def resume(self, name: str, snapshot: str = "", steps: int | None = None, learning_rate: float | None = None) -> Job:
@@ -144,7 +144,7 @@ class Service:
         try:
             config = self.settings(values).validate()
             check(on_device_of(self.host, config))
-            require_new_model(config, config.output_name)
+            require_new_model(config)
         except ConfigError as error:
             return list(error.faults)
         except DreamboothError as error:
@@ -240,8 +240,10 @@ class Service:
         return run
 
     def free_name(self, name: str) -> str:
-        """name-2, name-3, ...: the first that no run has, in whatever case."""
+        """name-2, name-3, ...: the first that no run and no model has, in whatever case."""
         taken = {run.path.name.lower() for run in list_runs(self.host.runs_dir)}
+        for folder in (self.host.models_dir, self.host.lora_dir):
+            taken |= {path.stem.lower() for path in (folder.iterdir() if folder.is_dir() else ())}
         stem = name[: NAME_AT_MOST - len("-9999")]
         return next(f"{stem}-{number}" for number in range(2, 10_000) if f"{stem}-{number}".lower() not in taken)
 

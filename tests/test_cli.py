@@ -217,8 +217,16 @@ def test_a_model_that_no_run_has_made_is_never_replaced(arguments, base, tmp_pat
     assert tree(models)["second.yaml"] == b"somebody else's" and not (models / "second.ckpt").exists()
     for name in ("third", "third", "rxz_dog"):  # what runs have made may be made anew
         assert run([*publish, name]) == DONE
-    assert run(["delete", "rxz_dog", "--runs-dir", str(tmp_path / "runs"), "--yes"]) == DONE
+
+
+def test_a_deleted_runs_model_is_never_replaced_not_even_by_what_is_trained_from_it(arguments, tmp_path, capsys):
     assert run(["train", *flat(arguments)]) == DONE
+    assert run(["delete", "rxz_dog", "--runs-dir", str(tmp_path / "runs"), "--yes"]) == DONE
+    before, model = tree(tmp_path / "models"), next((tmp_path / "models").glob("rxz_dog.*t*"))
+    for base in (arguments["--base"], str(model)):
+        assert run(["train", *flat({**arguments, "--base": base})]) == BAD_INPUT
+        assert f"--output-name: {model.name} is in the models folder already" in capsys.readouterr().err
+    assert tree(tmp_path / "models") == before and not (tmp_path / "runs" / "rxz_dog").exists()
 
 
 def test_class_images_are_rendered_once(arguments, tmp_path, capsys):

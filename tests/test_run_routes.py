@@ -131,7 +131,7 @@ def test_on_a_shared_webui_no_path_is_told_whatever_is_asked(service, run, tmp_p
 @pytest.mark.parametrize(("path", "body", "named"), [
     ("/runs/rex/compare", {"count": 0}, "--count"), ("/runs/rex/compare", {"nonsense": 1}, "nonsense"),
     ("/runs/rex/compare", {"snapshots": ["step-000009"]}, "--snapshots"), ("/runs/rex/resume", {"steps": 2}, "--steps"),
-    ("/runs/rex/resume", {"steps": "many"}, "--steps"), ("/runs/rex/resume", {"learning_rate": 1}, "learning_rate"),
+    ("/runs/rex/resume", {"steps": "many"}, "--steps"), ("/runs/rex/resume", {"learning_rate": "fast"}, "--learning-rate"),
     ("/queue/move", {"job": "x", "places": "up"}, "places"), ("/request", {"wish": "money"}, "wish"),
     ("/presets/style", {"base": "b"}, "a preset named style"), ("/presets/mine", {"learning_rate": "fast"}, "--learning-rate"),
     ("/presets/nothing/delete", {}, "the preset nothing"), ("/import", {"content": "{", "file": "x.json"}, "x.json"),
