@@ -19,6 +19,7 @@ from .comparison import Wishes, read_comparison
 from .config import PATHS, TrainConfig
 from .errors import Cancelled, ConfigError, DreamboothError, HostError, ResumeError, RunBusy, StorageError
 from .files import NAME_AT_MOST, require_inside, require_safe_name
+from .gpu import require_device
 from .host import Host, on_device_of
 from .jobs import JOBS, Job, Jobs
 from .options import options_of
@@ -155,7 +156,9 @@ class Service:
         """What each memory profile needs of the device."""
         from . import recipe
 
-        return [row.to_dict() for row in recipe.estimate(on_device_of(self.host, self.settings(values)))]
+        config = on_device_of(self.host, self.settings(values))
+        require_device(config.device)
+        return [row.to_dict() for row in recipe.estimate(config)]
 
     def compare(self, name: str, wishes: Mapping[str, Any] | None = None) -> Job:
         """Render and measure a run's snapshots side by side. Raises ConfigError, ResumeError."""

@@ -149,6 +149,15 @@ def test_the_other_commands_take_the_vae_of_a_base_that_has_none(arguments, base
     assert tree(tmp_path / "three") == tree(tmp_path / "two")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["render --prompt x --size 64 --out", "token --token rxz --runs-dir", "estimate"])
+def test_a_device_that_is_not_here_is_told(base, tmp_path, command, capsys):
+    name, *rest = command.split()
+    for device, told in (("cuda", "--device: cuda, but torch sees no GPU here"), ("gpu7", "--device: 'gpu7' is not one of auto")):
+        into = [str(tmp_path / "x")] if rest else []
+        assert run([name, *rest, *into, "--base", str(base), "--device", device]) == BAD_INPUT and told in capsys.readouterr().err
+
+
 def test_runs_are_listed_and_published_again(arguments, tmp_path, capsys):
     assert run(["train", *flat(arguments)]) == DONE
     capsys.readouterr()

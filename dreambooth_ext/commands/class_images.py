@@ -11,6 +11,7 @@ from ..config import TrainConfig
 from ..errors import ConfigError
 from ..files import expanded, write_atomically
 from ..flags import add_config_flags, config_from_flags
+from ..gpu import require_device
 from ..progress import Progress
 from ..words import counted
 from .command import Command, host_of, say
@@ -75,6 +76,7 @@ def token(parsed: argparse.Namespace, progress: Progress) -> None:
     if not config.base:
         say(parsed, told + " With --base FILE you see what that model draws for it.", told=told, drawn=[])
         return
+    require_device(config.device)
     base = expanded(config.base)
     side = config.resolution or picture_room.resolution_of(base)
     drawn = picture_room.token_pictures(base, concept, host_of(config), progress, resolution=side,

@@ -8,6 +8,7 @@ from typing import Any
 from .. import recipe
 from ..files import gib
 from ..flags import add_config_flags, config_from_flags
+from ..gpu import require_device
 from ..progress import Progress
 from .command import Command, say
 
@@ -19,6 +20,7 @@ _COLUMNS = ("weights", "gradients", "optimizer_state", "averages", "activations"
 
 def estimate(parsed: argparse.Namespace, progress: Progress) -> None:
     config = config_from_flags(parsed)
+    require_device(config.device)
     values = [row.to_dict() for row in recipe.estimate(config)]
     if not parsed.dry_run:
         say(parsed, _table(values), estimates=values)

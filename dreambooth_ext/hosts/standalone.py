@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import HostError
 from ..files import write_json
-from ..gpu import free_and_total, release
+from ..gpu import free_and_total, release, require_device
 from ..host import Checkpoint, Txt2Img
 from ..progress import Progress
 from .batch import pictures_at_once
@@ -157,8 +157,9 @@ def rendering_dtype(device: str) -> torch.dtype | None:
 
 
 def device_named(wish: str) -> str:
-    """"auto" is the first GPU that torch can use, else the CPU."""
+    """"auto" is the first GPU that torch can use, else the CPU. Raises ConfigError for one that is not here."""
     if wish != "auto":
+        require_device(wish if wish != "mps" else "auto")
         return wish
     import torch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +11,7 @@ import torch
 
 from ..config import TrainConfig
 from ..errors import ConfigError
+from ..gpu import why_not
 from . import sharding
 
 COMPILER = "inductor"
@@ -20,15 +20,10 @@ COMPILER = "inductor"
 def faults(config: TrainConfig) -> list[str]:
     """What of the device and the precision cannot be had."""
     device = device_of(config)
-    kind, _, number = device.partition(":")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        return [f"--device: {device!r} is not one of auto, cpu, cuda, cuda:0, ..."]
-    if kind == "cuda" and not torch.cuda.is_available():
-        return [f"--device: {device}, but torch sees no GPU here"]
-    if number and int(number) >= torch.cuda.device_count():
-        there = ", ".join(f"cuda:{each}" for each in range(torch.cuda.device_count()))
-        return [f"--device: {device} is not here; torch sees {there}"]
-    if config.mixed_precision == "fp16" and kind != "cuda":
+    why = why_not(device)
+    if why:
+        return [why]
+    if config.mixed_precision == "fp16" and device == "cpu":
         return [f"--mixed-precision: fp16 needs an NVIDIA or AMD GPU, and this run is on {device}; use no or bf16"]
     if config.mixed_precision == "bf16" and not has_bf16(device):
         return ["--mixed-precision: this card has no bf16; use fp16"]

@@ -143,7 +143,7 @@ def test_snapshots_are_measured_where_the_webui_computes(host, config, cards, co
 
     places = []
     model = SimpleNamespace(to=lambda place: places.append(place))
-    monkeypatch.setattr(load, "load_checkpoint", lambda base, dtypes: places.append(dtypes["unet"]) or model)
+    monkeypatch.setattr(load, "load_checkpoint", lambda base, dtypes, vae: places.append(dtypes["unet"]) or model)
     monkeypatch.setattr(features, "features", lambda *more: None)
     for device in ("cuda:1", "cpu"):
         computes_on(device)
