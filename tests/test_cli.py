@@ -112,7 +112,7 @@ def test_a_base_without_vae_is_trained_with_the_one_that_is_named(arguments, bas
     from safetensors.torch import load_file
 
     lacking, vae = parted
-    whole = {**arguments, "--publish-format": "safetensors"}
+    whole = {**arguments, "--publish-format": "safetensors", "--steps": 1}
     assert run(["train", *flat({**whole, "--base": lacking, "--output-name": "none"}), *lora]) == BAD_INPUT
     assert "lacking.safetensors is to be used: it has no VAE of its own (Name a VAE file" in capsys.readouterr().err
     assert run(["train", *flat({**whole, "--output-name": "rex"}), *lora]) == DONE
@@ -126,7 +126,7 @@ def test_a_base_without_vae_is_trained_with_the_one_that_is_named(arguments, bas
     assert len(drawn) == 2 and drawn[0] == drawn[1] and len(drawn[0]) == 2
     if not lora:  # a LoRA's comparison renders the base, and a merged model
         return
-    compare = ["--runs-dir", str(runs), "--prompts", "rxz dog", "--count", "1", "--render-steps", "2"]
+    compare = ["--runs-dir", str(runs), "--prompts", "rxz dog", "--count", "1", "--render-steps", "1"]
     assert run(["compare", "rex", *compare]) == DONE and run(["compare", "max", *compare]) == DONE
     seen = [{path.relative_to(runs / name): path.read_bytes() for path in (runs / name / "comparison").rglob("*.png")}
             for name in ("rex", "max")]

@@ -42,7 +42,8 @@ def publish(parsed: argparse.Namespace, progress: Progress) -> None:
         snapshot = snapshot_folder(run, parsed.snapshot)
     paths = recipe.publish(run, progress, snapshot=snapshot, name=parsed.name, config=config)
     host.select(paths[0])
-    say(parsed, "\n".join(f"published {path}" for path in paths), published=[str(path) for path in paths])
+    files = [str(path) for path in paths]
+    say(parsed, f"{'Written' if config.lora_rank else 'Selected'}: {', '.join(files)}", published=files)
 
 
 def runs(parsed: argparse.Namespace, progress: Progress) -> None:
