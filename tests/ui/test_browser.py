@@ -201,6 +201,25 @@ def test_what_is_chosen_before_the_opened_page_was_answered_stays(browser, webui
     page.close()
 
 
+@ANY
+def test_nothing_fades_while_its_answer_is_awaited(page):
+    late = []
+    page.route(QUESTIONS, lambda route: late.append(route))
+    with page.expect_request(QUESTIONS):
+        fill(page, output_name="faint")
+    faint = page.evaluate("""async () => {
+        await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)));
+        return Array.from(document.querySelectorAll('#dreambooth_tabs .pending')).filter((element) => {
+            element.getAnimations().forEach((change) => change.finish());
+            return getComputedStyle(element).opacity !== '1';
+        }).map((element) => element.outerHTML);
+    }""")
+    assert faint == []
+    page.unroute(QUESTIONS)
+    for route in late:
+        route.continue_()
+
+
 def test_pictures_in_train_pressed_model_selected_prompt_filled_in(page, webui):
     fill(page, **settings(webui, "whole", steps=20))
     sync_api.expect(page.locator("#dreambooth_note_pictures").first).to_contain_text("4 pictures: ")
