@@ -61,7 +61,7 @@ class TrainConfig:
     runs_dir: str = option("runs", "Runs folder", "Where runs keep their snapshots, previews and logs.", group="model")
     vae: str = option("", "VAE", "Another VAE file, used for training and put into the published model. Empty: the base's own.", group="model")
     prediction_type: str = option("auto", "Prediction type", "What the base predicts. auto: found out from the file.", choices=("auto", "epsilon", "v_prediction"), group="model")
-    publish_format: str = option("ckpt", "Save as", "File format of the finished model.", choices=("ckpt", "safetensors", "both"), group="train", advanced=False)
+    publish_format: str = option("ckpt", "Save as", "File format of the finished model; a LoRA is always safetensors.", choices=("ckpt", "safetensors", "both"), group="train", advanced=False)
     publish_dtype: str = option("source", "Precision of the file", "source: as the base has it.", choices=("source", "fp32", "fp16", "bf16"), group="train")
     auto_select: bool = option(True, "Select when finished", "Make the new model the WebUI's current one.", group="train")
 

@@ -113,7 +113,9 @@
             document.title = page.title;
             page.title = null;
         }
-        if (known && known.job === data.job && isBusy(known.state)) ended(data, known.phase === 'comparing');
+        const hasSeenItEnd = Boolean(known && known.job === data.job && isBusy(known.state));
+        drawCards(data, hasSeenItEnd);
+        if (hasSeenItEnd) ended(data, known.phase === 'comparing');
     }
 
     function ended(data, compared) {
@@ -133,6 +135,28 @@
         const looking = tab && tab.offsetParent !== null;
         if (data.open === 'yes' && looking) openInTxt2img(data);
         else if (data.select === 'yes') refreshCheckpoint();
+    }
+
+    // The WebUI draws its cards of models and LoRAs once, for pages that are opened later, too: it is asked to draw them anew when
+    // there is a new one, which may have come while no page was open. Once for each job: where there are many it takes a while.
+    const CARDS_OF = 'dreambooth_cards_of';
+    const kept = (use) => {
+        try {
+            return use(localStorage);
+        } catch {
+            return null;  // a browser that keeps nothing
+        }
+    };
+
+    function drawCards(data, hasSeenItEnd) {
+        if (data.state !== 'finished' || !data.published || page.cards === data.job) return;
+        page.cards = data.job;
+        if (!hasSeenItEnd && kept((store) => store.getItem(CARDS_OF)) === data.job) return;
+        kept((store) => store.setItem(CARDS_OF, data.job));
+        ['txt2img', 'img2img'].forEach((tab) => {
+            const own = ['lora', 'checkpoints'].map((kind) => byId(tab + '_' + kind + '_extra_refresh_internal')).find(Boolean);
+            if (own) own.click();
+        });
     }
 
     // The WebUI's own sound, if it has one; else two notes.

@@ -249,8 +249,7 @@ class A1111Host(WebuiTools):
         """Once a job: which checkpoint renders, where the WebUI has another one selected."""
         selected = self._selected_file()
         if selected is not None and not self._borrowed and not same_file(selected, base):
-            progress.log(f"{base.name} is trained and renders the class images; the WebUI has {Path(selected).name} "
-                         "selected, and has it again afterwards.")
+            progress.log(f"{base.name} is trained and renders the class images; the WebUI has {Path(selected).name} selected.")
 
     def _process(self, request: Txt2Img) -> list[Image]:
         from modules import extra_networks

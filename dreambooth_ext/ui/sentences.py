@@ -58,7 +58,7 @@ class Sentences:
             known = text.removesuffix(advice.WITHOUT_VAE).rstrip()
             return html.note(f"{known[:-1]}{hashed(base)}.") + (self._without_vae(values) if known != text else "")
 
-        return _looked_at(lambda: self._of_base(base), say, "Looking at the checkpoint") + self._of_loaded(base) + \
+        return _looked_at(lambda: self._of_base(base), say, "Looking at the checkpoint") + self._of_loaded(base, values) + \
             html.note(told, "warning")
 
     @staticmethod
@@ -76,7 +76,7 @@ class Sentences:
                                  f"(python -m dreambooth_ext playground --into {folder}), and press Refresh the list.", "warning")
         return html.note("Choose the checkpoint to start from.")
 
-    def _of_loaded(self, base: str) -> str:
+    def _of_loaded(self, base: str, values: Mapping[str, Any]) -> str:
         """Which checkpoint renders and is trained, where the WebUI has another one loaded by now."""
         if self._service.host.name == "standalone":
             return ""
@@ -84,8 +84,10 @@ class Sentences:
         loaded = next((checkpoint for checkpoint in listed if checkpoint.loaded), None)
         if loaded is None or base in (loaded.title, loaded.path.name, str(loaded.path)):
             return html.note("Loaded now." if loaded else "")
+        afterwards = "the new model is selected" if values.get("auto_select") and not values.get("lora_rank") else (
+            "the loaded one is back")
         return html.note(f"The WebUI has {loaded.path.name} loaded. The one chosen here is trained, and renders the class images; "
-                         "the loaded one is back afterwards.")
+                         f"afterwards {afterwards}.")
 
     def _of_base(self, base: str) -> Answer:
         """advice.about_base; the first time it loads libraries, which takes seconds. Raises UnsafePath."""
@@ -120,16 +122,19 @@ class Sentences:
         return html.note(text) + pieces + planned
 
     def steps(self, values: Mapping[str, Any]) -> str:
+        rank, lora = values.get("lora_rank"), ""
+        if isinstance(rank, int) and rank > 0:
+            lora = html.note(f"A LoRA of rank {rank}: a small .safetensors file for the Lora tab, to be used with the base.")
         count = self.count(values)
         if not count:
-            return ""
+            return lora
         steps = values.get("steps")
         if isinstance(steps, int) and steps > 0:
             text = f"{counted(steps, 'step')}: {steps / count:.3g} for each of {counted(count, 'picture')}"
         else:
             steps = count * STEPS_PER_PICTURE
             text = f"{counted(count, 'picture')} x {STEPS_PER_PICTURE} = {steps} steps"
-        return html.note(text + self._duration(values, steps) + ".")
+        return html.note(text + self._duration(values, steps) + ".") + lora
 
     def lora(self, values: Mapping[str, Any]) -> str:
         """Under the learning rate: of a LoRA that would learn next to nothing."""

@@ -239,6 +239,22 @@ def test_pictures_in_train_pressed_model_selected_prompt_filled_in(page, webui):
                            ".startsWith('rxz dog by whole.ckpt')")
 
 
+def test_the_webui_draws_its_cards_anew_when_there_is_a_new_model(page, webui):
+    start(page, webui, "carded", steps=2)
+    card = page.locator("#txt2img_checkpoints_cards_html .card[data-name=carded]")
+    sync_api.expect(card).to_have_count(1)
+    (webui[1] / "models" / "Stable-diffusion" / "later.ckpt").write_bytes(b"later")
+    later = page.locator("#txt2img_checkpoints_cards_html .card[data-name=later]")
+    page.reload()
+    wait_for(page, "finished", "carded")
+    page.wait_for_function("window.dreamboothPage.cards")
+    answered(page)  # this browser has seen the run end: the cards are not drawn twice
+    sync_api.expect(later).to_have_count(0)
+    page.evaluate("localStorage.clear()")  # as if no page had been open when it ended
+    page.reload()
+    sync_api.expect(later).to_have_count(1)
+
+
 def test_a_prompt_that_somebody_typed_stays(page, webui):
     to_tab(page, "txt2img", "tabs")
     page.fill("#txt2img_prompt textarea", "my own prompt")

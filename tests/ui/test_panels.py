@@ -187,7 +187,8 @@ def test_sentences_of_a_half_filled_form(service, values):
     told = told_at_last(form, {**values, "instance_dir": "/nowhere"})
     assert "no such folder" in told[1] and "To be put right: Pictures." in told[9]
     told = told_at_last(form, {**values, "steps": 1, "resolution": 64})
-    assert "Ready." in told[9] and "1 step: 0.333 for each of 3 pictures" in told[3]
+    assert "Ready." in told[9] and "1 step: 0.333 for each of 3 pictures" in told[3] and "LoRA" not in told[3]
+    assert "A LoRA of rank 4: a small .safetensors file" in told_at_last(form, {**values, "lora_rank": 4})[3]
 
 
 def test_a_picture_that_cannot_be_read_stands_between_the_form_and_a_run(service, values):
@@ -466,12 +467,15 @@ def test_which_checkpoint_is_trained_when_the_webui_has_another_one_loaded(servi
     folder = service.host.models_dir
     listed = [Checkpoint(folder / "base.ckpt", "base.ckpt [1]"), Checkpoint(folder / "other.ckpt", "other.ckpt [2]", loaded=True)]
     sentences = Sentences(service)
-    assert sentences._of_loaded("base.ckpt") == ""  # without a WebUI nothing is loaded
+    assert sentences._of_loaded("base.ckpt", {}) == ""  # without a WebUI nothing is loaded
     monkeypatch.setattr(service.host, "checkpoints", lambda: listed)
     monkeypatch.setattr(service.host, "name", "a WebUI")
-    told = sentences._of_loaded("base.ckpt [1]")
+    told = sentences._of_loaded("base.ckpt [1]", {"auto_select": True})
     assert "has other.ckpt loaded" in told and "chosen here is trained, and renders the class images" in told
-    assert "Loaded now." in sentences._of_loaded("other.ckpt [2]")
+    assert "afterwards the new model is selected" in told
+    for values in ({"auto_select": False}, {"auto_select": True, "lora_rank": 4}):
+        assert "afterwards the loaded one is back" in sentences._of_loaded("base.ckpt [1]", values)
+    assert "Loaded now." in sentences._of_loaded("other.ckpt [2]", {})
 
 
 def test_the_tab_is_drawn_without_looking_at_runs(service, values, monkeypatch):

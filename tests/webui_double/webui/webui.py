@@ -76,6 +76,9 @@ def page(extension):
         generate = gr.Button("Generate", elem_id="txt2img_generate")
         gallery = seen(gr.Textbox(label="rendered", elem_id="txt2img_gallery"), elem_id="txt2img_gallery")
         generate.click(render, [prompt, steps], [gallery])
+        cards = gr.HTML(value=drawn_cards(), elem_id="txt2img_checkpoints_cards_html")
+        refresh = gr.Button("Refresh", elem_id="txt2img_checkpoints_extra_refresh_internal", elem_classes=["dreambooth-hidden"])
+        refresh.click(drawn_cards, [], [cards])
     tabs = [(txt2img, "txt2img", "txt2img")]
     for callback in script_callbacks.registered["ui_tabs"]:
         tabs += callback()
@@ -91,6 +94,12 @@ def page(extension):
         code = "\n".join(path.read_text(encoding="utf-8") for path in scripts)
         root.load(None, **{"js" if major >= 4 else "_js": f"() => {{ {code} }}"})
     return root, ({"css": style} if major >= 6 else {})
+
+
+def drawn_cards():
+    """As the WebUI's page of extra networks: drawn when the page is built, and when its own button is clicked."""
+    folder = Path(os.environ["WEBUI_DOUBLE_DATA"]) / "models" / "Stable-diffusion"
+    return "".join(f'<div class="card" data-name="{path.stem}"></div>' for path in sorted(folder.iterdir()))
 
 
 def quick_settings(root, seen):
