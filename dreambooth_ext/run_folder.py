@@ -69,6 +69,7 @@ class RunState:
 _STATE: dict[str, Any] = {"state": str, "step": int, "steps": int, "message": str, "started_s": (int, float),
                           "updated_s": (int, float), "failure": str}
 BESIDE_RUNS = ("class-images", "presets", "uploads")  # folders of the runs' folder that are no runs
+WORKED_ON = ("preparing", "class images", "training", "publishing")  # states of a run that a process holds
 _LOG_BYTES_SHOWN = 1 << 20
 _OBJECT_BYTES_AT_MOST = 16 << 20  # inputs.json of 1000 pictures has some 100 KiB
 _LINE_BYTES_AT_MOST = 1 << 16
@@ -191,8 +192,12 @@ class RunFolder:
         return {**self.summary(), "size_bytes": size_of(self.path)}
 
     def summary(self) -> dict[str, Any]:
-        """The same without its size, for which all its files are looked at; one that cannot be read says so in its message."""
+        """The same without its size, for which all its files are looked at; one that cannot be read says so in its message, and
+        one that nobody works on any more is interrupted.
+        """
         base, prompts, state = "", [], self.state()
+        if state.state in WORKED_ON and not self.is_held():
+            state = replace(state, state="interrupted", message="it ended without a word, and can be resumed")
         try:
             config = self.config()
             base, prompts = Path(config.base).name, [concept.instance_text for concept in config.concepts]
@@ -315,13 +320,24 @@ class RunFolder:
             raise storage_error(path, error) from error
         with stream:
             try:
-                _lock(stream.fileno())
+                _lock_patiently(stream.fileno())
                 removed = not path.exists() or not os.path.samestat(path.stat(), os.fstat(stream.fileno()))
             except OSError as error:
                 raise _busy(self.path) from error
             if removed:  # by whoever has just deleted the run
                 raise _busy(self.path)
             yield
+
+    def is_held(self) -> bool:
+        """Whether a process works on the run: one that was killed holds nothing. True where that cannot be told."""
+        try:
+            with (self.path / ".lock").open("rb") as stream:
+                _lock(stream.fileno(), shared=True)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
 
 
 def _remove_tree(path: Path) -> None:
@@ -345,7 +361,20 @@ def _with_printable_texts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {printable(name): printable(value) if isinstance(value, str) else value for name, value in pairs}
 
 
-def _lock(handle: int) -> None:
+def _lock_patiently(handle: int, tries: int = 4) -> None:
+    """Raises OSError. Whoever only looks whether a run is held has its lock for a moment, too."""
+    for left in reversed(range(tries)):
+        try:
+            _lock(handle)
+        except OSError:
+            if not left:
+                raise
+            time.sleep(0.05)
+        else:
+            break
+
+
+def _lock(handle: int, *, shared: bool = False) -> None:
     if os.name == "nt":
         import msvcrt
 
@@ -353,7 +382,7 @@ def _lock(handle: int) -> None:
     else:
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def step_in(name: str) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ext import files
+from dreambooth_ext import files, run_folder
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.errors import ConfigError, ResumeError, RunBusy, StorageError
 from dreambooth_ext.run_folder import RunFolder, RunState, list_runs
@@ -38,6 +38,30 @@ def test_config_and_state_come_back(run):
     run.write_state(RunState("training", 3, 10, published=("a.ckpt",)))
     assert run.config() == CONFIG
     assert (run.state().state, run.state().step, run.state().published) == ("training", 3, ("a.ckpt",))
+
+
+def test_a_run_that_nobody_works_on_any_more_is_listed_as_interrupted(run):
+    run.write_state(RunState("training", 3, 10))
+    with run.lock():
+        assert run.is_held() and run.summary()["state"] == "training"
+    told = run.summary()
+    assert (told["state"], told["step"], told["message"]) == ("interrupted", 3, "it ended without a word, and can be resumed")
+    assert run.state().state == "training"  # what is written stays: only looking changes nothing
+    (run.path / ".lock").unlink()
+    assert run.summary()["state"] == "interrupted"
+    for state in ("new", "finished", "failed"):
+        run.write_state(RunState(state, message="so it is"))
+        assert (run.summary()["state"], run.summary()["message"]) == (state, "so it is")
+
+
+def test_looking_whether_a_run_is_held_keeps_nobody_from_working_on_it(run, monkeypatch):
+    with run.lock():
+        pass
+    with (run.path / ".lock").open("rb") as looking:
+        run_folder._lock(looking.fileno(), shared=True)
+        monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: looking.close())
+        with run.lock():
+            assert run.is_held()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"state": 3, "step": {}}', "\x00\x01"])

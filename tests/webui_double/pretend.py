@@ -44,7 +44,7 @@ def _corridor(run, host, progress, seconds_a_step, first):
     steps = config.steps or 20
     run.write_state(replace(run.state(), state="training", steps=steps))
     try:
-        with host.job(run.path.name, progress):
+        with run.lock(), host.job(run.path.name, progress):
             if config.with_prior_preservation and not first:
                 progress.start("class images", 2)
                 list(host.txt2img(Path(config.base), Txt2Img(config.concepts[0].class_noun, (1, 2), steps=2), progress))
