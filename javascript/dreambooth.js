@@ -4,7 +4,7 @@
 (function() {
     if (window.dreamboothPage) return;
     const CONFIRM_AFTER_MS = [800, 3000];
-    const FAST_MS = 1000, SLOW_MS = 8000, UPLOAD_AT_MOST_MS = 600000, ANSWER_AT_MOST_MS = 30000;
+    const FAST_MS = 1000, SLOW_MS = 8000, UPLOAD_AT_MOST_MS = 600000, ANSWER_AT_MOST_MS = 30000, LOST_MS = 5000;
     const page = window.dreamboothPage = {last: null, job: null, asked: 0, polls: 0};
 
     const root = () => (typeof gradioApp === 'function' ? gradioApp() : document);
@@ -60,6 +60,8 @@
         const tab = byId('dreambooth_tabs');
         const visible = !document.hidden && tab && tab.offsetParent !== null;
         if (isUploading(now) && !isBusy(data.state)) return;  // what can wait is asked afterwards
+        // A server that is just coming up again is asked as little as possible: AUTOMATIC1111's with --api ends if it is too early.
+        if (now - (page.lost || 0) < LOST_MS) return;
         // What was clicked may be about to start something, and an older answer may say otherwise.
         const clicked = now - (page.clicked || 0);
         const usual = isBusy(data.state) || clicked < 2 * SLOW_MS ? FAST_MS : SLOW_MS;
@@ -453,7 +455,9 @@
     }, true));
 
     new PerformanceObserver((seen) => {
-        if (seen.getEntries().some((entry) => /\/upload(\?|$)/.test(entry.name))) page.arrived = Date.now();
+        const entries = seen.getEntries();
+        if (entries.some((entry) => /\/upload(\?|$)/.test(entry.name))) page.arrived = Date.now();
+        if (entries.some((entry) => entry.responseStatus === 0 && /\/run\/predict/.test(entry.name))) page.lost = Date.now();
     }).observe({type: 'resource'});
 
     document.addEventListener('blur', (event) => {

@@ -152,7 +152,11 @@ def status_html(service: Service, said: str = "") -> str:
 
 
 def run_of(service: Service, job: Job | None) -> RunFolder | None:
-    return RunFolder(service.host.runs_dir / job.name) if job is not None else None
+    """The run that a job works on, which it may be about to begin; None of other jobs."""
+    if job is None:
+        return None
+    run = RunFolder(service.host.runs_dir / job.name)
+    return run if isinstance(job.work, Work) or run.exists else None
 
 
 def _framed(data: dict[str, str], body: str) -> str:

@@ -201,6 +201,16 @@ def test_what_is_chosen_before_the_opened_page_was_answered_stays(browser, webui
     page.close()
 
 
+def test_a_server_that_does_not_answer_is_left_alone_for_a_while(page):
+    """While the WebUI's page is loaded anew there is none; the first question that comes through is not to come too early."""
+    failed = []
+    page.route(QUESTIONS, lambda route: (failed.append(route), route.abort()) if not failed else route.continue_())
+    page.wait_for_function("window.dreamboothPage.lost && window.dreamboothPage.asked > window.dreamboothPage.lost")
+    assert failed
+    assert page.evaluate("window.dreamboothPage.asked - window.dreamboothPage.lost") >= 4900
+    page.unroute(QUESTIONS)
+
+
 @ANY
 def test_nothing_fades_while_its_answer_is_awaited(page):
     late = []
