@@ -312,6 +312,8 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; the operating system frees it when the process dies. Raises RunBusy, StorageError."""
+        from . import file_lock
+
         path = self.path / ".lock"
         try:
             make_folder(self.path)
@@ -320,7 +322,7 @@ class RunFolder:
             raise storage_error(path, error) from error
         with stream:
             try:
-                _lock_patiently(stream.fileno())
+                file_lock.take(stream.fileno())
                 removed = not path.exists() or not os.path.samestat(path.stat(), os.fstat(stream.fileno()))
             except OSError as error:
                 raise _busy(self.path) from error
@@ -330,14 +332,9 @@ class RunFolder:
 
     def is_held(self) -> bool:
         """Whether a process works on the run: one that was killed holds nothing. True where that cannot be told."""
-        try:
-            with (self.path / ".lock").open("rb") as stream:
-                _lock(stream.fileno(), shared=True)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return False
+        from .file_lock import is_held
+
+        return is_held(self.path / ".lock")
 
 
 def _remove_tree(path: Path) -> None:
@@ -359,30 +356,6 @@ def _lines_of(path: Path) -> Iterator[str]:
 
 def _with_printable_texts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {printable(name): printable(value) if isinstance(value, str) else value for name, value in pairs}
-
-
-def _lock_patiently(handle: int, tries: int = 4) -> None:
-    """Raises OSError. Whoever only looks whether a run is held has its lock for a moment, too."""
-    for left in reversed(range(tries)):
-        try:
-            _lock(handle)
-        except OSError:
-            if not left:
-                raise
-            time.sleep(0.05)
-        else:
-            break
-
-
-def _lock(handle: int, *, shared: bool = False) -> None:
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        import fcntl
-
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def step_in(name: str) -> int | None:

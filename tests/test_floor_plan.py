@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dreambooth_ext"
 F0 = {"errors", "options", "progress", "files", "config", "run_folder", "host", "patience", "watchdog", "ram"}
-F0 |= {"lookups", "desktop", "gpu", "metrics", "outbox", "signals", "words"}
+F0 |= {"lookups", "desktop", "gpu", "metrics", "outbox", "signals", "words", "file_lock"}
 MAY_IMPORT = {
     "dataset": F0,
     "models": F0,

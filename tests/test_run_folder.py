@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ext import files, run_folder
+from dreambooth_ext import file_lock, files
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.errors import ConfigError, ResumeError, RunBusy, StorageError
 from dreambooth_ext.run_folder import RunFolder, RunState, list_runs
@@ -58,8 +58,8 @@ def test_looking_whether_a_run_is_held_keeps_nobody_from_working_on_it(run, monk
     with run.lock():
         pass
     with (run.path / ".lock").open("rb") as looking:
-        run_folder._lock(looking.fileno(), shared=True)
-        monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: looking.close())
+        file_lock.lock(looking.fileno(), shared=True)
+        monkeypatch.setattr(file_lock.time, "sleep", lambda seconds: looking.close())
         with run.lock():
             assert run.is_held()
 
