@@ -76,7 +76,8 @@ def deletions(rounds, tmp_path, inputs, undisturbed, moments, score):
             if not left:
                 RunFolder(folder / "runs" / "broken").require_free()
             require_end(folder, undisturbed[0], f"the published model, seed {seed}")
-            (folder / "models" / "broken.safetensors").unlink()
+            for path in (folder / "models").glob("broken.*"):  # with its sidecars: a new run replaces none of them
+                path.unlink()
             finish(call(folder, *training(inputs)))
             require_end(folder, undisturbed[0], f"the same name again, seed {seed}")
         score.how = f"{kills} kills at {moments['delete']} moments, seeds 0 to {seed}"
