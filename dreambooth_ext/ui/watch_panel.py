@@ -12,7 +12,7 @@ import gradio as gr
 from .. import desktop
 from ..errors import DreamboothError
 from ..jobs import Job
-from ..lookups import Lookups
+from ..lookups import PATIENCE_S, Lookups
 from ..metrics import MetricsTail
 from ..plot import curve
 from ..run_folder import RunFolder
@@ -87,8 +87,8 @@ def _buttons() -> dict[str, Any]:
 class Watcher:
     """What pages ask for again and again: a run's figures are read as they grow, its previews made small in the background."""
 
-    def __init__(self) -> None:
-        self._tail, self._lock, self._lookups = MetricsTail(), threading.Lock(), Lookups()
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self._tail, self._lock, self._lookups = MetricsTail(), threading.Lock(), Lookups(patience_s)
 
     def curve(self, run: RunFolder | None, mark: Any) -> str | None:
         """None until it is drawn: of a long run that takes a while the first time."""

@@ -32,6 +32,11 @@ def run_job(service, work, name="rex"):
     return job
 
 
+def patient():
+    """Waits for what the page would ask for again."""
+    return watch_panel.Watcher(patience_s=120)
+
+
 def test_nothing_is_running(service):
     assert 'data-state="idle"' in watch_panel.status_html(service)
 
@@ -125,12 +130,12 @@ def test_only_what_has_changed_is_sent(service, values):
             run.append_metrics({"step": step, "loss": 1 / step})
 
     run_job(service, work)
-    first = watch_panel.refresh(service, {})
+    first = watch_panel.refresh(service, {}, patient())
     assert "<svg" in first[1] and "bf16 is in effect" in first[3]
-    again = watch_panel.refresh(service, first[-1])
+    again = watch_panel.refresh(service, first[-1], patient())
     assert all(not isinstance(part, str) for part in again[1:4])
     run.append_metrics({"step": 4, "loss": 0.1})
-    assert "step 4" in watch_panel.refresh(service, first[-1])[1]
+    assert "step 4" in watch_panel.refresh(service, first[-1], patient())[1]
 
 
 def test_a_finished_run_tells_the_script_what_to_hand_over(service, values, tmp_path):
@@ -150,7 +155,7 @@ def test_everything_from_outside_is_escaped(service, values, tmp_path):
     run.previews_dir.mkdir()
     Image.new("RGB", (8, 8)).save(run.previews_dir / "step-000010-0.png")
     run_job(service, lambda progress: progress.log(NASTY))
-    parts = watch_panel.refresh(service, {})
+    parts = watch_panel.refresh(service, {}, patient())
     pages = [part for part in parts[:4] if isinstance(part, str)]
     pages += [choose_panel.grid_html(service, "rex"), runs_panel.runs_html(service)]
     assert "&lt;script&gt;" in "".join(pages) and "<script" not in "".join(pages)
@@ -381,8 +386,8 @@ def test_a_page_of_ten_thousand_points_stays_small(service, values):
     with run.metrics_path.open("w") as stream:
         stream.writelines(f'{{"step": {step}, "loss": 0.5}}\n' for step in range(1, 10_001))
     run_job(service, lambda progress: None)
-    first = watch_panel.refresh(service, {})
-    assert len(first[1]) < 40_000
+    first = watch_panel.refresh(service, {}, patient())
+    assert "<svg" in first[1] and len(first[1]) < 40_000
 
 
 def presets_of(service):
@@ -509,7 +514,7 @@ def test_cards_of_many_runs_come_at_once_and_their_pictures_and_sizes_as_they_ar
     asked = 0
     while "dreambooth-pending" in (found := runs_panel.runs_html(service, patience_s=1e-9)):  # time for one thing at a time
         asked += 1
-        assert asked < 20
+        assert asked < 1000
     assert found.count("data:image") == 4 and asked >= 4
 
 
