@@ -197,7 +197,9 @@ class RunFolder:
         """
         base, prompts, state = "", [], self.state()
         if state.state in WORKED_ON and not self.is_held():
-            state = replace(state, state="interrupted", message="it ended without a word, and can be resumed")
+            kept = [step_in(path.parent.name) or 0 for path in self.checkpoints_dir.glob("step-*/state.pt")]
+            state = replace(state, state="interrupted", step=max([state.step, *kept]),
+                            message="it ended without a word, and can be resumed")
         try:
             config = self.config()
             base, prompts = Path(config.base).name, [concept.instance_text for concept in config.concepts]

@@ -48,7 +48,10 @@ def test_a_run_that_nobody_works_on_any_more_is_listed_as_interrupted(run):
     assert (told["state"], told["step"], told["message"]) == ("interrupted", 3, "it ended without a word, and can be resumed")
     assert run.state().state == "training"  # what is written stays: only looking changes nothing
     (run.path / ".lock").unlink()
-    assert run.summary()["state"] == "interrupted"
+    for step, file in ((4, "state.pt"), (8, "state.pt"), (9, "unfinished")):
+        (run.checkpoints_dir / f"step-{step:06d}").mkdir(parents=True)
+        (run.checkpoints_dir / f"step-{step:06d}" / file).write_bytes(b"x")
+    assert (run.summary()["state"], run.summary()["step"]) == ("interrupted", 8)  # from which it would go on
     for state in ("new", "finished", "failed"):
         run.write_state(RunState(state, message="so it is"))
         assert (run.summary()["state"], run.summary()["message"]) == (state, "so it is")
