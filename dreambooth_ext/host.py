@@ -45,6 +45,14 @@ class Checkpoint:
     loaded: bool = False
 
 
+@dataclass(frozen=True)
+class OwnPictures:
+    """What the user has set for the host's own pictures. `Host.txt2img` sets it aside, the host's txt2img does not."""
+
+    vae: str = ""  # file name; empty: the checkpoint's own
+    clip_skip: int = 1
+
+
 @runtime_checkable
 class Host(Protocol):
     """What the corridor asks of its host. Every method may raise HostError."""
@@ -62,6 +70,9 @@ class Host(Protocol):
 
     def txt2img(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
         """Render with the checkpoint file `base`; yield whole pictures only, in the order of the seeds."""
+
+    def own_pictures(self) -> OwnPictures:
+        """Settings by which the host's own txt2img may draw unlike `txt2img` above."""
 
     def batch_size(self, width: int, height: int) -> int:
         """How many pictures of this size, in px, `txt2img` should be asked for at once, by the memory that is free now."""

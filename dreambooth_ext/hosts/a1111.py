@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Cancelled, DreamboothError, HostError
-from ..host import Checkpoint, Txt2Img
+from ..host import Checkpoint, OwnPictures, Txt2Img
 from ..progress import SILENT, Progress
 from . import webui_limits, webui_memory, webui_queue, webui_settings
 from .batch import pictures_at_once
@@ -87,6 +87,11 @@ class A1111Host(WebuiTools):
                 yield from list(self._rendered(base, request, progress))
         else:
             yield from self._rendered(base, request, progress)
+
+    def own_pictures(self) -> OwnPictures:
+        from modules import shared
+
+        return webui_settings.own_pictures(shared.opts, shared.cmd_opts)
 
     def batch_size(self, width: int, height: int) -> int:
         free = webui_memory.device_free()
@@ -307,7 +312,7 @@ class A1111Host(WebuiTools):
         with call_queue.queue_lock:
             self._refresh_list()
         if _is_inside(path, self.lora_dir):
-            self._refresh_loras()
+            self.refresh_loras()
             return
         title, previous = self._title(self._listed(path)), self._selected_file()
         try:
@@ -324,14 +329,6 @@ class A1111Host(WebuiTools):
                 self._load_as_user_wants()
             raise HostError(f"{path.name} is to be selected", problem, "Choose it at the top of the page.")
         self._keep_settings(shared.opts)
-
-    @staticmethod
-    def _refresh_loras() -> None:
-        import sys
-
-        networks = sys.modules.get("networks")  # of the built-in Lora extension
-        if networks is not None:
-            networks.list_available_networks()
 
     def _is_loaded(self, path: Path) -> bool:
         loaded = self._loaded_file()

@@ -14,7 +14,7 @@ from .. import __version__
 from ..errors import HostError
 from ..files import write_json
 from ..gpu import free_and_total, release, require_device
-from ..host import Checkpoint, Txt2Img
+from ..host import Checkpoint, OwnPictures, Txt2Img
 from ..progress import Progress
 from .batch import pictures_at_once
 
@@ -95,6 +95,9 @@ class StandaloneHost:
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # what failed still holds its model
             raise
+
+    def own_pictures(self) -> OwnPictures:
+        return OwnPictures()
 
     def upscalers(self) -> list[str]:
         return []

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..host import OwnPictures
+
 # What a class image must not depend on. A name that a host does not have is left out.
 NEUTRAL: dict[str, Any] = {
     "CLIP_stop_at_last_layers": 1,
@@ -43,10 +45,22 @@ NEUTRAL: dict[str, Any] = {
     "profiling_enable": False,
 }
 
+CHECKPOINTS_OWN = ("Automatic", "None", "auto")  # values of sd_vae: a new model has no VAE file of its name beside it
+
 
 def neutral_values(opts: Any) -> dict[str, Any]:
     """Those of NEUTRAL that this host knows."""
     return {name: value for name, value in NEUTRAL.items() if name in opts.data_labels}
+
+
+def own_pictures(opts: Any, cmd_opts: Any) -> OwnPictures:
+    """What acts on txt2img, and is neutral above."""
+    if "forge_additional_modules" in opts.data_labels:
+        named = opts.forge_additional_modules or []
+    else:
+        chosen = getattr(opts, "sd_vae", "None")
+        named = [cmd_opts.vae_path or ("" if chosen in CHECKPOINTS_OWN else chosen)]
+    return OwnPictures(", ".join(Path(name).name for name in named if name), int(getattr(opts, "CLIP_stop_at_last_layers", 1)))
 
 
 @contextmanager

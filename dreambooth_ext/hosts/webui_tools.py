@@ -1,7 +1,8 @@
-"""The WebUI's upscalers and captioners."""
+"""The WebUI's upscalers, captioners, and its list of LoRAs."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -43,6 +44,12 @@ class WebuiTools:
                             "Write a .txt file beside each picture.")
         with _told(f"pictures are to be captioned with {name}"):
             return _by_blip(images) if name == "BLIP" else _by_deepbooru(images)
+
+    @staticmethod
+    def refresh_loras() -> None:
+        networks = sys.modules.get("networks")  # of the built-in Lora extension
+        if networks is not None:
+            networks.list_available_networks()
 
 
 def _by_blip(images: list[Image]) -> list[str]:

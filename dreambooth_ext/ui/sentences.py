@@ -19,6 +19,7 @@ from ..errors import DreamboothError, PictureError
 from ..files import gib
 from ..host import on_device_of
 from ..lookups import Answer, Lookups
+from ..models.family import SD1
 from ..progress import Progress
 from ..service import Service
 from ..words import counted, duration
@@ -59,7 +60,7 @@ class Sentences:
             return html.note(f"{known[:-1]}{hashed(base)}.") + (self._without_vae(values) if known != text else "")
 
         return _looked_at(lambda: self._of_base(base), say, "Looking at the checkpoint") + self._of_loaded(base, values) + \
-            html.note(told, "warning")
+            html.note(told, "warning") + self._of_own_pictures(base, values)
 
     @staticmethod
     def _without_vae(values: Mapping[str, Any]) -> str:
@@ -88,6 +89,16 @@ class Sentences:
             "the loaded one is back")
         return html.note(f"The WebUI has {loaded.path.name} loaded. The one chosen here is trained, and renders the class images; "
                          f"afterwards {afterwards}.")
+
+    def _of_own_pictures(self, base: str, values: Mapping[str, Any]) -> str:
+        """Of settings of the WebUI by which the finished model will look unlike its previews."""
+        own, skip, text = self._service.host.own_pictures(), values.get("clip_skip") or 1, ""
+        if own.vae and own.vae != Path(str(values.get("vae") or "")).name:
+            text = f"The WebUI's settings name the VAE {own.vae}: in txt2img the new model will look unlike its previews, for " \
+                "which its own is used. "
+        if own.clip_skip != skip and str(self._of_base(base).value or "").startswith(SD1.name):  # others do not heed it
+            text += f"The WebUI's CLIP skip is {own.clip_skip}, this trains with {skip}: set both alike (here in Advanced)."
+        return html.note(text.strip())
 
     def _of_base(self, base: str) -> Answer:
         """advice.about_base; the first time it loads libraries, which takes seconds. Raises UnsafePath."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from dreambooth_ext.errors import Cancelled, HostError
-from dreambooth_ext.host import Host, Txt2Img
+from dreambooth_ext.host import Host, OwnPictures, Txt2Img
 from dreambooth_ext.hosts import webui_queue
 from dreambooth_ext.progress import Progress
 
@@ -52,6 +52,15 @@ def test_folders_follow_the_launch_flags(host, webui, tmp_path):
     webui.shared.cmd_opts.ckpt_dir, webui.shared.cmd_opts.lora_dir = str(tmp_path / "c"), str(tmp_path / "l")
     webui.opts.data["dreambooth_runs_dir"] = str(tmp_path / "r")
     assert (host.models_dir, host.lora_dir, host.runs_dir) == (tmp_path / "c", tmp_path / "l", tmp_path / "r")
+
+
+def test_what_the_user_has_set_for_txt2img_is_known(host, webui):
+    assert host.own_pictures() == OwnPictures("user.vae.pt", 2)
+    webui.shared.cmd_opts.vae_path = "/vaes/of-the-launch.pt"
+    assert host.own_pictures() == OwnPictures("of-the-launch.pt", 2)  # the WebUI heeds no setting then
+    webui.shared.cmd_opts.vae_path = None
+    webui.opts.data.update(sd_vae="Automatic", CLIP_stop_at_last_layers=1)
+    assert host.own_pictures() == OwnPictures()
 
 
 # ---- the queue

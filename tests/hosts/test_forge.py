@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_ext.errors import HostError
-from dreambooth_ext.host import Txt2Img
+from dreambooth_ext.host import OwnPictures, Txt2Img
 from dreambooth_ext.progress import Progress
 
 REQUEST = Txt2Img("dog", (1, 2), steps=2, width=16, height=16)
@@ -71,6 +71,14 @@ def test_it_is_told_by_what_it_offers_and_nothing_is_loaded_yet(host, webui):
     assert not hasattr(in_memory(webui), "content")
     assert [(c.path.name, c.title, c.loaded) for c in host.checkpoints()] == [
         ("a-first.ckpt", "a-first.ckpt", True), ("base.ckpt", "base.ckpt", False)]
+
+
+def test_what_the_user_has_set_for_txt2img_is_known(host, webui):
+    assert host.own_pictures() == OwnPictures("user.vae.pt", 2)
+    webui.opts.data["forge_additional_modules"] = ["/models/VAE/a.safetensors", "/models/text_encoder/b.safetensors"]
+    assert host.own_pictures().vae == "a.safetensors, b.safetensors"
+    webui.opts.data["forge_additional_modules"] = []
+    assert host.own_pictures() == OwnPictures("", 2)
 
 
 @pytest.mark.parametrize("class_images", [True, False])

@@ -483,6 +483,28 @@ def test_which_checkpoint_is_trained_when_the_webui_has_another_one_loaded(servi
     assert "Loaded now." in sentences._of_loaded("other.ckpt [2]", {})
 
 
+def test_settings_of_the_webui_by_which_the_new_model_looks_unlike_its_previews_are_told(service, monkeypatch):
+    from dreambooth_ext.host import OwnPictures
+    from dreambooth_ext.playground.base import playground_base_path
+    from dreambooth_ext.ui.sentences import Sentences
+
+    sentences, base = Sentences(service), str(playground_base_path())
+
+    def told(own, **more):
+        monkeypatch.setattr(service.host, "own_pictures", lambda: own)
+        while "Looking at the checkpoint" in sentences.model({"base": base, **more}):
+            time.sleep(0.01)
+        return sentences.model({"base": base, **more})
+
+    usual = told(OwnPictures())
+    assert usual and "settings" not in usual and "CLIP skip" not in usual
+    assert "name the VAE bright.vae.pt: in txt2img" in told(OwnPictures(vae="bright.vae.pt"))
+    assert told(OwnPictures(vae="bright.vae.pt"), vae="/some/bright.vae.pt") == usual  # it becomes the model's own
+    assert "CLIP skip is 2, this trains with 1: set both alike" in told(OwnPictures(clip_skip=2))
+    assert told(OwnPictures(clip_skip=2), clip_skip=2) == usual
+    assert "CLIP skip is 1, this trains with 2" in told(OwnPictures(), clip_skip=2)
+
+
 def test_the_tab_is_drawn_without_looking_at_runs(service, values, monkeypatch):
     """The WebUI's start would wait for all of them; the page asks for them once it is there."""
     config = service.settings(values)
