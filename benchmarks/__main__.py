@@ -31,6 +31,8 @@ ON_A_GPU: tuple[Part, ...] = (
     ("bench_memory", ("--base", SDXL_BASE, "--family", "sdxl", "--unet-only", "--profiles", "ultra", "--steps", "5")),
     ("bench_step", ("--base", SD1_BASE, "--batch", "16", "8", "--steps", "20", "--speed-ups", "graphs", "none")),
     ("bench_step", ("--base", SD1_BASE, "--batch", "16", "--steps", "20", "--speed-ups", "compile", "--no-plain")),
+    ("bench_step", ("--base", SD1_BASE, "--batch", "16", "--steps", "20", "--attention", "cudnn", "--no-plain")),
+    ("bench_kernels", ("--base", SD1_BASE, "--batch", "16")),
     ("bench_memory", ("--base", SD1_BASE, "--profiles", "balanced", "fast", "--steps", "8")),
     ("bench_memory", ("--base", SD1_BASE, "--lora-rank", "16", "--profiles", "balanced", "fast", "--steps", "8")),
     ("bench_step", ("--base", SD1_BASE, "--batch", "1", "--steps", "40", "--speed-ups", "compile", "--no-plain")),

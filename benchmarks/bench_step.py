@@ -1,7 +1,7 @@
 """Steps a second: this trainer beside a plain loop, and on request beside diffusers' own script.
 
     python -m benchmarks.bench_step [--base FILE] [--batch 1 2 4 8] [--steps 60] [--profile fast] [--speed-ups none graphs]
-                                    [--peer-script FILE]
+                                    [--attention cudnn] [--peer-script FILE]
 
 UNet and text encoder are trained with prior preservation, fp32 on a CPU and bf16 autocast on a GPU, at the base's own size.
 Without --base the packaged base is taken on a CPU; on a GPU random weights of Stable Diffusion 1.5's full size. The plain loop
@@ -45,6 +45,7 @@ from dreambooth_ext.training.data import pixels_of
 from dreambooth_ext.training.estimate import weightless
 from dreambooth_ext.training.loop import train
 
+from .attention import BACKENDS, attention_by
 from .bench_memory import pictures
 
 PROMPTS = ("rxz dog", "dog")
@@ -59,10 +60,11 @@ class Enough(Exception):
 
 
 def ours(
-    base: Path, folder: Path, dataset: TrainingSet, batch: int, steps: int, profile: str, speed_up: str
+    base: Path, folder: Path, dataset: TrainingSet, batch: int, steps: int, profile: str, speed_up: str,
+    watch: Callable[[int], None] = lambda step: None,
 ) -> tuple[float, float]:
     """Steps a second of the engine over `steps` steps after `WARM_UP` of them, its caches made before; and what beginning took,
-    in seconds."""
+    in seconds. `watch` hears how many steps are over."""
     config = TrainConfig(
         base=str(base), concepts=(Concept(instance_dir=str(folder), token="rxz", class_noun="dog"),),
         output_name=f"ours-{batch}-{speed_up}",
@@ -76,6 +78,7 @@ def ours(
     def hear(report: Report) -> None:
         if "loss" in report.figures or (report.phase == "training" and not times):
             times.append(now())
+            watch(len(times) - 1)
         if len(times) > WARM_UP + steps:
             raise Enough
 
@@ -86,6 +89,13 @@ def ours(
         traceback.clear_frames(enough.__traceback__)  # they hold what is on the device
     a_step = (times[WARM_UP + steps] - times[WARM_UP]) / steps
     return 1 / a_step, times[WARM_UP] - times[0] - WARM_UP * a_step
+
+
+def base_for(folder: Path) -> Path:
+    """The packaged base on a CPU; on a GPU random weights of full size, written into `folder`."""
+    if torch.cuda.is_available():
+        return specimen(SD1, size=FULL["sd1"]).write(folder / "base.safetensors", torch.float16)
+    return playground_base_path()
 
 
 def now() -> float:
@@ -223,6 +233,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--profile", default="fast" if torch.cuda.is_available() else "none")
     parser.add_argument("--speed-ups", nargs="+", choices=["none", "graphs", "compile"], default=["none"])
+    parser.add_argument("--attention", choices=list(BACKENDS), default="torch", help="whose kernels this trainer tries first")
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave the plain loop out")
     parser.add_argument("--peer-script", type=Path, default=None)
     parser.add_argument("--peak-tflops", type=float, default=None, help="of the card in bf16, for the MFU (known for some cards)")
@@ -232,14 +243,13 @@ def main() -> None:
     peak = parsed.peak_tflops or next((value for name, value in PEAK_TFLOPS.items() if on_gpu and name in where), None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = parsed.base or (specimen(SD1, size=FULL["sd1"]).write(folder / "base.safetensors", torch.float16) if on_gpu
-                               else playground_base_path())
+        base = parsed.base or base_for(folder)
         model = load_checkpoint(base)
         side = model.resolution
         an_image = tflop_of_an_image(model, side)
         del model
         dataset = pictures(folder, side)
-        print(f"{base.name}, {side} px, {parsed.profile}, on {where}: steps/s")
+        print(f"{base.name}, {side} px, {parsed.profile}, attention {parsed.attention}, on {where}: steps/s")
         print(f"{'batch':>6}{'speed-up':>10}{'begins, s':>11}{'ours':>10}{'plain':>10}{'script':>10}{'images/s':>10}{'TFLOP/s':>10}"
               f"{'MFU':>8}", flush=True)
         for batch in parsed.batch:
@@ -249,8 +259,9 @@ def main() -> None:
             others += f"{peer(parsed.peer_script, base, folder, dataset, batch, parsed.steps + WARM_UP):10.2f}" \
                 if parsed.peer_script else f"{'-':>10}"
             for speed_up in parsed.speed_ups:
-                found = tried(lambda batch=batch, speed_up=speed_up: ours(base, folder, dataset, batch, parsed.steps,
-                                                                          parsed.profile, speed_up))
+                with attention_by(parsed.attention):
+                    found = tried(lambda batch=batch, speed_up=speed_up: ours(base, folder, dataset, batch, parsed.steps,
+                                                                              parsed.profile, speed_up))
                 if isinstance(found, str):
                     print(f"{batch:>6}{speed_up:>10}  {found}", flush=True)
                     continue

@@ -7,8 +7,12 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+import torch
 
 import benchmarks.__main__ as command
+from benchmarks import bench_kernels
+from benchmarks.attention import attention_by
+from benchmarks.bench_kernels import kind_of
 
 # A part that writes a temporary file and starts another process; then it fails, or never ends.
 PART = """
@@ -91,3 +95,41 @@ def test_the_commands_know_the_flags_that_they_get_on_a_gpu():
                                cwd=Path(command.__file__).parents[1])
         asked = {flag for part, flags in command.ON_A_GPU if part == name for flag in flags if flag.startswith("--")}
         assert {flag for flag in asked if flag in known.stdout} == asked, name
+
+
+@pytest.mark.parametrize(("kernel", "kind"), [
+    ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", "convolution"),
+    ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_6", "attention"),
+    ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<...>", "attention"),
+    ("nvjet_tst_128x256_64x4_1x2_h_bz_coopB_TNN", "matrix product"),
+    ("void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<c10::BFloat16>", "norm"),
+    ("triton_red_fused_native_group_norm_silu_7", "norm"),
+    ("void at::native::multi_tensor_apply_kernel<..., FusedAdamMathFunctor<float, 4>>", "optimizer"),
+    ("void cudnn::engines_precompiled::nchwToNhwcKernel<...>", "layout"),
+    ("void at::native::elementwise_kernel<128, 4, direct_copy_kernel_cuda>", "copy"),
+    ("void at::native::vectorized_elementwise_kernel<4, at::native::silu_kernel>", "elementwise")])
+def test_kernels_are_told_by_their_kind(kernel, kind):
+    assert kind_of(kernel) == kind
+
+
+def test_the_steps_that_are_watched_are_whole_ones(capsys, monkeypatch):
+    """On a CPU: the packaged base has 98 convolutions, each of which goes backward once a step."""
+    monkeypatch.setattr(sys, "argv", ["bench_kernels", "--top", "1000"])
+    bench_kernels.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("playground.safetensors, 64 px, none, batch 1 + 1, speed-up none, attention torch, on CPU: ")
+    assert [line.split()[1] for line in lines if line.endswith("aten::convolution_backward")] == ["98"]
+    kinds = {line[:16].strip(): float(line[27:35].rstrip("%")) for line in lines[2:lines.index("")]}
+    assert sum(kinds.values()) == pytest.approx(100, abs=1) and kinds["convolution"] > 0
+
+
+def test_attention_is_torchs_own_again_after_it_was_another():
+    def order():
+        return torch._C._get_sdp_priority_order()
+
+    usual = order()
+    with attention_by("efficient"):
+        assert order() != usual and torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert order() == usual
+    with attention_by("torch"):
+        assert order() == usual
