@@ -52,13 +52,15 @@ class Team:
     def launched(cls, device: str) -> Team:
         """The team that `accelerate launch` (or torchrun) made this process part of; alone without it.
 
-        Every process calls it, since it waits for the others. `device` is the configuration's.
+        Every process calls it, since it waits for the others. `device` is the configuration's; Accelerate would take "auto"
+        for a GPU, and where there is none leave each process by itself, without a word.
         """
         team = cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
         if team.count > 1:
+            import torch
             from accelerate import PartialState
 
-            PartialState(cpu=device == "cpu", timeout=PATIENCE)
+            PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
         return team
 
     @property

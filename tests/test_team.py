@@ -32,7 +32,7 @@ def test_alone_nothing_is_distributed():
 
 
 def test_two_processes_learn_what_one_learns(room):
-    code, output = launch(room, "both", 2)
+    code, output = launch(room, "both", 2, "--device", "auto", CUDA_VISIBLE_DEVICES="")  # auto: no GPU, so the CPU
     assert code == 0, output
     alone, both = metrics(room, "alone"), metrics(room, "both")
     assert [line["step"] for line in both] == [line["step"] for line in alone]
