@@ -62,8 +62,7 @@ def mount(
                 return FileResponse(answer, filename=answer.name) if isinstance(answer, Path) else JSONResponse(answer)
             except (DreamboothError, OSError) as caught:
                 told = caught if isinstance(caught, DreamboothError) else unforeseen(caught)
-                faults = list(told.faults) if isinstance(told, ConfigError) else [told.why]
-                return JSONResponse({"error": str(told), "faults": faults}, 409 if isinstance(told, RunBusy) else 422)
+                return JSONResponse({"error": str(told), "faults": list(told.faults)}, 409 if isinstance(told, RunBusy) else 422)
 
         # Starlette's own routes: no response model, so that every FastAPI and pydantic will do.
         app.router.add_route(PREFIX + path, endpoint, methods=[method])

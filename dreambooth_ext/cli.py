@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,9 @@ def run(arguments: Sequence[str]) -> int:
     except (DreamboothError, OSError) as caught:
         told = caught if isinstance(caught, DreamboothError) else unforeseen(caught)
         _tell(str(told) + (_how_to_resume(parsed, slower=isinstance(told, Diverged)) if started["work"] else ""))
+        if parsed.json and not _follows():
+            with suppress(OSError):
+                print(json.dumps({"error": str(told), "faults": list(told.faults)}), flush=True)  # as the HTTP API answers
         return BAD_INPUT if isinstance(told, BAD_INPUT_ERRORS) and not started["work"] else FAILED
     return DONE
 

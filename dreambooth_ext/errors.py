@@ -28,10 +28,11 @@ from collections.abc import Sequence
 
 
 class DreamboothError(Exception):
-    """An error with a plain text: what was asked, why it cannot be done, what to do instead."""
+    """An error with a plain text: what was asked, why it cannot be done, what to do instead. `faults`: each reason why."""
 
     def __init__(self, asked: str, why: str, instead: str = "") -> None:
         self.asked, self.why, self.instead = asked, why, instead
+        self.faults: tuple[str, ...] = (why,)
         super().__init__(asked, why, instead)
 
     def __str__(self) -> str:
@@ -42,9 +43,9 @@ class ConfigError(DreamboothError):
     """Settings that cannot work. `faults` holds one plain sentence for each."""
 
     def __init__(self, faults: Sequence[str], instead: str = "Nothing was changed. Put it right, and try again.") -> None:
+        count = "1 setting" if len(faults) == 1 else f"{len(faults)} settings"
+        super().__init__(f"{count} cannot be used", "; ".join(faults), instead)
         self.faults = tuple(faults)
-        count = "1 setting" if len(self.faults) == 1 else f"{len(self.faults)} settings"
-        super().__init__(f"{count} cannot be used", "; ".join(self.faults), instead)
 
     def __str__(self) -> str:
         head = "This cannot be done:" if len(self.faults) == 1 else f"This cannot be done, for {len(self.faults)} reasons:"

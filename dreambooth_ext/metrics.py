@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 MOST_STEPS = 1e11  # of a file that somebody has tampered with
 READ_BYTES_AT_MOST = 64 << 20  # at a time; the rest comes with the next question
+LAST_LINES_BYTES = 4096  # a line has some 300
 
 
 def entry_of(line: str | bytes) -> dict[str, Any] | None:
@@ -23,6 +25,17 @@ def entry_of(line: str | bytes) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return numbers if isinstance(step, int) and 0 <= step < MOST_STEPS else None
+
+
+def last_step(path: Path) -> int:
+    """The step of the last whole line of a metrics.jsonl; 0 if there is none."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - LAST_LINES_BYTES))
+            lines = stream.read().split(b"\n")
+    except OSError:
+        return 0
+    return next((entry["step"] for entry in map(entry_of, reversed(lines)) if entry is not None), 0)
 
 
 class MetricsTail:

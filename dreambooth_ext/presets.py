@@ -97,7 +97,7 @@ def _imported(values: Mapping[str, Any], path: Path) -> Imported:
     if "concepts_list" in values or "model_name" in values:
         return _translated(values, _SD_DREAMBOOTH, {"concepts_list": _concepts_of_extension})
     if "pretrained_model_name_or_path" in values:
-        return _translated(values, _SD_SCRIPTS, {})
+        return _translated(_with_our_rates(values), _SD_SCRIPTS, {})
     raise ConfigError([f"{path.name}: neither sd_dreambooth_extension's nor sd-scripts' settings"],
                       "Choose db_config.json of one of its models, or the file of arguments that sd-scripts was given.")
 
@@ -156,6 +156,7 @@ _SHARED: dict[str, Translation] = {
     "gradient_accumulation_steps": ("gradient_accumulation_steps", int), "clip_skip": ("clip_skip", int),
     "noise_offset": ("noise_offset", float), "prior_loss_weight": ("prior_loss_weight", float),
     "max_grad_norm": ("max_grad_norm", float), "seed": ("seed", int),
+    "use_8bit_adam": ("optimizer", lambda on: "adamw_8bit" if on else "adamw"),
 }
 _SD_DREAMBOOTH: dict[str, Translation] = {
     **_SHARED, "model_name": ("output_name", str), "src": ("base", str), "resolution": ("resolution", int),
@@ -169,11 +170,15 @@ _SD_SCRIPTS: dict[str, Translation] = {
     "output_dir": ("models_dir", str), "max_train_steps": ("steps", int), "min_snr_gamma": ("snr_gamma", float),
     "resolution": ("resolution", lambda value: int(str(value).split(",")[0])), "flip_aug": ("random_flip", bool),
     "optimizer_type": ("optimizer", _OPTIMIZERS), "text_encoder_lr": ("text_encoder_learning_rate", float),
+    "network_train_unet_only": ("train_text_encoder", lambda on: not on),
     "network_dim": ("lora_rank", int), "network_alpha": ("lora_alpha", float), "vae": ("vae", str),
     "save_model_as": ("publish_format", _choice({"ckpt": "ckpt", "safetensors": "safetensors"})),
     "caption_dropout_rate": ("caption_dropout", float), "save_every_n_steps": ("snapshot_every", int),
     "zero_terminal_snr": ("zero_terminal_snr", bool), "train_data_dir": ("instance_dir", str), "reg_data_dir": ("class_dir", str),
 }
+_EPOCHS = "epochs are not counted here; give steps"
+_WHY_NOT = {"max_train_epochs": _EPOCHS, "num_train_epochs": _EPOCHS,
+            "num_class_images_per": "give num_class_images, their number in all"}
 _CONCEPT: dict[str, Translation] = {
     "instance_data_dir": ("instance_dir", str), "class_data_dir": ("class_dir", str),
     "instance_prompt": ("instance_prompt", str), "class_prompt": ("class_prompt", str),
@@ -196,7 +201,7 @@ def _translated(values: Mapping[str, Any], table: Mapping[str, Translation],
             continue
         target, read = table.get(name, ("", _same))
         if not target:
-            not_taken.append(f"{name}: it has no meaning here")
+            not_taken.append(f"{name}: {_WHY_NOT.get(name, 'it has no counterpart here')}")
             continue
         try:
             settings[target] = read(value)
@@ -205,6 +210,16 @@ def _translated(values: Mapping[str, Any], table: Mapping[str, Translation],
     if settings.keys() & {"optimizer", "mixed_precision"}:
         settings.setdefault("memory_profile", "none")  # a profile brings its own
     return Imported(settings, tuple(not_taken))
+
+
+def _with_our_rates(values: Mapping[str, Any]) -> dict[str, Any]:
+    """sd-scripts' learning_rate is that of the parts that are given none of their own; ours is the UNet's."""
+    values = {name: value for name, value in values.items() if value is not None}
+    unet = values.pop("unet_lr", None)
+    if unet is not None:
+        values.setdefault("text_encoder_lr", values.get("learning_rate"))
+        values["learning_rate"] = unet
+    return values
 
 
 def _concepts_of_extension(entries: Any) -> tuple[dict[str, Any], list[str]]:

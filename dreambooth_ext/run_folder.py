@@ -45,7 +45,7 @@ from .files import (
     write_atomically,
     write_json,
 )
-from .metrics import entry_of
+from .metrics import entry_of, last_step
 from .words import printable
 
 
@@ -68,7 +68,7 @@ class RunState:
 
 _STATE: dict[str, Any] = {"state": str, "step": int, "steps": int, "message": str, "started_s": (int, float),
                           "updated_s": (int, float), "failure": str}
-BESIDE_RUNS = ("class-images", "presets", "uploads")  # folders of the runs' folder that are no runs
+BESIDE_RUNS = ("class-images", "presets", "uploads", "choices", "prepared", "token-check")  # in the runs' folder, and no runs
 WORKED_ON = ("preparing", "class images", "training", "publishing")  # states of a run that a process holds
 _LOG_BYTES_SHOWN = 1 << 20
 _OBJECT_BYTES_AT_MOST = 16 << 20  # inputs.json of 1000 pictures has some 100 KiB
@@ -200,6 +200,8 @@ class RunFolder:
             kept = [step_in(path.parent.name) or 0 for path in self.checkpoints_dir.glob("step-*/state.pt")]
             state = replace(state, state="interrupted", step=max([state.step, *kept]),
                             message="it ended without a word, and can be resumed")
+        elif state.state == "training":  # its state is written anew only when it ends
+            state = replace(state, step=last_step(self.metrics_path) or state.step)
         try:
             config = self.config()
             base, prompts = Path(config.base).name, [concept.instance_text for concept in config.concepts]

@@ -38,12 +38,18 @@ def silence(stream: TextIO) -> None:
 
 
 class JsonLines:
-    """One object a line: phase, done, total, text, figures."""
+    """One object a line: phase, done, total, text, figures. Of bytes, which come by the thousand, one for each percent."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._told: tuple[str, str, str] | None = None
 
     def __call__(self, report: Report) -> None:
+        if report.total >= BYTES_FROM:
+            told = (report.phase, report.text, _count(report))
+            if told == self._told:
+                return
+            self._told = told
         value: dict[str, Any] = {"phase": report.phase, "done": report.done, "total": report.total, "text": report.text}
         print(json.dumps({**value, **{"figures": dict(report.figures)}}), file=self._stream, flush=True)
 

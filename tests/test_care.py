@@ -97,6 +97,9 @@ def test_json_is_one_object_a_line(rex, capsys, config):
     assert run(["check", "--preset", "face", "--instance-dir", "pictures", "--base", "b.ckpt", "--json"]) == BAD_INPUT
     faults = json.loads(capsys.readouterr().out)["faults"]
     assert len(faults) == 2 and not any("class" in fault for fault in faults)  # the preset names the class
+    assert run(["show", "nobody", "--json"]) == BAD_INPUT
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"].startswith("nobody is to be opened") and told["faults"] == ["there is no such run in runs"]
 
 
 def test_without_a_screen_the_folder_is_named(rex, capsys, monkeypatch):
@@ -175,7 +178,7 @@ def test_presets_and_imports(config, capsys, tmp_path, monkeypatch):
     assert run(["train", *flags, "--preset", "nothing"]) == BAD_INPUT and run(["delete-preset", "style"]) == BAD_INPUT
     assert run(["delete-preset", "mine"]) == DONE and run(["presets", "mine"]) == BAD_INPUT
     (tmp_path / "db_config.json").write_text(json.dumps({"model_name": "old", "attention": "x", "concepts_list": []}))
-    assert run(["import", "db_config.json"]) == DONE and "attention: it has no meaning here" in capsys.readouterr().out
+    assert run(["import", "db_config.json"]) == DONE and "attention: it has no counterpart here" in capsys.readouterr().out
     assert json.loads((tmp_path / "settings.json").read_text())["output_name"] == "old"
     assert run(["import", "db_config.json"]) == BAD_INPUT  # settings.json is there
     assert run(["models"]) == DONE

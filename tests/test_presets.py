@@ -55,7 +55,19 @@ def test_settings_of_sd_scripts(tmp_path):
                                 "resolution": "512,512", "xformers": True, "vae": None, "reg_data_dir": None, "seed": None}))
     imported = presets.import_settings(path)
     assert imported.settings == {"base": "sd15.safetensors", "steps": 800, "lora_rank": 16, "resolution": 512}
-    assert imported.not_taken == ("xformers: it has no meaning here",)
+    assert imported.not_taken == ("xformers: it has no counterpart here",)
+
+
+def test_what_scripts_of_loras_are_given_counts(tmp_path):
+    """unet_lr goes before learning_rate, wherever it stands; use_8bit_adam is an optimizer; epochs are told."""
+    args = {"pretrained_model_name_or_path": "sd15.safetensors", "unet_lr": 2e-4, "learning_rate": 1e-4, "use_8bit_adam": True,
+            "network_train_unet_only": True, "max_train_epochs": 10}
+    imported = presets.import_text(json.dumps(args), "args.json")
+    assert imported.settings == {"base": "sd15.safetensors", "learning_rate": 2e-4, "text_encoder_learning_rate": 1e-4,
+                                 "optimizer": "adamw_8bit", "train_text_encoder": False, "memory_profile": "none"}
+    assert imported.not_taken == ("max_train_epochs: epochs are not counted here; give steps",)
+    of_encoder = presets.import_text(json.dumps({**args, "text_encoder_lr": 5e-5}), "args.json")
+    assert of_encoder.settings["text_encoder_learning_rate"] == 5e-5
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3)

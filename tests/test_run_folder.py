@@ -43,7 +43,12 @@ def test_config_and_state_come_back(run):
 def test_a_run_that_nobody_works_on_any_more_is_listed_as_interrupted(run):
     run.write_state(RunState("training", 3, 10))
     with run.lock():
-        assert run.is_held() and run.summary()["state"] == "training"
+        assert run.is_held() and run.summary()["state"] == "training" and run.summary()["step"] == 3
+        for step in (3, 4, 5):
+            run.append_metrics({"step": step, "loss": 0.5})
+        with run.metrics_path.open("a") as stream:
+            stream.write('{"step": 6, "lo')
+        assert run.summary()["step"] == 5  # as far as it is, whatever process works on it
     told = run.summary()
     assert (told["state"], told["step"], told["message"]) == ("interrupted", 3, "it ended without a word, and can be resumed")
     assert run.state().state == "training"  # what is written stays: only looking changes nothing

@@ -180,7 +180,7 @@ def test_presets_are_kept_read_and_removed(http, values):
 def test_settings_of_other_trainers_are_taken(http):
     content = json.dumps({"model_name": "old", "learning_rate": 2e-6, "attention": "xformers", "concepts_list": []})
     answer = post(http, "/import", {"file": "../../db_config.json", "content": content}).json()
-    assert answer["settings"]["learning_rate"] == 2e-6 and answer["not_taken"] == ["attention: it has no meaning here"]
+    assert answer["settings"]["learning_rate"] == 2e-6 and answer["not_taken"] == ["attention: it has no counterpart here"]
 
 
 def test_uploaded_pictures_can_be_audited_and_trained_from(http, service, values):

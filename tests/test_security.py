@@ -418,9 +418,9 @@ def test_nothing_of_a_linked_folder_is_shown(service, run, tmp_path):
     assert "data:image" not in page and "dear diary" not in page
 
 
-@pytest.mark.parametrize("name", ["class-images", "Presets", "uploads"])
+@pytest.mark.parametrize("name", ["class-images", "Presets", "uploads", "choices", "prepared", "token-check"])
 def test_folders_beside_the_runs_are_no_runs(service, values, run, name):
-    """Else deleting a run of that name would delete every user's presets, uploads or class images."""
+    """Else deleting a run of that name would delete what belongs to all runs: presets, uploads, class images, choices."""
     folder = service.host.runs_dir / name
     folder.mkdir()
     (folder / "config.json").write_bytes((run.path / "config.json").read_bytes())

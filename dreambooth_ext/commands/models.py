@@ -27,7 +27,8 @@ def convert(parsed: argparse.Namespace, progress: Progress) -> None:
                     parsed.zero_terminal_snr)
     written = convert_model(expanded(parsed.source), expanded(parsed.destination), parsed.format or "", wishes, progress)
     size = sum(path.stat().st_size for path in ([written] if written.is_file() else written.rglob("*")) if path.is_file())
-    say(parsed, f"Wrote {written} ({gib(size)}).", written=str(written), bytes=size)
+    kind = "" if written.is_file() else "a diffusers folder, "
+    say(parsed, f"Wrote {written} ({kind}{gib(size)}).", written=str(written), bytes=size)
 
 
 def extract_lora(parsed: argparse.Namespace, progress: Progress) -> None:
@@ -61,6 +62,7 @@ def merge_lora(parsed: argparse.Namespace, progress: Progress) -> None:
     if not parsed.overwrite:
         require_no_sidecar(destination)
     vae = expanded(parsed.vae) if parsed.vae else None
+    progress.start("merging", 0)
     paths = merge(expanded(parsed.base), expanded(parsed.lora), destination.parent, destination.stem, parsed.weight,
                   publish_format=form, dtype=parsed.dtype, vae=vae, metadata={"title": destination.stem}, progress=progress)
     say(parsed, f"Wrote {paths[0]} ({gib(paths[0].stat().st_size)}).", written=str(paths[0]))

@@ -20,12 +20,9 @@ def check(parsed: argparse.Namespace, progress: Progress) -> None:
     """The same judgement as in the tab and through the API; nothing is started."""
     config = settings_of(parsed)
     faults = _service(config.models_dir, config.runs_dir).faults(config.to_dict())
-    if parsed.json:
-        say(parsed, "", faults=faults)
     if faults:
         raise ConfigError(faults, "Nothing was started.")
-    if not parsed.json:
-        say(parsed, f"{config.output_name} can be started.")
+    say(parsed, f"{config.output_name} can be started.", faults=[])
 
 
 def models(parsed: argparse.Namespace, progress: Progress) -> None:

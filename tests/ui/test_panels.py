@@ -416,7 +416,7 @@ def test_settings_of_another_trainer_are_taken_and_the_rest_is_listed(service, t
         {"instance_data_dir": "pics", "instance_token": "rxz", "class_token": "dog"}]}))
     filled = dict(zip([*names, "said"], panel._read(names, str(path)), strict=True))
     assert (filled["learning_rate"], filled["token"], filled["output_name"]) == ("2e-06", "rxz", "old")
-    assert "attention: it has no meaning here" in filled["said"]
+    assert "attention: it has no counterpart here" in filled["said"]
 
 
 def test_a_runs_report_and_its_failure_explained(service, values):
