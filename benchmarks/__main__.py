@@ -1,7 +1,7 @@
 """The engine's figures in one command, those that are promised first: python -m benchmarks [--minutes 9]
 
 On a GPU of 24 GB and more it takes some minutes; each table is printed as it comes, and what does not fit into --minutes is
-named. On a CPU only the leanest profile is measured at 64 px, and the packaged base's steps. What trains needs torch,
+named. On a CPU the packaged base's steps are measured, and the leanest profile at 64 px. What trains needs torch,
 diffusers, transformers, accelerate, safetensors, psutil and Pillow, no network, and up to 30 GB of room for temporary files.
 """
 
@@ -39,11 +39,11 @@ ON_A_GPU: tuple[Part, ...] = (
     ("bench_optimizer", ()),
 )
 ON_A_CPU: tuple[Part, ...] = (
-    ("bench_memory", ("--profiles", "ultra", "--resolution", "64", "--steps", "4")),
     ("bench_step", ("--batch", "1", "4", "--steps", "30")),
     ("bench_optimizer", ("--millions", "10")),
+    ("bench_memory", ("--profiles", "ultra", "--resolution", "64", "--steps", "4")),  # the full-size model: minutes
 )
-TIDY_UP_S = 20  # a part that was told to stop has so long to remove its files
+TIDY_UP_S = 20  # a part that was told to end has so long to go
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     if os.name == "nt":  # has no such groups
         process.kill()
         return
-    for wish in (signal.SIGINT, signal.SIGKILL):
+    for wish in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, wish)
             process.wait(TIDY_UP_S)
