@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from dreambooth_ext import recipe
-from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, run
+from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, INTERRUPTED, run
 from dreambooth_ext.commands import care
 from dreambooth_ext.config import Concept, TrainConfig
-from dreambooth_ext.errors import HostError, ResumeError
+from dreambooth_ext.errors import Cancelled, HostError, ResumeError
 from dreambooth_ext.run_folder import RunFolder, RunState
 
 
@@ -164,6 +164,15 @@ def test_a_queue_is_worked_off_in_order_and_judged_before_it_begins(config, rex,
     assert run(["queue", file("a"), file("d", steps=0)]) == BAD_INPUT and run(["queue", file("a"), file("rex")]) == BAD_INPUT
     assert run(["queue", file("a"), file("a")]) == BAD_INPUT and order == []
     assert run(["queue", file("a"), file("c")]) == DONE and order == ["a", "c"]
+    capsys.readouterr()
+
+    def stopped(config, host, progress):
+        raise Cancelled
+
+    monkeypatch.setattr(recipe, "train", stopped)
+    assert run(["queue", file("a"), file("c")]) == INTERRUPTED
+    told = capsys.readouterr().err
+    assert f"Not begun: {tmp_path / 'c.json'}" in told and "resume a" in told
 
 
 def test_presets_and_imports(config, capsys, tmp_path, monkeypatch):

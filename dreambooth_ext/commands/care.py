@@ -10,7 +10,7 @@ from .. import recipe
 from ..compare import compare as compare_snapshots
 from ..comparison import Comparison, Wishes, percent
 from ..config import TrainConfig
-from ..errors import ConfigError, DreamboothError, ResumeError, RunBusy
+from ..errors import Cancelled, ConfigError, DreamboothError, ResumeError, RunBusy
 from ..files import expanded, gib
 from ..flags import add_flags_of, given_of
 from ..hosts.standalone import StandaloneHost
@@ -112,9 +112,14 @@ def queue(parsed: argparse.Namespace, progress: Progress) -> None:
     if faults:
         raise ConfigError(faults)
     failed: dict[str, str] = {}
-    for config in configs:
+    for number, config in enumerate(configs, start=1):
         try:
             recipe.train(config, host_of(config), progress)
+        except (Cancelled, KeyboardInterrupt):
+            parsed.resume_name, parsed.runs_dir = config.output_name, config.runs_dir
+            if parsed.files[number:]:
+                progress.log(f"Not begun: {', '.join(parsed.files[number:])}")
+            raise
         except DreamboothError as error:
             failed[config.output_name] = str(error)
             progress.log(f"{config.output_name}: {error}")
