@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HostError
-from .a1111 import A1111Host
+from .a1111 import A1111Host, same_file
 
 
 class ForgeHost(A1111Host):
@@ -108,6 +108,26 @@ class ManagedMemoryHost(A1111Host):
 
         return scripts.ScriptRunner()
 
+    def _load_selected(self, vae: Path | None) -> None:
+        self._read_text_encoder_anew()
+        super()._load_selected(vae)
+
+    def _load_as_user_wants(self) -> None:
+        self._read_text_encoder_anew()
+        super()._load_as_user_wants()
+
+    @staticmethod
+    def _read_text_encoder_anew() -> None:
+        """reForge looks at its "Text Encoder" setting only while it reads a checkpoint: one that is there keeps what it got."""
+        from modules import sd_models, shared
+
+        if not sd_models.checkpoints_list or "sd_text_encoder" not in shared.opts.data_labels:
+            return
+        info = sd_models.select_checkpoint()
+        model = next((model for model in sd_models.model_data.loaded_sd_models if model.filename == info.filename), None)
+        if model is not None and not same_file(_text_encoder_in(model), _text_encoder_wanted(info)):
+            sd_models.reload_model_weights(info=info, forced_reload=True)  # as reForge does when the setting changes
+
     def _make_room(self, ram_too: bool) -> Any:
         from ldm_patched.modules import model_management
 
@@ -116,6 +136,28 @@ class ManagedMemoryHost(A1111Host):
         if ram_too:
             return super()._make_room(ram_too)
         return lambda: None
+
+
+def _text_encoder_in(model: Any) -> str:
+    """The file that a loaded model has its text encoder from."""
+    from modules import sd_text_encoder
+
+    option = sd_text_encoder.current_text_encoder_option if hasattr(model, "_separate_te_loaded") else None
+    return _file_of(option) or str(model.filename)
+
+
+def _text_encoder_wanted(info: Any) -> str:
+    """The file that the setting names. Automatic: one that is called as the checkpoint; None, or none of that name: itself."""
+    from modules import sd_text_encoder, shared
+
+    label = shared.opts.data.get("sd_text_encoder", "Automatic")
+    found = (option for option in sd_text_encoder.text_encoder_options
+             if (option.model_name == info.model_name if label == "Automatic" else option.label == label))
+    return _file_of(next(found, None)) or str(info.filename)
+
+
+def _file_of(option: Any) -> str:
+    return str(getattr(getattr(option, "te_info", None), "filename", ""))
 
 
 def _name_of_fork() -> str:

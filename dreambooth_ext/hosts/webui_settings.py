@@ -19,6 +19,7 @@ NEUTRAL: dict[str, Any] = {
     "forge_additional_modules": [],
     "forge_unet_storage_dtype": "Automatic",  # as the file has it, not in 4 or 8 bits
     "sd_unet": "None",
+    "sd_text_encoder": "None",  # reForge's: the checkpoint's own
     "token_merging_ratio": 0.0,
     "tiling": False,
     "face_restoration": False,

@@ -1,7 +1,10 @@
 """The adapter in the double as Forge: what is selected is loaded by the next picture, and lists show no hashes."""
 
+import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -229,3 +232,54 @@ def test_reforge_looks_through_the_scripts_of_each_picture_and_finds_none(tmp_pa
 
         monkeypatch.setattr(webui.processing, "process_images", as_reforge)
         assert len(list(ManagedMemoryHost().txt2img(webui.folder / "base.ckpt", REQUEST, progress))) == 2
+
+
+@pytest.fixture
+def reforge(tmp_path, monkeypatch):
+    """reForge: a checkpoint gets its text encoder while it is read, and keeps it whatever the setting says later."""
+    import double
+
+    with double.running(tmp_path / "webui", {"base.ckpt": b"base", "other.ckpt": b"other"}) as webui:
+        options = [SimpleNamespace(label=f"TE: {name}", model_name=name, te_info=SimpleNamespace(filename=str(webui.folder / f"{name}.ckpt")))
+                   for name in ("base", "other")]
+        encoders = SimpleNamespace(text_encoder_options=options, current_text_encoder_option=None)
+        monkeypatch.setitem(sys.modules, "modules.sd_text_encoder", encoders)
+        monkeypatch.setattr(sys.modules["modules"], "sd_text_encoder", encoders, raising=False)
+        webui.opts.add_option("sd_text_encoder", SimpleNamespace(default="Automatic", onchange=None))
+        plain = webui.sd_models.Model
+
+        def read(info):
+            model, label = plain(info), webui.opts.sd_text_encoder
+            model.filename = info.filename
+            found = next((option for option in options
+                          if option.label == label or (label == "Automatic" and option.model_name == info.model_name)), None)
+            if found is not None:
+                encoders.current_text_encoder_option, model._separate_te_loaded = found, True
+                model.content += b" with the text encoder of " + found.model_name.encode()
+            return model
+
+        monkeypatch.setattr(webui.sd_models, "Model", read)
+        yield webui
+
+
+def of_class_images(webui):
+    return [call["content"] for call in webui.processing.calls]
+
+
+@pytest.mark.parametrize("setting", ["Automatic", "None", "TE: base", "TE: other", "TE: gone"])
+def test_class_images_have_the_bases_own_text_encoder_whatever_reforge_is_set_to(reforge, progress, setting):
+    from dreambooth_ext.hosts.forge import ManagedMemoryHost
+
+    reforge.opts.data["sd_text_encoder"] = setting
+    of_user = reforge.sd_models.reload_model_weights(forced_reload=True)
+    own = {b"base", b"base with the text encoder of base"}
+    host = ManagedMemoryHost()
+    with host.job("run", progress):
+        for _ in range(2):
+            list(host.txt2img(reforge.folder / "base.ckpt", REQUEST, progress))
+    assert len(set(of_class_images(reforge))) == 1
+    assert of_class_images(reforge)[0] in {sha256(content).hexdigest() for content in own}
+    assert reforge.opts.sd_text_encoder == setting
+    after = reforge.sd_models.model_data.sd_model
+    assert after.content == of_user.content  # the user's own pictures are as they were
+    assert (after is of_user) == (setting != "TE: other")  # what is right already is not read again

@@ -15,7 +15,7 @@ class CheckpointInfo:
     def __init__(self, filename):
         self.filename = filename
         self.name = os.path.basename(filename)
-        self.name_for_extra = os.path.splitext(self.name)[0]
+        self.name_for_extra = self.model_name = os.path.splitext(self.name)[0]
         self.sha256 = hashes.get(_key(filename))
         self.shorthash = self.sha256[:10] if self.sha256 else None
         self.title = f"{self.name} [{self.shorthash}]" if self.shorthash else self.name
