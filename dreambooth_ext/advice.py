@@ -42,6 +42,13 @@ def about_base(path: Path) -> str:
     return _about_base(path, status.st_mtime_ns if status else 0)
 
 
+def heeds_clip_skip(about: str) -> bool:
+    """Whether the WebUI's CLIP skip acts on a base of which `about_base` tells this."""
+    from .models.family import SD1
+
+    return about.startswith(SD1.name)
+
+
 @lru_cache(maxsize=64)
 def _about_base(path: Path, mtime_ns: int) -> str:
     from .files import gib

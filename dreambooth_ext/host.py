@@ -51,6 +51,7 @@ class OwnPictures:
 
     vae: str = ""  # file name; empty: the checkpoint's own
     clip_skip: int = 1
+    text_encoder: str = ""  # what takes the place of the checkpoint's own, which may have been trained
 
 
 @runtime_checkable

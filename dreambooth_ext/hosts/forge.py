@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import HostError
+from ..errors import DreamboothError, HostError
+from ..host import OwnPictures
+from . import webui_settings
 from .a1111 import A1111Host, same_file
 
 
@@ -72,6 +75,14 @@ class ForgeHost(A1111Host):
         if sd_models.checkpoints_list:
             main_entry.refresh_model_loading_parameters()  # `process_images` loads them
 
+    def own_pictures(self) -> OwnPictures:
+        """One field of Forge's page, "VAE / Text Encoder", names both: which is which, the files tell."""
+        from modules import shared
+
+        named = [Path(name) for name in shared.opts.forge_additional_modules or []]
+        vae, text = (", ".join(path.name for path in named if _part_in(path) == part) for part in ("vae", "text_encoder"))
+        return replace(super().own_pictures(), vae=vae, text_encoder=text)
+
     def _make_room(self, ram_too: bool) -> Any:
         from backend import memory_management
         from modules import sd_models
@@ -116,6 +127,12 @@ class ManagedMemoryHost(A1111Host):
         self._read_text_encoder_anew()
         super()._load_as_user_wants()
 
+    def own_pictures(self) -> OwnPictures:
+        from modules import shared
+
+        named = getattr(shared.opts, "sd_text_encoder", "None")
+        return replace(super().own_pictures(), text_encoder="" if named in webui_settings.CHECKPOINTS_OWN else named)
+
     @staticmethod
     def _read_text_encoder_anew() -> None:
         """reForge looks at its "Text Encoder" setting only while it reads a checkpoint: one that is there keeps what it got."""
@@ -136,6 +153,20 @@ class ManagedMemoryHost(A1111Host):
         if ram_too:
             return super()._make_room(ram_too)
         return lambda: None
+
+
+def _part_in(path: Path) -> str:
+    """Of which part of Stable Diffusion a file takes the place: "vae", "text_encoder", or "" for a T5, of which it has none."""
+    from ..models.checkpoint_file import open_checkpoint
+
+    try:
+        with open_checkpoint(path) as file:
+            names = list(file.entries)
+    except DreamboothError:
+        return "" if path.suffix == ".gguf" else "vae"
+    if any("text_model.encoder.layers.0." in name or "resblocks.0." in name for name in names):
+        return "text_encoder"
+    return "" if any("encoder.block.0." in name for name in names) else "vae"
 
 
 def _text_encoder_in(model: Any) -> str:

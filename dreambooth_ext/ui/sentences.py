@@ -19,7 +19,6 @@ from ..errors import DreamboothError, PictureError
 from ..files import gib
 from ..host import on_device_of
 from ..lookups import Answer, Lookups
-from ..models.family import SD1
 from ..progress import Progress
 from ..service import Service
 from ..words import counted, duration
@@ -96,7 +95,9 @@ class Sentences:
         if own.vae and own.vae != Path(str(values.get("vae") or "")).name:
             text = f"The WebUI's settings name the VAE {own.vae}: in txt2img the new model will look unlike its previews, for " \
                 "which its own is used. "
-        if own.clip_skip != skip and str(self._of_base(base).value or "").startswith(SD1.name):  # others do not heed it
+        if own.text_encoder:
+            text += f"The WebUI's settings name the text encoder {own.text_encoder}: in txt2img it replaces the new model's. "
+        if own.clip_skip != skip and advice.heeds_clip_skip(str(self._of_base(base).value or "")):
             text += f"The WebUI's CLIP skip is {own.clip_skip}, this trains with {skip}: set both alike (here in Advanced)."
         return html.note(text.strip())
 

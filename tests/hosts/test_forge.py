@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dreambooth_ext.errors import HostError
 from dreambooth_ext.host import OwnPictures, Txt2Img
@@ -82,6 +84,17 @@ def test_what_the_user_has_set_for_txt2img_is_known(host, webui):
     assert host.own_pictures().vae == "a.safetensors, b.safetensors"
     webui.opts.data["forge_additional_modules"] = []
     assert host.own_pictures() == OwnPictures("", 2)
+
+
+def test_forges_one_field_for_vae_and_text_encoders_is_told_apart(host, webui):
+    """Left there from Flux, they would take the place of what was trained; a T5 does not."""
+    names = {"some.vae": "decoder.conv_in.weight", "clip_l": "text_model.encoder.layers.0.layer_norm1.weight",
+             "t5xxl": "encoder.block.0.layer.0.SelfAttention.q.weight"}
+    for name, tensor in names.items():
+        save_file({tensor: torch.zeros(2)}, webui.folder / f"{name}.safetensors")
+    files = [str(webui.folder / f"{name}.safetensors") for name in names]
+    webui.opts.data["forge_additional_modules"] = [*files, str(webui.folder / "t5.gguf")]
+    assert host.own_pictures() == OwnPictures("some.vae.safetensors", 2, "clip_l.safetensors")
 
 
 @pytest.mark.parametrize("class_images", [True, False])
@@ -240,8 +253,8 @@ def reforge(tmp_path, monkeypatch):
     import double
 
     with double.running(tmp_path / "webui", {"base.ckpt": b"base", "other.ckpt": b"other"}) as webui:
-        options = [SimpleNamespace(label=f"TE: {name}", model_name=name, te_info=SimpleNamespace(filename=str(webui.folder / f"{name}.ckpt")))
-                   for name in ("base", "other")]
+        options = [SimpleNamespace(label=f"TE: {path.stem}", model_name=path.stem, te_info=SimpleNamespace(filename=str(path)))
+                   for path in (webui.folder / "base.ckpt", webui.folder / "other.ckpt")]
         encoders = SimpleNamespace(text_encoder_options=options, current_text_encoder_option=None)
         monkeypatch.setitem(sys.modules, "modules.sd_text_encoder", encoders)
         monkeypatch.setattr(sys.modules["modules"], "sd_text_encoder", encoders, raising=False)
@@ -274,6 +287,7 @@ def test_class_images_have_the_bases_own_text_encoder_whatever_reforge_is_set_to
     of_user = reforge.sd_models.reload_model_weights(forced_reload=True)
     own = {b"base", b"base with the text encoder of base"}
     host = ManagedMemoryHost()
+    assert host.own_pictures().text_encoder == (setting if setting.startswith("TE") else "")
     with host.job("run", progress):
         for _ in range(2):
             list(host.txt2img(reforge.folder / "base.ckpt", REQUEST, progress))

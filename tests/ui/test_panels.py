@@ -500,6 +500,7 @@ def test_settings_of_the_webui_by_which_the_new_model_looks_unlike_its_previews_
     assert usual and "settings" not in usual and "CLIP skip" not in usual
     assert "name the VAE bright.vae.pt: in txt2img" in told(OwnPictures(vae="bright.vae.pt"))
     assert told(OwnPictures(vae="bright.vae.pt"), vae="/some/bright.vae.pt") == usual  # it becomes the model's own
+    assert "name the text encoder clip_l.safetensors: in txt2img" in told(OwnPictures(text_encoder="clip_l.safetensors"))
     assert "CLIP skip is 2, this trains with 1: set both alike" in told(OwnPictures(clip_skip=2))
     assert told(OwnPictures(clip_skip=2), clip_skip=2) == usual
     assert "CLIP skip is 1, this trains with 2" in told(OwnPictures(), clip_skip=2)
