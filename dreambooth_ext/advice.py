@@ -110,11 +110,19 @@ def about_pictures(audit: Audit, dropped: Collection[str] = ()) -> str:
     counts = Counter(word_for(picture) for picture in kept)
     good = counts.pop("good", 0)
     parts = [f"{good} good", *(f"{count} {word}" for word, count in counts.most_common())]
-    lines = [f"{counted(len(audit.pictures), 'picture')}: {', '.join(parts)}{_left_out(audit, dropped)}."]
-    lines += [f"{name} cannot be used: {why}." for name, why in audit.unreadable[:UNREADABLE_NAMED]]
-    if len(kept) < FEW_PICTURES:
-        lines[0] += " A handful more would help."
-    return "\n".join([*lines, *audit.together.advice])
+    line = f"{counted(len(audit.pictures), 'picture')}: {', '.join(parts)}{_left_out(audit, dropped)}."
+    if len(kept) < FEW_PICTURES <= len(audit.pictures):  # else that is among the advice on them all
+        line += " A handful more would help."
+    return "\n".join([line, *audit.together.advice])
+
+
+def about_unreadable(audit: Audit, dropped: Collection[str] = ()) -> str:
+    """Why pictures cannot be used that are not left out, and what to do; empty if there are none."""
+    found = [f"{name} cannot be used: {why}." for name, why in audit.unreadable if name not in dropped]
+    more = len(found) - UNREADABLE_NAMED
+    rest = [f"{more} more cannot be used."] if more > 0 else []
+    return "\n".join([*found[:UNREADABLE_NAMED], *rest, "Leave it out in Review, or save it anew." if len(found) == 1 else
+                      "Leave them out in Review, or save them anew."]) if found else ""
 
 
 def _left_out(audit: Audit, dropped: Collection[str]) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 
 import gradio as gr
 
-from ..config import Concept, TrainConfig
+from ..config import PATHS, Concept, TrainConfig
 from ..options import Option, options_of
 from . import html
+
+_QUOTED = re.compile(r"""^(["'])(.*)\1$""")  # as Windows' "Copy as path" gives a path
 
 
 @cache
@@ -85,7 +87,8 @@ def _value(option: Option, value: Any) -> Any:
         except ValueError:
             return text
     if option.kind is str:
-        return (value or "").strip()
+        text = (value or "").strip()
+        return _QUOTED.sub(r"\2", text) if option.name in PATHS else text
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -83,10 +84,10 @@ class ReviewPanel:
         order = sorted(audit.pictures, key=lambda picture: -ADVICE.index(picture.advice))
         cards = "".join(self._card(picture, shown.get(picture.name), choices.get(picture.name))
                         for picture in order[:CARDS_AT_MOST])
-        lines = [f"{name} cannot be used: {why}." for name, why in audit.unreadable]
-        more = len(audit.pictures) - CARDS_AT_MOST
-        lines += [f"{more} more are not shown here."] if more > 0 else []
-        return html.note("\n".join(lines), "warning") + f'<div class="dreambooth-review">{cards}</div>'
+        bad = "".join(self._card_of_bad(name, why, choices.get(name)) for name, why in audit.unreadable[:CARDS_AT_MOST])
+        more = max(0, len(audit.pictures) - CARDS_AT_MOST) + max(0, len(audit.unreadable) - CARDS_AT_MOST)
+        note = html.note(f"{more} more are not shown here." if more else "", "warning")
+        return f'{note}<div class="dreambooth-review">{bad}{cards}</div>'
 
     @staticmethod
     def _card(picture: PictureAudit, shown: Shown | None, chosen: Choice | None) -> str:
@@ -101,9 +102,16 @@ class ReviewPanel:
         return (f'<figure class="{"dreambooth-dropped" if dropped else ""}">'
                 f'<button class="dreambooth-shown" data-name="{name}" title="{reasons}">'
                 f'{image}</button><figcaption><span class="dreambooth-name">{name}</span>'
-                f'<span class="dreambooth-{kind}">{html.escaped(word)}</span>'
-                f'<button class="dreambooth-toggle" data-name="{name}" aria-pressed="{str(dropped).lower()}">'
-                f'{"Use it" if dropped else "Leave out"}</button></figcaption></figure>')
+                f'<span class="dreambooth-{kind}">{html.escaped(word)}</span>{_toggle(name, dropped)}</figcaption></figure>')
+
+    @staticmethod
+    def _card_of_bad(name: str, why: str, chosen: Choice | None) -> str:
+        """A file that cannot be used keeps a run from starting until it is left out."""
+        name, dropped = html.escaped(name), chosen is not None and chosen.choice == "drop"
+        return (f'<figure class="{"dreambooth-dropped" if dropped else ""}"><figcaption>'
+                f'<span class="dreambooth-name" title="{name}">{name}</span>'
+                f'<span class="dreambooth-fault">{"left out" if dropped else html.escaped(why)}</span>'
+                f"{_toggle(name, dropped)}</figcaption></figure>")
 
     def _detail_html(self, name: str, values: Values) -> str:
         try:
@@ -214,13 +222,33 @@ class ReviewPanel:
     def _remember(self, name: str, choice: Choice | None, values: Values) -> None:
         from ..dataset.choices import Choice, choose
 
-        sha256 = self._of(self._audit(values), name).sha256
+        audit = self._audit(values)
+        is_bad = any(name == bad for bad, _ in audit.unreadable)
+        sha256 = _sha256_of_bad(self._sentences.folder(values) / name) if is_bad else self._of(audit, name).sha256
         choose(self._sentences.choices_path(values), name, choice and Choice(choice.choice, sha256, choice.box))
 
     @staticmethod
     def _refused(error: Exception) -> list[Any]:
         said = html.note(str(error), "fault") if isinstance(error, DreamboothError) else str(error)
         return [said, gr.update(), gr.update(), gr.update()]
+
+
+def _toggle(name: str, dropped: bool) -> str:
+    """`name` is escaped."""
+    return (f'<button class="dreambooth-toggle" data-name="{name}" aria-pressed="{str(dropped).lower()}">'
+            f'{"Use it" if dropped else "Leave out"}</button>')
+
+
+def _sha256_of_bad(path: Path) -> str:
+    """Of a file that is no picture; empty, which stands for whatever has that name, where it cannot be read either."""
+    from ..dataset.manifest import sha256_of
+    from ..dataset.pictures import require_own_file
+
+    try:
+        require_own_file(path)
+        return sha256_of(path)
+    except (PictureError, OSError):
+        return ""
 
 
 class _NotYet(Exception):

@@ -111,8 +111,10 @@ class Sentences:
         if not values.get("instance_dir"):
             return html.note(advice.WHAT_MAKES_A_GOOD_SET)
         def say(found: Audit) -> str:
-            first, _, rest = advice.about_pictures(found, self._dropped(values)).partition("\n")
-            return html.note(first, "good" if _is_good(found) else "warning") + html.note(rest)
+            dropped = self._dropped(values)
+            first, _, rest = advice.about_pictures(found, dropped).partition("\n")
+            return (html.note(first, "good" if _is_good(found) else "warning")
+                    + html.note(advice.about_unreadable(found, dropped), "fault") + html.note(rest))
 
         return _looked_at(lambda: self.audit(values), say, "Looking at the pictures")
 

@@ -17,7 +17,7 @@ from dreambooth_ext.picture_room import Drawn
 from dreambooth_ext.playground.base import playground_base_path
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.service import Work
-from dreambooth_ext.ui import choose_panel, runs_panel, tab, train_panel, watch_panel
+from dreambooth_ext.ui import choose_panel, fields, runs_panel, tab, train_panel, watch_panel
 from dreambooth_ext.ui.errands import Errands
 from dreambooth_ext.ui.run_cards import run_list
 from dreambooth_ext.ui.sentences import Sentences
@@ -203,9 +203,26 @@ def test_a_picture_that_cannot_be_read_stands_between_the_form_and_a_run(service
     told = told_at_last(form_of(service), {**values, "steps": 1, "resolution": 64})
     assert "broken.jpg cannot be used" in told[1] and "To be put right: Pictures." in told[9]
     assert any("broken.jpg" in fault for fault in service.faults({**values, "steps": 1, "resolution": 64}))  # so it would end
+    form = form_of(service)
+    while "pending" in (grid := form.review.grid_html(values)):
+        time.sleep(0.05)
+    assert 'data-name="broken.jpg" aria-pressed="false"' in grid
+    assert 'data-name="broken.jpg" aria-pressed="true"' in form.review._toggled("broken.jpg", values)
+    told = told_at_last(form, {**values, "steps": 1, "resolution": 64})
+    assert "broken.jpg" not in told[1] and "Ready." in told[9] and not service.faults({**values, "steps": 1, "resolution": 64})
+    broken.write_bytes(b"another file")  # nobody has looked at this one
+    assert any("broken.jpg" in fault for fault in service.faults({**values, "steps": 1, "resolution": 64}))
     broken.unlink()
     told = told_at_last(form_of(service), {**values, "steps": 1, "resolution": 64, "base": "gone.ckpt"})
     assert "To be put right: Base model." in told[9]
+
+
+def test_quotes_about_a_path_are_no_part_of_it():
+    """Windows' "Copy as path" puts them there."""
+    quoted = {'"C:\\pictures of rex"': "C:\\pictures of rex", " '/home/me/rex' ": "/home/me/rex", '"': '"', "it's": "it's"}
+    for text, path in quoted.items():
+        assert fields.values_of(["instance_dir", "base"], [text, text]) == {"instance_dir": path, "base": path}
+    assert fields.values_of(["instance_prompt"], ['"rxz"']) == {"instance_prompt": '"rxz"'}
 
 
 def test_a_name_that_is_taken_is_not_ready(service, values):
