@@ -299,7 +299,7 @@ def require_safe_name(name: str, what: str) -> str:
     if not _NAME.fullmatch(name) or stem in RESERVED or name[0] in ". " or name[-1] in ". ":
         raise UnsafePath(
             f"{what} is to be {name!r}", "such a name cannot stand in a models folder on every system",
-            "Use letters, digits, dots, dashes, underscores and spaces; neither dots nor spaces at the ends.",
+            "Use the letters A to Z, digits, dots, dashes, underscores and spaces; neither dots nor spaces at the ends.",
         )
     return name
 

@@ -150,7 +150,7 @@ APPROVED = {
     "NotWritable": ("x.json is to be written to FOLDER", "the folder may not be written to",
                     "Choose a folder of your own, or change its permissions."),
     "UnsafePath": ("the preset is to be '../x'", "such a name cannot stand in a models folder on every system",
-                   "Use letters, digits, dots, dashes, underscores and spaces; neither dots nor spaces at the ends."),
+                   "Use the letters A to Z, digits, dots, dashes, underscores and spaces; neither dots nor spaces at the ends."),
     "RunBusy": ("rex is to be worked on", "another process works in its folder",
                 "Wait for it, stop it, or choose another name."),
     "ResumeError": ("rex is to be continued", "it is finished, with all its 2 steps",

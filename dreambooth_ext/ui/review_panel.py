@@ -108,9 +108,9 @@ class ReviewPanel:
     def _card_of_bad(name: str, why: str, chosen: Choice | None) -> str:
         """A file that cannot be used keeps a run from starting until it is left out."""
         name, dropped = html.escaped(name), chosen is not None and chosen.choice == "drop"
-        return (f'<figure class="{"dreambooth-dropped" if dropped else ""}"><figcaption>'
-                f'<span class="dreambooth-name" title="{name}">{name}</span>'
-                f'<span class="dreambooth-fault">{"left out" if dropped else html.escaped(why)}</span>'
+        return (f'<figure class="{"dreambooth-dropped" if dropped else ""}"><div class="dreambooth-bad">{html.escaped(why)}</div>'
+                f'<figcaption><span class="dreambooth-name" title="{name}">{name}</span>'
+                f'<span class="dreambooth-fault">{"left out" if dropped else "cannot be used"}</span>'
                 f"{_toggle(name, dropped)}</figcaption></figure>")
 
     def _detail_html(self, name: str, values: Values) -> str:

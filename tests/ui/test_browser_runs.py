@@ -421,7 +421,7 @@ def test_presets_are_kept_applied_and_removed_and_other_trainers_settings_taken(
     fill(page, "learning_rate", "0.0002")
     fill(page, "preset_name", "a/b")
     page.click("#dreambooth_preset_save")
-    expect(page, "preset_said", "Use letters, digits")
+    expect(page, "preset_said", "Use the letters A to Z, digits")
     fill(page, "preset_name", "mine")
     page.click("#dreambooth_preset_save")
     expect(page, "preset_said", "Saved as mine")
