@@ -17,7 +17,7 @@ from .errors import Cancelled, CheckpointError, ConfigError, Diverged, Dreamboot
 from .examples import PROGRAM, examples_of
 from .files import unforeseen
 from .progress import Progress
-from .run_folder import resume_command
+from .run_folder import WORKED_ON, resume_command
 from .signals import Interrupter, heard
 from .terminal import listener, silence
 from .words import half_of
@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     return DONE
 
 
-_WORK_PHASES = {"preparing", "class images", "training", "publishing", "rendering", "comparing"}
+_WORK_PHASES = {*WORKED_ON, "rendering", "comparing"}
 
 
 def _follows() -> bool:

@@ -272,12 +272,10 @@ def unforeseen(error: OSError) -> StorageError:
 def require_space(folder: Path, bytes_needed: int, what: str) -> None:
     """Raise DiskFull if the disk of `folder` has less room than `bytes_needed` plus a tenth."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < bytes_needed * 1.1:
-        raise DiskFull(
-            f"{what} needs {gib(bytes_needed)} in {folder}", f"only {gib(free)} are free",
-            "Make room on that disk, or choose a folder on another one.",
-        )
+    free, wanted = shutil.disk_usage(existing).free, int(bytes_needed * 1.1)
+    if free < wanted:
+        raise DiskFull(f"{what} is to be written to {folder}", f"it needs {gib(wanted)}, and only {gib(free)} are free",
+                       "Make room on that disk, or choose a folder on another one.")
 
 
 def require_writable(folder: Path) -> None:

@@ -18,14 +18,14 @@ def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]
     progress.listen(lambda report: run.log(report.text) if report.phase == "log" else None)
     run.take_wishes()  # of a former process, which did not come to them
     progress.listen(lambda report: _fulfil(run.take_wishes(), progress))
-    taken = [run.state().step]
-    progress.listen(lambda report: taken.append(report.done) if report.phase == "training" else None)
+    taken = {"step": run.state().step}
+    progress.listen(lambda report: taken.update(step=report.done) if report.phase == "training" else None)
 
     def note(state: str, message: str, error: Exception | None = None) -> None:
         with suppress(StorageError):  # a disk that is full or gone must not hide what has happened
             run.require_there()
             failure = type(error).__name__ if error else ""
-            run.write_state(replace(run.state(), state=state, message=message, step=taken[-1], failure=failure))
+            run.write_state(replace(run.state(), state=state, message=message, step=taken["step"], failure=failure))
 
     try:
         yield

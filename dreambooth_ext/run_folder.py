@@ -198,7 +198,7 @@ class RunFolder:
         base, prompts, state = "", [], self.state()
         if state.state in WORKED_ON and not self.is_held():
             kept = [step_in(path.parent.name) or 0 for path in self.checkpoints_dir.glob("step-*/state.pt")]
-            state = replace(state, state="interrupted", step=max([state.step, *kept]),
+            state = replace(state, state="interrupted", step=max(kept, default=state.step),
                             message="it ended without a word, and can be resumed")
         elif state.state == "training":  # its state is written anew only when it ends
             state = replace(state, step=last_step(self.metrics_path) or state.step)

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections import Counter
 
@@ -94,8 +95,9 @@ def test_room_is_set_aside_before_a_large_file_is_written(tmp_path):
 
 
 def test_too_little_room_is_foreseen(tmp_path):
-    with pytest.raises(DiskFull, match="GiB"):
+    with pytest.raises(DiskFull, match="The model is to be written") as full:
         files.require_space(tmp_path / "not" / "yet", 2**60, "The model")
+    assert re.fullmatch(r"it needs \d+\.\d GiB, and only \d+\.\d [GM]iB are free", full.value.why)  # the page tells no more
     files.require_space(tmp_path, 10, "A note")
 
 

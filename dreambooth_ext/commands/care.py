@@ -45,13 +45,13 @@ def show(parsed: argparse.Namespace, progress: Progress) -> None:
 def ask(parsed: argparse.Namespace, progress: Progress) -> None:
     """Whatever process works on the run: a WebUI, another terminal."""
     run = run_of(parsed)
-    if not _is_worked_on(run):
+    if not run.is_held():
         raise ResumeError(f"{parsed.wish} is asked of {run.path.name}", "no process works on it now",
                           f"Go on with it: {resume_command(run.path.name, parsed.runs_dir)}")
     run.ask("stop" if parsed.wish == "discard" else parsed.wish)
     if parsed.wish == "discard":
         end = time.monotonic() + STOPS_WITHIN_S
-        while _is_worked_on(run):
+        while run.is_held():
             if time.monotonic() > end:
                 raise RunBusy(f"{run.path.name} is to be discarded", "it has not stopped yet", "Delete it once it has.")
             time.sleep(0.2)
@@ -132,14 +132,6 @@ def queue(parsed: argparse.Namespace, progress: Progress) -> None:
 def _service(run: RunFolder) -> Service:
     """For what needs no models, and so no settings of the run, which may be damaged."""
     return Service(StandaloneHost(run.path.parent, run.path.parent), jobs=Jobs())
-
-
-def _is_worked_on(run: RunFolder) -> bool:
-    try:
-        with run.lock():
-            return False
-    except RunBusy:
-        return True
 
 
 def _table(found: Comparison) -> str:

@@ -11,7 +11,7 @@ from ..compare import snapshot_folder
 from ..files import expanded, gib
 from ..flags import add_config_flags, given
 from ..progress import Progress
-from ..run_folder import list_runs
+from ..run_folder import WORKED_ON, list_runs
 from ..words import counted, duration
 from .command import Command, declare_run, declare_settings, host_of, run_of, say, settings_of
 
@@ -78,7 +78,7 @@ def _finished(parsed: argparse.Namespace, finished: recipe.Finished) -> None:
 
 
 def _offer_resume(parsed: argparse.Namespace, name: str, learning_rate: float, phase: str) -> None:
-    if phase in ("preparing", "class images", "training", "publishing"):
+    if phase in WORKED_ON:
         parsed.resume_name, parsed.resume_rate = name, learning_rate
 
 

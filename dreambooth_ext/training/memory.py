@@ -19,6 +19,7 @@ from .optimizers import vendor
 OWN, BITSANDBYTES = "own", "bitsandbytes"  # whose 8-bit AdamW
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+
 @dataclass(frozen=True)
 class Plan:
     """The memory techniques of one run.
@@ -96,7 +97,7 @@ def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | N
     device = precision.device_of(config)
     name = profile or config.memory_profile
     if name == "none":
-        plan = Plan("none", config.optimizer, autocast=config.mixed_precision, averages_in_ram=False)
+        plan = Plan("none", config.optimizer, autocast=config.mixed_precision)
     else:
         plan = PROFILES[name]
     if plan.autocast == "amp":

@@ -152,7 +152,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(world, tmp_path, monkeyp
     from dreambooth_ext.models import publish as module
 
     monkeypatch.setattr(module, "write_atomically", lambda *_: pytest.fail("something was written"))
-    with pytest.raises(DiskFull, match="The finished model needs"):
+    with pytest.raises(DiskFull, match="The finished model is to be written"):
         publish(base, folder, tmp_path / "models", "new", publish_format="both")
     assert not list((tmp_path / "models").iterdir())
 
