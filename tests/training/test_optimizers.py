@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten
 from dreambooth_ext.training.optimizers import quantized
 from dreambooth_ext.training.optimizers.adafactor import Adafactor
 from dreambooth_ext.training.optimizers.adamw import AdamW
+from dreambooth_ext.training.optimizers.chunked import SMALL_ON_A_CPU, flat, flat_gradient
 from dreambooth_ext.training.optimizers.fused import FusedBackward, held_bytes
 from dreambooth_ext.training.optimizers.lion import Lion
 from dreambooth_ext.training.optimizers.offloaded import OffloadedAdamW
@@ -159,6 +160,78 @@ def test_bf16_weights_reach_the_target_like_fp32_ones(make):
     narrow.solve(make(narrow), 600)
     wide.solve(make(wide), 600)
     assert narrow.distance() < wide.distance() + 0.05
+
+
+ELEMENTWISE = pytest.mark.parametrize("make", [
+    lambda groups: AdamW(groups, 0.01, BETAS, EPS, DECAY), lambda groups: AdamW(groups, 0.01, BETAS, EPS, DECAY, bits=8),
+    lambda groups: Lion(groups, 0.01, BETAS, DECAY)], ids=["adamw", "adamw_8bit", "lion"])
+
+
+@ELEMENTWISE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_parameters_are_updated_as_if_they_were_one(make, dtype):
+    """To the bit, draws included: of whole blocks, in different layouts, their gradients scaled."""
+    shapes, draws = ((16, 256), (5, 4, 16, 16), (7424,)), torch.Generator().manual_seed(0)
+    parts = [torch.nn.Parameter(torch.randn(shape, generator=draws).to(dtype)) for shape in shapes]
+    parts[1].data = parts[1].data.to(memory_format=torch.channels_last)
+    whole = torch.nn.Parameter(torch.cat([flat(part) for part in parts]).clone())
+    optimizers = [make([{"params": parameters, "lr": 0.01}]) for parameters in (parts, [whole])]
+    assert whole.numel() > SMALL_ON_A_CPU >= max(part.numel() for part in parts)
+    for _ in range(4):
+        for part in parts:  # a gradient in the layout that is not its weight's
+            part.grad = torch.randn(part.shape, generator=draws).to(dtype)
+        whole.grad = torch.cat([flat_gradient(part) for part in parts]).clone()
+        for optimizer, parameters in zip(optimizers, (parts, [whole]), strict=True):
+            optimizer.step_parameters(parameters, torch.tensor(0.3))
+        assert torch.equal(torch.cat([flat(part) for part in parts]), flat(whole))
+    for name, value in optimizers[1].state[whole].items():
+        of_parts = [optimizers[0].state[part][name] for part in parts]
+        assert of_parts == [4, 4, 4] if name == "step" else torch.equal(torch.cat(of_parts), value)
+
+
+def test_joined_columns_of_adafactor_are_clipped_each_by_its_own_size():
+    draws = torch.Generator().manual_seed(0)
+    joined, alone = ([torch.nn.Parameter(torch.zeros(size)) for size in (5, 300, 1)] for _ in range(2))
+    optimizers = [Adafactor([{"params": weights, "lr": 0.01}], 0.01, DECAY) for weights in (joined, alone)]
+    for step in range(5):
+        for scale, first, second in zip((1e-4, 1.0, 30.0), joined, alone, strict=True):
+            first.grad = second.grad = scale * (1 + 20 * (step == 3)) * torch.randn(first.shape, generator=draws)
+        optimizers[0].step_parameters(joined)
+        for weight in alone:
+            optimizers[1].step_parameters([weight])
+        for first, second in zip(joined, alone, strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-9)
+
+
+class Launched(TorchDispatchMode):
+    """How many operations were launched; looking at a tensor in another way is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        views = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+        self.count += not views
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [
+    lambda groups: AdamW(groups, 0.01, BETAS, EPS, DECAY, bits=8), lambda groups: Lion(groups, 0.01, BETAS, DECAY),
+    lambda groups: Adafactor(groups, 0.01, DECAY)], ids=["adamw_8bit", "lion", "adafactor"])
+def test_two_hundred_biases_take_no_more_launches_than_twenty(make):
+    launches = []
+    for count in (20, 200):
+        weights = [torch.nn.Parameter(torch.zeros(320, dtype=torch.bfloat16)) for _ in range(count)]
+        fused = FusedBackward(make([{"params": weights, "lr": 0.01}]), 1.0)
+        for _ in range(2):  # the first time makes its state
+            with Launched() as launched:
+                fused._held.extend(weights)
+                for weight in weights:
+                    weight.grad = torch.ones_like(weight)
+                fused._update()
+        launches.append(launched.count - count)  # less what made the gradients
+    assert launches[0] == launches[1] < 60
 
 
 class Largest(TorchDispatchMode):
@@ -327,8 +400,8 @@ def fused_clipping(steps, limit):
     seen = {}
 
     class Seeing(AdamW):
-        def step_parameter(self, parameter, group):
-            seen[parameter] = parameter.grad.clone()
+        def step_parameters(self, parameters, scale=None):
+            seen.update({parameter: parameter.grad * scale for parameter in parameters})
 
     fused = FusedBackward(Seeing([{"params": weights, "name": "unet", "lr": 0.1}], 0.1, BETAS, EPS, DECAY), limit)
     for gradients in steps:
@@ -369,12 +442,13 @@ def test_what_is_held_back_is_told_and_no_more():
     held = []
 
     class Seeing(AdamW):
-        def step_parameter(self, parameter, group):
+        def step_parameters(self, parameters, scale=None):
             held.append(sum(each.grad is not None for each in weights))
+            assert len(parameters) == held[-1]
 
     fused = FusedBackward(Seeing([{"params": weights, "name": "unet", "lr": 0.1}], 0.1, BETAS, EPS, DECAY), 1.0)
     sum(weight.sum() for weight in weights).backward()
     fused.finish()
-    assert len(held) == 100
+    assert sum(held) == 100
     assert max(held) * 400 == held_bytes(40_000) + 400
 

@@ -26,24 +26,49 @@ class Adafactor(ChunkedOptimizer):
 
     def __init__(self, groups: Iterable[Any], lr: float, weight_decay: float, seed: int = 0) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay}, seed)
+        self._owners: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def empty_state(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
+        return empty_state(tuple(parameter.shape), parameter.device)
+
+    def joins(self, parameter: torch.nn.Parameter) -> bool:
+        return _is_column(parameter)
 
     def step_parameter(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> None:
+        if _is_column(parameter):
+            super().step_parameter(parameter, group)
+            return
         assert parameter.grad is not None
-        state = self.state[parameter]
-        if not state:
-            state.update(empty_state(tuple(parameter.shape), parameter.device))
+        state = self._state_of(parameter)
         state["step"] += 1
-        share = state["step"] ** DECAY_EXPONENT  # of the new gradient in the averages: all of it in the first step
         gradient, weights = matrix(parameter.grad), matrix(parameter.detach())
-        _average(gradient, state, share)
-        factor = group["lr"] / (_update_rms(gradient, state) / CLIP_THRESHOLD).clamp(min=1.0)
-        draws = self.draws_for(parameter, state["step"]) if parameter.dtype != torch.float32 else None
-        for rows in _row_pieces(gradient):
-            values = weights[rows].float()
-            if group["weight_decay"]:
-                values.mul_(1 - group["lr"] * group["weight_decay"])
-            values.addcmul_(_update(gradient, state, rows), factor, value=-1)
-            store(weights[rows], values, draws)
+        pieces = list(_row_pieces(gradient))
+        _average(gradient, state, pieces)
+        scales = _scales(state)
+        whole = _update(gradient, scales, pieces[0]) if len(pieces) == 1 else None  # of several, each is made twice
+        norms = [torch.linalg.vector_norm(_update(gradient, scales, rows) if whole is None else whole) for rows in pieces]
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+        factor = _factor(norm, math.sqrt(gradient.numel()), group)
+        draws = self.draws_for(parameter, state["step"])
+        for rows in pieces:
+            _apply(weights[rows], _update(gradient, scales, rows) if whole is None else whole, factor, group, draws)
+
+    def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
+               draws: torch.Generator, sizes: tuple[int, ...]) -> None:
+        """Of columns, whose averages are not factored (lines 5 and 6 of algorithm 4 for vectors)."""
+        second, gradient = state["second"].view(-1), gradient.float()
+        second.lerp_(gradient.square().add_(EPS_SQUARED_GRADIENT), _share(state))
+        update = gradient * second.rsqrt()
+        norms = torch._foreach_norm(update.split(sizes))
+        torch._foreach_div_(norms, [math.sqrt(size) for size in sizes])
+        factors = _factor(torch.stack(norms), 1.0, group)
+        _apply(weights, update, factors if len(sizes) == 1 else factors[self._owner(sizes, weights.device)], group, draws)
+
+    def _owner(self, sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """(N,): which of the joined parameters a number belongs to."""
+        if sizes not in self._owners:
+            self._owners[sizes] = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)]).to(device)
+        return self._owners[sizes]
 
 
 def empty_state(shape: tuple[int, ...], device: torch.device | str) -> dict[str, Any]:
@@ -73,30 +98,52 @@ def _row_pieces(gradient: torch.Tensor) -> Iterator[slice]:
     return (slice(start, min(start + count, len(gradient))) for start in range(0, len(gradient), count))
 
 
-def _average(gradient: torch.Tensor, state: dict[str, Any], share: float) -> None:
+def _is_column(parameter: torch.Tensor) -> bool:
+    return matrix_shape(tuple(parameter.shape))[1] == 1
+
+
+def _share(state: dict[str, Any]) -> float:
+    """Of the new gradient in the averages: all of it in the first step."""
+    return float(state["step"] ** DECAY_EXPONENT)
+
+
+def _average(gradient: torch.Tensor, state: dict[str, Any], pieces: list[slice]) -> None:
     """Lines 5 and 6 of algorithm 4: moving averages of the squared gradient's row and column means."""
-    if "second" in state:
-        state["second"].lerp_(gradient.float().square().add_(EPS_SQUARED_GRADIENT), share)
-        return
-    columns = torch.zeros(gradient.shape[1], device=gradient.device)
-    for rows in _row_pieces(gradient):  # norms read a bf16 gradient as it is
-        state["rows"][rows].lerp_(_norms(gradient[rows], 1).square_().div_(gradient.shape[1]).add_(EPS_SQUARED_GRADIENT), share)
-        columns += _norms(gradient[rows], 0).square_()
-    state["columns"].lerp_(columns.div_(len(gradient)).add_(EPS_SQUARED_GRADIENT), share)
+    rows, columns = ([_norms(gradient[piece], dim) for piece in pieces] for dim in (1, 0))
+    one, share = len(pieces) == 1, _share(state)
+    _move(state["rows"], rows[0] if one else torch.cat(rows), gradient.shape[1], share)
+    _move(state["columns"], columns[0] if one else torch.stack(columns).norm(dim=0), len(gradient), share)
+
+
+def _move(average: torch.Tensor, norms: torch.Tensor, count: int, share: float) -> None:
+    """Towards the mean squares of what has these norms, `count` numbers each."""
+    average.mul_(1 - share).add_(share * EPS_SQUARED_GRADIENT).addcmul_(norms, norms, value=share / count)
 
 
 def _norms(gradient: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.linalg.vector_norm(gradient, dim=dim, dtype=torch.float32)
 
 
-def _update(gradient: torch.Tensor, state: dict[str, Any], rows: slice) -> torch.Tensor:
-    """Lines 7 and 8: gradient / sqrt(outer(rows, columns) / mean(rows)), in fp32."""
-    if "second" in state:
-        return gradient[rows] * state["second"][rows].rsqrt()
-    of_rows = (state["rows"][rows] / state["rows"].mean()).rsqrt()[:, None]
-    return (gradient[rows] * of_rows).mul_(state["columns"].rsqrt()[None])
+def _scales(state: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each row and each column is multiplied by, lines 7 and 8: 1 / sqrt(outer(rows, columns) / mean(rows))."""
+    return (state["rows"] / state["rows"].mean()).rsqrt()[:, None], state["columns"].rsqrt()[None]
 
 
-def _update_rms(gradient: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-    norms = [torch.linalg.vector_norm(_update(gradient, state, rows)) for rows in _row_pieces(gradient)]
-    return torch.stack(norms).norm() / math.sqrt(gradient.numel())
+def _update(gradient: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor], rows: slice) -> torch.Tensor:
+    """The unclipped update of some rows, in fp32."""
+    of_rows, of_columns = scales
+    return (gradient[rows] * of_rows[rows]).mul_(of_columns)
+
+
+def _factor(norm: torch.Tensor, root: float, group: dict[str, Any]) -> torch.Tensor:
+    """By what an update is multiplied whose root mean square is norm / root; line 9."""
+    return group["lr"] / (norm / (root * CLIP_THRESHOLD)).clamp(min=1.0)
+
+
+def _apply(weights: torch.Tensor, update: torch.Tensor, factor: torch.Tensor, group: dict[str, Any],
+           draws: torch.Generator) -> None:
+    values = weights.float()
+    if group["weight_decay"]:
+        values.mul_(1 - group["lr"] * group["weight_decay"])
+    values.addcmul_(update, factor, value=-1)
+    store(weights, values, draws)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .chunked import ChunkedOptimizer, flat, flat_gradient, pieces
+from .chunked import ChunkedOptimizer, pieces
 from .quantized import (
     BLOCK,
     GREATEST_SHARE,
@@ -33,20 +33,17 @@ class AdamW(ChunkedOptimizer):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, seed)
         self.bits = bits
 
-    def step_parameter(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state.update(empty_state(parameter.numel(), self.bits, parameter.device))
-        self._update(flat(parameter), flat_gradient(parameter), state, group, parameter)
+    def empty_state(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
+        return empty_state(parameter.numel(), self.bits, parameter.device)
 
-    def _update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
-                parameter: torch.nn.Parameter) -> None:
-        state["step"] += 1
-        quantized = "share_codes" in state
-        draws = self.draws_for(parameter, state["step"]) if quantized or weights.dtype != torch.float32 else None
+    def joins(self, parameter: torch.nn.Parameter) -> bool:
+        return "share_codes" not in self._state_of(parameter) or parameter.numel() % BLOCK == 0
+
+    def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
+               draws: torch.Generator, sizes: tuple[int, ...]) -> None:
         for piece in pieces(weights.numel()):
             values = weights[piece].float()
-            if quantized:
+            if "share_codes" in state:
                 _quantized_step(values, gradient[piece].float(), state, piece, group, draws)
             else:
                 first, second = state["first"][piece], state["second"][piece]

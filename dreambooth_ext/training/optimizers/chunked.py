@@ -1,4 +1,4 @@
-"""What our optimizers share: one parameter at a time, in pieces, so that no temporary is large."""
+"""What our optimizers share: large parameters are updated in pieces, so that no temporary is large, small ones together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 CHUNK = 2**22  # numbers: 16 MiB in fp32. A multiple of the 8-bit state's blocks.
+# Numbers of a parameter whose update takes longer to launch, operation by operation, than to compute.
+SMALL_ON_A_GPU, SMALL_ON_A_CPU = 2**20, 2**14
 
 
 class ChunkedOptimizer(torch.optim.Optimizer):
@@ -21,17 +23,80 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         super().__init__(groups, defaults)
         self.seed = seed
         self._numbers = {parameter: number for number, parameter in enumerate(self._parameters())}
+        self._groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self.step_parameter(parameter, group)
+        self.step_parameters([parameter for parameter in self._parameters() if parameter.grad is not None])
+
+    def step_parameters(self, parameters: Iterable[torch.nn.Parameter], scale: torch.Tensor | None = None) -> None:
+        """Update these from their gradients times `scale`, which may change the gradients."""
+        for together in self._together(parameters):
+            if len(together) > 1:
+                self._step_joined(together, scale)
+                continue
+            (parameter,) = together
+            if scale is not None and parameter.grad is not None:
+                flat(parameter.grad).mul_(scale)
+            self.step_parameter(parameter, self._groups[parameter])
 
     def step_parameter(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> None:
         """Update one parameter from its gradient."""
+        state = self._state_of(parameter)
+        state["step"] += 1
+        draws = self.draws_for(parameter, state["step"])
+        self.update(flat(parameter), flat_gradient(parameter), state, group, draws, (parameter.numel(),))
+
+    def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
+               draws: torch.Generator, sizes: tuple[int, ...]) -> None:
+        """One step of (N,) weights, in place; `state["step"]` is its number. `sizes` are those of the parameters that N joins."""
         raise NotImplementedError
+
+    def empty_state(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
+        """A parameter's state before its first step: {"step": 0} and tensors."""
+        raise NotImplementedError
+
+    def joins(self, parameter: torch.nn.Parameter) -> bool:
+        """Whether a small parameter may be updated as a part of a longer one: each number, or block, for itself."""
+        return True
+
+    def _together(self, parameters: Iterable[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+        """Which are updated at once: small ones that are alike, up to `CHUNK` numbers of them; each other one alone."""
+        waiting: dict[Any, list[torch.nn.Parameter]] = {}
+        for parameter in parameters:
+            if parameter.numel() > (SMALL_ON_A_GPU if parameter.is_cuda else SMALL_ON_A_CPU) or not self.joins(parameter):
+                yield [parameter]
+                continue
+            state = self._state_of(parameter)
+            like = id(self._groups[parameter]), parameter.dtype, state["step"], tuple(state)
+            if sum(each.numel() for each in waiting.get(like, ())) + parameter.numel() > CHUNK:
+                yield waiting.pop(like)
+            waiting.setdefault(like, []).append(parameter)
+        yield from waiting.values()
+
+    def _step_joined(self, parameters: list[torch.nn.Parameter], scale: torch.Tensor | None) -> None:
+        """As if they were one."""
+        states = [self._state_of(parameter) for parameter in parameters]
+        weights = torch.cat([flat(parameter) for parameter in parameters])
+        gradient = torch.cat([flat_gradient(parameter) for parameter in parameters])
+        if scale is not None:
+            gradient.mul_(scale)
+        joined = {name: torch.cat([state[name] for state in states]) for name in states[0] if name != "step"}
+        joined["step"] = states[0]["step"] + 1
+        draws, sizes = self.draws_for(parameters[0], joined["step"]), tuple(parameter.numel() for parameter in parameters)
+        self.update(weights, gradient, joined, self._groups[parameters[0]], draws, sizes)
+        split(weights, [flat(parameter) for parameter in parameters])
+        for name in states[0]:
+            if name != "step":
+                split(joined[name], [state[name] for state in states])
+        for state in states:
+            state["step"] = joined["step"]
+
+    def _state_of(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state.update(self.empty_state(parameter))
+        return state
 
     def finish(self) -> None:
         """Wait until every update has landed in the weights."""
@@ -69,6 +134,11 @@ def flat_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
     if gradient.stride() != parameter.stride():
         gradient = torch.empty_like(parameter).copy_(gradient)
     return flat(gradient)
+
+
+def split(joined: torch.Tensor, parts: list[torch.Tensor]) -> None:
+    """Copy what was joined into its parts."""
+    torch._foreach_copy_(parts, list(joined.split([len(part) for part in parts])))
 
 
 def pieces(count: int) -> Iterator[slice]:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from ...ram import trim_heap
-from .chunked import ChunkedOptimizer, flat, pieces
+from .chunked import CHUNK, ChunkedOptimizer, flat, pieces
 
 TRIM_BYTES = 64 * 2**20
 HELD_BYTES = 64 * 2**20
 HELD_SHARE = 0.03  # of all gradients. Without it the playground's were clipped twice as far from what the true norm leaves
 MEMORY_STEPS = 20  # over so many steps shares are averaged
+SMALL = 4096  # numbers of a gradient
 TINY = 1e-30
 
 
@@ -35,18 +36,18 @@ class FusedBackward:
 
     def __init__(self, optimizer: ChunkedOptimizer, max_grad_norm: float) -> None:
         self._optimizer, self._limit = optimizer, max_grad_norm**2  # of the squared norm
-        self._groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-        self._numbers = {parameter: number for number, parameter in enumerate(self._groups)}
-        self._norms = torch.zeros(len(self._groups), device=next(iter(self._groups)).device)
-        self._shares = torch.full_like(self._norms, 1 / len(self._groups))  # of the squared global norm, expected
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._norms = torch.zeros(len(parameters), device=parameters[0].device)
+        self._norm_of = dict(zip(parameters, self._norms.unbind(), strict=True))
+        self._shares = torch.full_like(self._norms, 1 / len(parameters))  # of the squared global norm, expected
         self._steps = 0
         self._gone, self._left = torch.zeros_like(self._norms[0]), torch.full_like(self._norms[0], self._limit)
         self._held: list[torch.nn.Parameter] = []
         self._held_bytes = 0
-        all_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self._groups)
+        all_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         self._held_at_most = held_bytes(all_bytes) if max_grad_norm else 0
         self._freed_bytes = 0  # of gradients in RAM since the heap was trimmed
-        self._hooks = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in self._groups]
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in parameters]
 
     @torch.no_grad()
     def finish(self) -> torch.Tensor:
@@ -78,8 +79,8 @@ class FusedBackward:
     def _take(self, parameter: torch.Tensor) -> None:
         assert isinstance(parameter, torch.nn.Parameter) and parameter.grad is not None
         gradient = flat(parameter.grad)
-        norms = [torch.linalg.vector_norm(gradient[piece], dtype=torch.float32) for piece in pieces(gradient.numel())]
-        self._norms[self._numbers[parameter]] = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+        if gradient.numel() > SMALL:
+            _write_norm(gradient, self._norm_of[parameter])
         self._held.append(parameter)
         self._held_bytes += gradient.numel() * gradient.element_size()
         if self._held_bytes > self._held_at_most:
@@ -87,11 +88,9 @@ class FusedBackward:
 
     def _update(self) -> None:
         """Clip and use up the gradients that are held."""
-        scale = self._scale() if self._limit else None
+        self._measure([parameter for parameter in self._held if parameter.numel() <= SMALL])
+        self._optimizer.step_parameters(self._held, self._scale() if self._limit else None)
         for parameter in self._held:
-            if scale is not None and parameter.grad is not None:
-                flat(parameter.grad).mul_(scale)
-            self._optimizer.step_parameter(parameter, self._groups[parameter])
             parameter.grad = None
         self._held.clear()
         self._freed_bytes += self._held_bytes if self._norms.device.type == "cpu" else 0
@@ -99,6 +98,14 @@ class FusedBackward:
         if self._freed_bytes >= TRIM_BYTES:  # or freed pieces of many sizes add up to the size of another gradient and more
             self._freed_bytes = 0
             trim_heap()
+
+    def _measure(self, parameters: list[torch.nn.Parameter]) -> None:
+        """The norms of small gradients, all at once: one by one they would take two launches each."""
+        if parameters:
+            gradients = [flat(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            wide = torch.cat(gradients).float()
+            norms = torch._foreach_norm(wide.split([len(gradient) for gradient in gradients]))
+            torch._foreach_copy_([self._norm_of[parameter] for parameter in parameters], norms)
 
     def _scale(self) -> torch.Tensor:
         """What the held gradients are multiplied by; the host does not wait for it."""
@@ -110,3 +117,12 @@ class FusedBackward:
         self._left.sub_(square * (seen - self._gone)).clamp_(min=0.0)
         self._gone.copy_(seen)
         return square.sqrt()
+
+
+def _write_norm(gradient: torch.Tensor, norm: torch.Tensor) -> None:
+    """(N,) in any precision -> its norm, () fp32."""
+    norms = [norm if gradient.numel() <= CHUNK else torch.empty_like(norm) for _ in pieces(gradient.numel())]
+    for piece, of_piece in zip(pieces(gradient.numel()), norms, strict=True):
+        torch.linalg.vector_norm(gradient[piece], dtype=torch.float32, out=of_piece)
+    if len(norms) > 1:
+        torch.linalg.vector_norm(torch.stack(norms), out=norm)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .chunked import ChunkedOptimizer, flat, flat_gradient, pieces
+from .chunked import ChunkedOptimizer, pieces
 from .rounding import store
 
 
@@ -18,13 +18,12 @@ class Lion(ChunkedOptimizer):
                  seed: int = 0) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, seed)
 
-    def step_parameter(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> None:
-        state, (beta1, beta2) = self.state[parameter], group["betas"]
-        if not state:
-            state.update(step=0, momentum=torch.zeros(parameter.numel(), device=parameter.device))
-        state["step"] += 1
-        weights, gradient = flat(parameter), flat_gradient(parameter)
-        draws = self.draws_for(parameter, state["step"]) if weights.dtype != torch.float32 else None
+    def empty_state(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
+        return {"step": 0, "momentum": torch.zeros(parameter.numel(), device=parameter.device)}
+
+    def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
+               draws: torch.Generator, sizes: tuple[int, ...]) -> None:
+        beta1, beta2 = group["betas"]
         for piece in pieces(weights.numel()):
             values, new, momentum = weights[piece].float(), gradient[piece].float(), state["momentum"][piece]
             direction = momentum.lerp(new, 1 - beta1).sign_()

@@ -59,6 +59,9 @@ class OffloadedAdamW(ChunkedOptimizer):
         while len(self._leaving) > 1 and sum(size for _, size in self._leaving) > LEAVING_BYTES:
             self._leaving.popleft()[0].synchronize()
 
+    def joins(self, parameter: torch.nn.Parameter) -> bool:
+        return False
+
     def finish(self) -> None:
         for update in self._under_way:
             update.result()
