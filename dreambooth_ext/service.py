@@ -251,11 +251,12 @@ class Service:
         return next(f"{stem}-{number}" for number in range(2, 10_000) if f"{stem}-{number}".lower() not in taken)
 
     def details(self, name: str) -> dict[str, Any]:
-        """What is known of one run: its row in the list, its last figures, its snapshots, and the end of its log."""
+        """What is known of one run: its row in the list, its last figures, its snapshots, its previews, and the end of its log."""
         run = self.run(name)
         metrics = run.metrics()
         return {**run.described(), "figures": metrics[-1] if metrics else {}, "snapshots": self.snapshots(run),
-                "comparison": self.comparison(name), "log": run.last_log_lines(LOG_LINES)}
+                "previews": [printable(path.name) for path in run.previews()], "comparison": self.comparison(name),
+                "log": run.last_log_lines(LOG_LINES)}
 
     def comparison(self, name: str) -> dict[str, Any] | None:
         """What Choose shows of a run: prompts, seeds, measures, the best one and why; None before any was made."""

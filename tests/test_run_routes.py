@@ -103,6 +103,12 @@ def test_its_settings_start_a_new_run(http, service, run, monkeypatch):
 
 def test_pictures_come_from_previews_and_comparison_alone(http, run, tmp_path):
     assert get(http, "/runs/rex/pictures/step-000002/00-1.png").headers["content-type"] == "image/png"
+    assert get(http, "/runs/rex").json()["previews"] == []
+    run.previews_dir.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(run.previews_dir / "step-000002-0.png")
+    for name in (shown := get(http, "/runs/rex").json()["previews"]):
+        assert get(http, f"/runs/rex/pictures/previews/{name}").headers["content-type"] == "image/png"
+    assert shown == ["step-000002-0.png"]
     (run.path / "comparison" / "base" / "link.png").symlink_to(tmp_path / "pictures" / "a.png")
     for path in ("base/link.png", "../config.json", "base/comparison.json", "..%2f..%2fmodels/base.ckpt", "base/..%2f..%2fx.png",
                  "previews/nothing.png", "dataset/a.png", "%2e%2e/config.json"):
