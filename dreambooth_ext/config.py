@@ -150,9 +150,10 @@ class TrainConfig:
             arguments, unknown = from_mapping(Concept, entry)
             faults += unknown
             concepts.append(Concept(**arguments))
+        config = cls(**taken, concepts=tuple(concepts))
         if faults:
-            raise ConfigError(faults)
-        return cls(**taken, concepts=tuple(concepts))
+            raise ConfigError([*faults, *config._faults_of_values()])
+        return config
 
     @classmethod
     def read(cls, path: Path) -> TrainConfig:

@@ -64,7 +64,7 @@ def test_a_lora_goes_to_the_loras(service, host, values):
 def test_every_fault_is_told_at_once(service):
     with pytest.raises(ConfigError) as caught:
         service.start({"base": "", "output_name": "", "steps": 0, "nonsense": 1})
-    assert caught.value.faults == ("nonsense: there is no such setting",)
+    assert caught.value.faults == ("nonsense: there is no such setting", "--steps: 0 is less than 1, the least that makes sense")
     with pytest.raises(ConfigError) as caught:
         service.start({"base": "", "output_name": "a/b", "instance_dir": "", "token": "", "class_noun": ""})
     assert len(caught.value.faults) == 5
