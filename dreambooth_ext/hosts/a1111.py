@@ -241,8 +241,10 @@ class A1111Host(WebuiTools):
             except (Cancelled, DreamboothError):
                 raise
             except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # they hold a model, and the user's own is loaded next
+                why = (str(error).strip().splitlines() or [""])[0]  # of a file that does not fit, torch lists all tensors
                 raise HostError(f"{len(request.seeds)} pictures are to be rendered with {base.name}",
-                                f"the WebUI failed ({type(error).__name__}: {error})",
+                                f"the WebUI failed ({type(error).__name__}: {why[:300]})",
                                 "Try the same in txt2img; if memory is short, lower the class image batch.") from error
             self._watch.look()
             progress.check()  # an interrupted call still returns pictures, half-sampled

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -515,3 +516,24 @@ def test_captions_and_upscalers_that_a_host_lacks_are_named(host, webui):
         host.upscale(Image.new("RGB", (8, 8)), "ESRGAN", 2)
     with pytest.raises(HostError, match="no such captioner"):
         host.caption([], "BLIP")
+
+
+def test_what_failed_is_let_go_before_the_users_model_is_loaded_and_is_told_in_a_line(host, webui, base, progress, monkeypatch):
+    """Both would have to fit otherwise: a loader that raises leaves its model in the frames of its traceback."""
+    alive, when_loading = [], []
+
+    class Weights:
+        pass
+
+    def failing(p):
+        weights = Weights()
+        alive.append(weakref.ref(weights))
+        raise RuntimeError("Error(s) in loading state_dict for AutoencoderKL:\n\tUnexpected key(s) in state_dict: a, b, c")
+
+    monkeypatch.setattr(webui.processing, "process_images", failing)
+    load = host._load_as_user_wants
+    monkeypatch.setattr(host, "_load_as_user_wants", lambda: (when_loading.append(alive[0]()), load()))
+    with pytest.raises(HostError) as refused:
+        list(host.txt2img(base, REQUEST, progress))
+    assert when_loading == [None]
+    assert refused.value.why == "the WebUI failed (RuntimeError: Error(s) in loading state_dict for AutoencoderKL:)"
