@@ -83,7 +83,7 @@ class TrainConfig:
     steps: int | None = option(None, "Steps", "Optimizer steps in all. Empty: 100 for each picture.", minimum=1, maximum=1000000, group="train", advanced=False)
     train_batch_size: int = option(1, "Batch size", "Pictures in one forward pass; class images come on top.", minimum=1, maximum=256, group="train")
     gradient_accumulation_steps: int = option(1, "Gradient accumulation", "Forward passes for each optimizer step.", minimum=1, maximum=1024, group="train")
-    memory_profile: str = option("none", "Memory", "A proven combination of memory techniques. auto: the first that fits the card; none: only what is set by hand.", choices=("none", "auto", "fast", "balanced", "low", "ultra", "offload"), group="train", advanced=False)
+    memory_profile: str = option("auto", "Memory", "A proven combination of memory techniques. auto: the first that fits the card; none: only what is set by hand.", choices=("none", "auto", "fast", "balanced", "low", "ultra", "offload"), group="train", advanced=False)
     learning_rate: float = option(5e-6, "Learning rate", "Of the UNet, and of the text encoder unless set below.", minimum=1e-12, maximum=10, group="train")
     text_encoder_learning_rate: float | None = option(None, "Text encoder learning rate", "Empty: that of the UNet.", minimum=1e-12, maximum=10, group="train")
     train_text_encoder: bool = option(True, "Train the text encoder", "Better likeness, more memory.", group="train")

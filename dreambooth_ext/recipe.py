@@ -376,14 +376,13 @@ def _follow(team: Team, host: Host, progress: Progress) -> Finished:
 
 
 def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, progress: Progress, resume: bool) -> int:
-    from .models.load import load_checkpoint
+    from .training.loop import profile_of
     from .training.loop import train as train_model
-    from .training.memory import loaded_dtypes, out_of_memory_told
+    from .training.memory import load_model, out_of_memory_told
 
     with out_of_memory_told(config):
-        model = load_checkpoint(Path(config.base).expanduser(), vae=config.vae_path, prediction_type=config.prediction_type,
-                                dtypes=loaded_dtypes(config))
-        return train_model(config, model, dataset, run, progress, resume=resume).steps
+        config = replace(config, memory_profile=profile_of(config, run, resume))  # before loading: it says how wide
+        return train_model(config, load_model(config), dataset, run, progress, resume=resume).steps
 
 
 def _enter(run: RunFolder, state: str, **values: int) -> None:

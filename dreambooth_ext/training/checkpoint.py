@@ -87,13 +87,21 @@ def read(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, An
     from safetensors.torch import load_file
 
     try:
-        _require_tensors_alone(folder / "state.pt")
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        state = _state(folder)
         weights = {path.stem: load_file(path) for path in sorted((folder / "trained").glob("*.safetensors"))}
         return weights | {part: saved_part(folder, part) for part in state.get(IN_FOLDER, ())}, state
     except Exception as error:
-        raise ResumeError(f"{folder.name} is to be continued", f"it cannot be read ({type(error).__name__}: {error})",
-                          "Delete that snapshot to go on from the one before it.") from error
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> ResumeError:
+    return ResumeError(f"{folder.name} is to be continued", f"it cannot be read ({type(error).__name__}: {error})",
+                       "Delete that snapshot to go on from the one before it.")
+
+
+def _state(folder: Path, **how: Any) -> dict[str, Any]:
+    _require_tensors_alone(folder / "state.pt")
+    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True, **how)  # type: ignore[no-any-return]
 
 
 def _require_tensors_alone(path: Path) -> None:
@@ -123,15 +131,15 @@ class Made:
 
 
 def made_of(folder: Path) -> Made:
-    state = read_state(folder)
+    """Reads next to nothing of it. Raises ResumeError."""
+    try:
+        state = _state(folder, mmap=True)
+    except Exception as error:
+        raise _unreadable(folder, error) from error
     profile = str(state.get("profile", "none"))
     # Until November 2026 a LoRA, too, had the optimizer of its profile, and nothing was written about it.
     optimizer = state.get("optimizer_name") or (PROFILES[profile].optimizer if profile in PROFILES else "")
     return Made(profile, str(optimizer), str(state.get("eight_bit", "own")))
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    return read(folder)[1]
 
 
 def bytes_of(value: Any) -> int:

@@ -103,10 +103,14 @@ def estimate(config: TrainConfig, model: StableDiffusion | None = None,
     return found
 
 
-def profile_that_fits(config: TrainConfig, model: StableDiffusion) -> str:
-    """What "auto" stands for now. Raises OutOfMemory if nothing fits."""
-    least = in_effect(config, estimate(config, model))
-    if least.fits or least.profile == "none":
+def profile_that_fits(config: TrainConfig, model: StableDiffusion | None = None) -> str:
+    """What "auto" stands for now; of several processes' cards the one with least room decides. Raises OutOfMemory if nothing
+    fits, and as `estimate`."""
+    if _needs_nothing(config):
+        return "none"
+    found = of_all_processes(in_effect(config, estimate(config, model)))
+    least = max(found, key=lambda row: (not row.fits, AUTO_ORDER.index(row.profile)))
+    if least.fits:
         return least.profile
     raise OutOfMemory("training with memory profile auto",
                       f"even {least.profile} needs {least.total / GIB:.1f} GiB, and {least.free / GIB:.1f} GiB are free",
@@ -119,10 +123,23 @@ def in_effect(config: TrainConfig, rows: Sequence[Estimate]) -> Estimate:
     by_name = {row.profile: row for row in rows}
     if config.memory_profile != "auto":
         return by_name[config.memory_profile]
-    if precision.device_of(config).split(":")[0] == "cpu":
+    if _needs_nothing(config):
         return by_name["none"]
     candidates = [by_name[name] for name in AUTO_ORDER]
     return next((row for row in candidates if row.fits), min(candidates, key=lambda row: (bool(row.why_not), row.total)))
+
+
+def _needs_nothing(config: TrainConfig) -> bool:
+    return precision.device_of(config).split(":")[0] == "cpu"
+
+
+def of_all_processes(row: Estimate) -> list[Estimate]:
+    """That of each process of a launch, in each of them."""
+    if processes() == 1:
+        return [row]
+    rows: list[Any] = [None] * processes()
+    torch.distributed.all_gather_object(rows, row)
+    return rows
 
 
 def weightless(model: StableDiffusion) -> StableDiffusion:

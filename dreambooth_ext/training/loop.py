@@ -50,10 +50,10 @@ class TrainResult:
 def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run: RunFolder, progress: Progress, *,
           resume: bool = False) -> TrainResult:
     """Train to `config.steps` and write run.diffusers_dir. Raises Cancelled after a snapshot, Diverged, StorageError."""
-    kept = checkpoint.snapshots(run.checkpoints_dir) if resume else []
     if model.inpainting and config.draw_order == "diffusers":
         raise ConfigError(["--draw-order: diffusers' script trains no inpainting models"], "Leave it at native.")
-    plan = _plan(config, model, checkpoint.made_of(kept[-1][1]) if kept else None, run)
+    config = replace(config, memory_profile=profile_of(config, run, resume, model))
+    plan = _plan(config, run, resume)
     progress.log(plan.sentence)
     with (torch.inference_mode(False), torch.enable_grad(), masks_without_waiting(),
           accelerator_for(config, plan.autocast, tries_kernels=plan.name == "fast") as accelerator):
@@ -77,12 +77,26 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
     return TrainResult(config.steps or 0, tuple(losses))
 
 
-def _plan(config: TrainConfig, model: StableDiffusion, before: checkpoint.Made | None, run: RunFolder) -> Plan:
-    """What "auto" was resolved to stays in force when a run is resumed, and whose state it has. Raises ResumeError."""
-    profile = None
-    if config.memory_profile == "auto":
-        profile = before.profile if before and before.profile != "none" else profile_that_fits(config, model)
-    plan = plan_for(config, profile, before.optimizer, before.eight_bit) if before else plan_for(config, profile)
+def profile_of(config: TrainConfig, run: RunFolder, resume: bool, model: StableDiffusion | None = None) -> str:
+    """The settings' memory profile; for "auto" that with which the run began, else what it stands for now.
+
+    Without `model` the base file is looked at. Raises as `profile_that_fits`, and ResumeError.
+    """
+    if config.memory_profile != "auto":
+        return config.memory_profile
+    before = _made(run, resume)
+    return before.profile if before and before.profile != "none" else profile_that_fits(config, model)
+
+
+def _made(run: RunFolder, resume: bool) -> checkpoint.Made | None:
+    kept = checkpoint.snapshots(run.checkpoints_dir) if resume else []
+    return checkpoint.made_of(kept[-1][1]) if kept else None
+
+
+def _plan(config: TrainConfig, run: RunFolder, resume: bool) -> Plan:
+    """A run that is resumed keeps its optimizer, and whose state it has. Raises ResumeError."""
+    before = _made(run, resume)
+    plan = plan_for(config, optimizer=before.optimizer, eight_bit=before.eight_bit) if before else plan_for(config)
     if plan.eight_bit == BITSANDBYTES and not version_that_works(plan.device):
         raise ResumeError(f"{run.path.name} is to be continued", "its optimizer's state is bitsandbytes', which does not work here",
                           "Install the bitsandbytes that it was started with, or start it again under another name.")

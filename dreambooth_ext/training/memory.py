@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from ..config import TrainConfig
 from ..errors import OutOfMemory
 from ..gpu import free_and_total, release
+from ..models.load import StableDiffusion, load_checkpoint
 from . import precision, sharding
 from .optimizers import vendor
 
@@ -93,7 +95,7 @@ AUTO_ORDER = ("fast", "balanced", "low", "ultra")
 
 
 def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | None = None, eight_bit: str | None = None) -> Plan:
-    """The plan of the settings; `profile` is what "auto" was resolved to, `optimizer` and `eight_bit` what a run has already."""
+    """The plan of the settings; `profile` takes the place of "auto", `optimizer` and `eight_bit` are what a run has already."""
     device = precision.device_of(config)
     name = profile or config.memory_profile
     if name == "none":
@@ -138,10 +140,14 @@ def _under_adapters(plan: Plan, config: TrainConfig, device: str) -> Plan:
     return replace(plan, weights=plan.autocast, autocast="no" if plan.autocast == "bf16" else plan.autocast)
 
 
+def load_model(config: TrainConfig) -> StableDiffusion:
+    """The base of settings whose memory profile is not "auto", in RAM. Raises the errors of `load_checkpoint`."""
+    return load_checkpoint(Path(config.base).expanduser(), vae=config.vae_path, prediction_type=config.prediction_type,
+                           dtypes=loaded_dtypes(config))
+
+
 def loaded_dtypes(config: TrainConfig) -> dict[str, torch.dtype]:
     """In which the trained networks are best loaded, so that RAM never holds them wider than they are trained."""
-    if config.memory_profile == "auto":
-        return {}
     plan = plan_for(config)
     if plan.weights == "fp32" or plan.optimizer == "offloaded_adamw":  # that one starts from fp32
         return {}
@@ -155,7 +161,8 @@ def faults(config: TrainConfig) -> list[str]:
     if config.memory_profile not in ("none", "auto"):
         found += _faults_of_profile(config, plan_for(config))
     if config.memory_profile == "auto" and precision.device_of(config).split(":")[0] != "cpu":
-        found += _faults_of_own_choice(config, "auto", config.optimizer if config.lora_rank else "adamw")
+        best = precision.best_autocast(precision.device_of(config))
+        found += _faults_of_own_choice(config, "auto", config.optimizer if config.lora_rank else "adamw", best)
     if config.speed_up != "none":
         found += _faults_of_speed_up(config, plan_for(config, "fast" if config.memory_profile == "auto" else None))
     if config.optimizer == "prodigy":

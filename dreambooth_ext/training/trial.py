@@ -17,14 +17,13 @@ from PIL import Image
 from ..config import Concept, TrainConfig
 from ..dataset.manifest import TrainingImage, TrainingSet, sha256_of
 from ..gpu import release
-from ..models.load import load_checkpoint
 from ..progress import Progress, Report
 from ..ram import give_back_ram
 from ..run_folder import RunFolder
 from . import precision
 from .estimate import estimate, profile_that_fits
 from .loop import train
-from .memory import loaded_dtypes
+from .memory import load_model
 
 STEPS = 2
 SAMPLE_S = 0.02
@@ -45,15 +44,13 @@ class Trial:
 
 def dry_run(config: TrainConfig, progress: Progress) -> Trial:
     """Train `config.base` for two steps on noise, as the settings say. Raises the errors of `load_checkpoint` and `train`."""
-    base = Path(config.base).expanduser()
     device = torch.device(precision.device_of(config))
     seconds: list[float] = []
     with tempfile.TemporaryDirectory(prefix="dreambooth-trial-") as name, _peak(device) as peak:
-        model = load_checkpoint(base, vae=config.vae_path, prediction_type=config.prediction_type, dtypes=loaded_dtypes(config))
-        profile = config.memory_profile
-        if profile == "auto":
-            profile = profile_that_fits(replace(config, resolution=config.resolution or model.resolution), model)
-        config = _short(replace(config, memory_profile=profile), Path(name), model.resolution)
+        if config.memory_profile == "auto":
+            config = replace(config, memory_profile=profile_that_fits(config))
+        model, profile = load_model(config), config.memory_profile
+        config = _short(config, Path(name), model.resolution)
         estimated = next(row.total - row.context for row in estimate(config, model) if row.profile == profile)
         run = RunFolder.for_config(config)
         run.create(config)

@@ -25,7 +25,6 @@ from .sentences import Sentences
 STEPS = {"model": "Model", "pictures": "Pictures", "class": "Subject and class", "train": "Train"}
 GROUPS = {**STEPS, "watch": "Watching"}
 NEEDED = {"base": "base model", "instance_dir": "pictures", "token": "token", "class_noun": "class", "output_name": "name"}
-OF_NEW_FORMS = {"memory_profile": "auto"}  # who does not know profiles gets the first that fits the card
 
 LOCKED = ('<p class="dreambooth-note"><b>A run is going on.</b> Its settings stand below and stay as they are. '
           '<button class="dreambooth-unlock">Set up the next run</button></p>')
@@ -131,11 +130,11 @@ def _typed(widget: Any, advanced: bool) -> Any:
 def _defaults(service: Service) -> tuple[dict[str, Any], str]:
     """What a new form starts from, by the host's settings too, and why it cannot."""
     if not service.preset:
-        return OF_NEW_FORMS, ""
+        return {}, ""
     try:
-        return {**OF_NEW_FORMS, **presets.load(service.preset, service.presets_dir)}, ""
+        return presets.load(service.preset, service.presets_dir), ""
     except DreamboothError as error:
-        return OF_NEW_FORMS, f"The preset that new forms start from ({service.preset}) cannot be used. {error}"
+        return {}, f"The preset that new forms start from ({service.preset}) cannot be used. {error}"
 
 
 def _widget(panel: TrainPanel, option: Option, **changes: Any) -> Any:

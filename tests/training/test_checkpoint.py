@@ -143,6 +143,17 @@ def test_a_run_without_averages_goes_on_from_what_would_be_published(profile, ta
     require_same(go_on(run), end)
 
 
+def test_how_a_snapshot_was_made_is_known_without_reading_its_weights(taken):
+    take, _ = taken
+    _, folder, _ = take(memory_profile="ultra")
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    assert checkpoint.made_of(folder) == checkpoint.Made("ultra", "adafactor", "own")
+    (folder / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(ResumeError, match="cannot be read"):
+        checkpoint.made_of(folder)
+
+
 def as_it_was_written_before(folder):
     """All weights in `trained`, nothing about it in the state; what stands in the folder is not what goes on."""
     weights, state = checkpoint.read(folder)

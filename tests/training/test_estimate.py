@@ -16,7 +16,7 @@ from dreambooth_ext.models.family import SD1
 from dreambooth_ext.models.specimen import SMALL, modules_of, specimen
 from dreambooth_ext.training import estimate as room
 from dreambooth_ext.training.activations import Held, peak_bytes
-from dreambooth_ext.training.estimate import GIB, estimate, profile_that_fits
+from dreambooth_ext.training.estimate import GIB, estimate, in_effect, of_all_processes, profile_that_fits
 from dreambooth_ext.training.memory import faults
 from dreambooth_ext.training.optimizers.chunked import CHUNK
 
@@ -91,7 +91,8 @@ def test_auto_says_what_it_would_replace(config, monkeypatch):
     config = dataclasses.replace(config, memory_profile="auto", device="auto")
     assert not faults(config)
     assert "auto brings its own" in faults(dataclasses.replace(config, optimizer="lion"))[0]
-    assert "auto brings its own" in faults(dataclasses.replace(config, mixed_precision="bf16"))[0]
+    assert not faults(dataclasses.replace(config, mixed_precision="bf16"))  # in which its profiles compute here
+    assert "auto brings its own" in faults(dataclasses.replace(config, mixed_precision="fp16"))[0]
 
 
 def test_auto_takes_the_first_that_fits_and_refuses_when_none_does(config, monkeypatch):
@@ -104,9 +105,28 @@ def test_auto_takes_the_first_that_fits_and_refuses_when_none_does(config, monke
     between = (by_name["balanced"].total + by_name["low"].total) // 2
     monkeypatch.setattr(room, "free_bytes", lambda device: int(between / room.SHARE_OF_FREE))
     assert profile_that_fits(config, model) == "low"
+    mine = in_effect(config, [dataclasses.replace(row, free=1 << 40) for row in by_name.values()])
+    assert mine.profile == "fast"
+    for theirs, agreed in (("balanced", "balanced"), ("fast", "fast")):  # of another process, whose card has less room
+        monkeypatch.setattr(room, "of_all_processes", lambda row, theirs=theirs: [mine, by_name[theirs]])
+        assert profile_that_fits(config, model) == agreed
+    monkeypatch.setattr(room, "of_all_processes", lambda row: [mine, dataclasses.replace(by_name["fast"], free=1000)])
+    with pytest.raises(OutOfMemory, match="even fast needs"):
+        profile_that_fits(config, model)
+    monkeypatch.undo()
+    monkeypatch.setattr(room.precision, "device_of", lambda config: "some card")
+    monkeypatch.setattr(room, "faults", lambda config: [])
     monkeypatch.setattr(room, "free_bytes", lambda device: 1000)
     with pytest.raises(OutOfMemory, match="even ultra needs"):
         profile_that_fits(config, model)
+
+
+def test_each_process_hears_what_the_others_cards_hold(tiny_model, config, monkeypatch):
+    row = estimate(config, tiny_model, ["none"])[0]
+    assert of_all_processes(row) == [row]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda rows, own: rows.__setitem__(slice(None), [own] * len(rows)))
+    assert of_all_processes(row) == [row, row, row]
 
 
 def test_a_profile_that_cannot_run_says_why(tiny_model, config):

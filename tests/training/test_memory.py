@@ -7,11 +7,14 @@ import warnings
 import pytest
 import torch
 
+from dreambooth_ext import recipe
 from dreambooth_ext.errors import Cancelled
+from dreambooth_ext.models.family import SD1
 from dreambooth_ext.models.load import load_diffusers
+from dreambooth_ext.models.specimen import SMALL, specimen
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
-from dreambooth_ext.training import memory
+from dreambooth_ext.training import loop, memory
 from dreambooth_ext.training.gradient_checkpointing import checkpoint_gradients
 from dreambooth_ext.training.loop import train
 from dreambooth_ext.training.memory import PROFILES, faults, plan_for
@@ -51,6 +54,27 @@ def test_a_cut_run_ends_like_a_whole_one(profile, tiny, tiny_model, tiny_dataset
     first, second = (weights_of(load_diffusers(run.diffusers_dir, tiny_model)) for run in (whole, cut))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert [entry["loss"] for entry in whole.metrics()] == [entry["loss"] for entry in cut.metrics()]
+
+
+@pytest.mark.parametrize(("fits", "loaded"), [("none", torch.float32), ("ultra", torch.bfloat16)])
+def test_auto_loads_a_base_as_narrow_as_it_will_be_trained(fits, loaded, tiny_dataset, config, tmp_path, monkeypatch):
+    """SDXL's UNet in fp32 would take 10 GB of RAM, though it is trained in bf16. A run that goes on has the profile that it had."""
+    base = specimen(SD1, size=SMALL["sd1"]).write(tmp_path / "base.safetensors", torch.float16)
+    config = dataclasses.replace(config, base=str(base), memory_profile="auto", steps=2, train_text_encoder=False)
+    seen, load = [], memory.load_model
+
+    def watched(config):
+        model = load(config)
+        seen.append((config.memory_profile, model.unet.dtype))
+        return model
+
+    monkeypatch.setattr(memory, "load_model", watched)
+    monkeypatch.setattr(loop, "profile_that_fits", lambda config, model=None: fits)
+    run = fresh_run(tmp_path / "run", config)
+    recipe._train_model(config, tiny_dataset, run, Progress(), False)
+    monkeypatch.setattr(loop, "profile_that_fits", lambda config, model=None: "none")
+    recipe._train_model(dataclasses.replace(config, steps=3), tiny_dataset, run, Progress(), True)
+    assert seen == [(fits, loaded)] * 2 and run.config().memory_profile == "auto"
 
 
 @pytest.mark.parametrize("profile", PROFILES)
