@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from .memory import BITSANDBYTES, Plan
 from .optimizers import vendor
 from .optimizers.adafactor import Adafactor
 from .optimizers.adafactor import empty_state as adafactor_state
-from .optimizers.adamw import AdamW
+from .optimizers.adamw import AdamW, is_fused_on
 from .optimizers.adamw import empty_state as adamw_state
 from .optimizers.lion import Lion
 from .optimizers.offloaded import OffloadedAdamW
@@ -59,20 +58,8 @@ def _adamw(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optim
     arguments = _adam_arguments(config)
     del arguments["seed"]
     # The fused one rounds a little differently; diffusers' draws are there for comparing with its losses.
-    fused = config.draw_order == "native" and _is_fused_on(groups[0]["params"][0].device.type)
+    fused = config.draw_order == "native" and is_fused_on(groups[0]["params"][0].device.type)
     return torch.optim.AdamW(groups, **arguments, **({"fused": True} if fused else {"foreach": False}))
-
-
-@cache
-def _is_fused_on(device: str) -> bool:
-    """Whether this torch has a fused AdamW for the device: on CPUs since 2.4."""
-    weight = torch.nn.Parameter(torch.ones(1, device=device))
-    weight.grad = torch.ones_like(weight)
-    try:
-        torch.optim.AdamW([weight], fused=True).step()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _adam_arguments(config: TrainConfig) -> dict[str, Any]:

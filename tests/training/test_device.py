@@ -241,5 +241,5 @@ def test_moments_that_were_joined_without_a_layout_still_belong_to_their_weights
         assert all(adamw.state[weight][name].stride() == weight.stride() for name in ("exp_avg", "exp_avg_sq"))
         return weight.detach()
 
-    fastest = {"fused": True} if optimizer._is_fused_on("cpu") else {"foreach": True}
+    fastest = {"fused": True} if optimizer.is_fused_on("cpu") else {"foreach": True}
     assert torch.allclose(stepped(**fastest), stepped(foreach=False), atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,6 +69,18 @@ def adam_step(values: torch.Tensor, gradient: torch.Tensor, first: torch.Tensor,
     denominator = second.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
     values.mul_(1 - group["lr"] * group["weight_decay"])
     values.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1**step))
+
+
+@cache
+def is_fused_on(device: str) -> bool:
+    """Whether this torch has a fused AdamW for the device: on CPUs since 2.4."""
+    weight = torch.nn.Parameter(torch.ones(1, device=device))
+    weight.grad = torch.ones_like(weight)
+    try:
+        torch.optim.AdamW([weight], fused=True).step()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _quantized_step(values: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], piece: slice, group: dict[str, Any],

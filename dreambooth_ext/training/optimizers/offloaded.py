@@ -8,10 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch.optim.adamw import adamw
 
-from .adamw import adam_step
-from .chunked import ChunkedOptimizer, flat, flat_gradient, pieces
+from .adamw import adam_step, is_fused_on
+from .chunked import ChunkedOptimizer, flat, flat_gradient
 
+IN_CACHE = 2**18  # numbers whose weights and moments a processor's cache holds: step by step 3 times as fast as 2^22 of them
 LEAVING_BYTES = 128 * 2**20  # gradients that wait on the device for their way down; a fast backward pass would pile them up
 
 
@@ -100,7 +102,19 @@ class OffloadedAdamW(ChunkedOptimizer):
 
 def _update(weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     """Adam on the fp32 copy; `weights` becomes its rounding to nearest, which cannot drift."""
-    for piece in pieces(gradient.numel()):
+    for start in range(0, gradient.numel(), IN_CACHE):
+        piece = slice(start, start + IN_CACHE)
         master = state["master"][piece]
-        adam_step(master, gradient[piece].float(), state["first"][piece], state["second"][piece], state["step"], group)
+        _adam_step(master, gradient[piece].float(), state["first"][piece], state["second"][piece], state["step"], group)
         weights[piece] = master.to(weights.dtype)
+
+
+def _adam_step(values: torch.Tensor, gradient: torch.Tensor, first: torch.Tensor, second: torch.Tensor, step: int,
+               group: dict[str, Any]) -> None:
+    """`adam_step`, in one pass over memory where torch has it for CPUs."""
+    if not is_fused_on("cpu"):
+        adam_step(values, gradient, first, second, step, group)
+        return
+    beta1, beta2 = group["betas"]
+    adamw([values], [gradient], [first], [second], [], [torch.tensor(step - 1.0)], foreach=False, fused=True, amsgrad=False,
+          beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False)
