@@ -24,7 +24,7 @@ from .activations import Held, peak_bytes
 from .gradient_checkpointing import checkpoint_gradients
 from .half_copies import COLLECTED_BYTES
 from .lora import Lora
-from .memory import AUTO_ORDER, PROFILES, Plan, faults, free_bytes, plan_for, processes
+from .memory import AUTO_ORDER, PROFILES, Plan, faults, free_bytes, plan_for, processes, saves_nothing
 from .optimizer import OPTIMIZERS
 from .optimizers.chunked import CHUNK
 from .optimizers.fused import held_bytes
@@ -106,7 +106,7 @@ def estimate(config: TrainConfig, model: StableDiffusion | None = None,
 def profile_that_fits(config: TrainConfig, model: StableDiffusion | None = None) -> str:
     """What "auto" stands for now; of several processes' cards the one with least room decides. Raises OutOfMemory if nothing
     fits, and as `estimate`."""
-    if _needs_nothing(config):
+    if saves_nothing(config):
         return "none"
     found = of_all_processes(in_effect(config, estimate(config, model)))
     least = max(found, key=lambda row: (not row.fits, AUTO_ORDER.index(row.profile)))
@@ -123,14 +123,10 @@ def in_effect(config: TrainConfig, rows: Sequence[Estimate]) -> Estimate:
     by_name = {row.profile: row for row in rows}
     if config.memory_profile != "auto":
         return by_name[config.memory_profile]
-    if _needs_nothing(config):
+    if saves_nothing(config):
         return by_name["none"]
     candidates = [by_name[name] for name in AUTO_ORDER]
     return next((row for row in candidates if row.fits), min(candidates, key=lambda row: (bool(row.why_not), row.total)))
-
-
-def _needs_nothing(config: TrainConfig) -> bool:
-    return precision.device_of(config).split(":")[0] == "cpu"
 
 
 def of_all_processes(row: Estimate) -> list[Estimate]:

@@ -155,16 +155,26 @@ def loaded_dtypes(config: TrainConfig) -> dict[str, torch.dtype]:
     return dict.fromkeys(trained, DTYPES[plan.weights])
 
 
+def saves_nothing(config: TrainConfig) -> bool:
+    """On a CPU, where memory need not be saved, "auto" is the settings as they are."""
+    return precision.device_of(config).split(":")[0] == "cpu"
+
+
+def _first_plan(config: TrainConfig) -> Plan:
+    """That of the settings; of "auto" the one that is tried first."""
+    return plan_for(config, ("none" if saves_nothing(config) else "fast") if config.memory_profile == "auto" else None)
+
+
 def faults(config: TrainConfig) -> list[str]:
     """Combinations of settings that cannot work, one plain sentence each."""
     found = precision.faults(config)
     if config.memory_profile not in ("none", "auto"):
         found += _faults_of_profile(config, plan_for(config))
-    if config.memory_profile == "auto" and precision.device_of(config).split(":")[0] != "cpu":
+    if config.memory_profile == "auto" and not saves_nothing(config):
         best = precision.best_autocast(precision.device_of(config))
         found += _faults_of_own_choice(config, "auto", config.optimizer if config.lora_rank else "adamw", best)
     if config.speed_up != "none":
-        found += _faults_of_speed_up(config, plan_for(config, "fast" if config.memory_profile == "auto" else None))
+        found += _faults_of_speed_up(config, _first_plan(config))
     if config.optimizer == "prodigy":
         found += _faults_of_prodigy(config)
     for name in ("DEEPSPEED", "MEGATRON_LM"):
@@ -173,7 +183,7 @@ def faults(config: TrainConfig) -> list[str]:
                          "launch with --multi_gpu or --use_fsdp instead")
     if sharding.launched():
         found += sharding.faults_of_launch(processes())
-        found += _faults_of_sharding(config, plan_for(config, "fast" if config.memory_profile == "auto" else None))
+        found += _faults_of_sharding(config, _first_plan(config))
     if processes() > 1 and config.draw_order == "diffusers":
         found.append("--draw-order: diffusers' draws are those of one process")
     return found
