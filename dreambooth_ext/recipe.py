@@ -380,8 +380,8 @@ def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, prog
     from .training.loop import train as train_model
     from .training.memory import load_model, out_of_memory_told
 
+    config = replace(config, memory_profile=profile_of(config, run, resume))  # before loading: it says how wide
     with out_of_memory_told(config):
-        config = replace(config, memory_profile=profile_of(config, run, resume))  # before loading: it says how wide
         return train_model(config, load_model(config), dataset, run, progress, resume=resume).steps
 
 

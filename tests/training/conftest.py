@@ -53,7 +53,7 @@ def tiny_dataset(tmp_path_factory):
 def config():
     concept = Concept(instance_dir="pictures", token="rxz", class_noun="dog")
     return TrainConfig(base="tiny", output_name="run", steps=4, train_batch_size=2, learning_rate=1e-3, resolution=64,
-                       preview_steps=0, device="cpu", concepts=(concept,))
+                       preview_steps=0, device="cpu", memory_profile="none", concepts=(concept,))
 
 
 @pytest.fixture
