@@ -93,8 +93,8 @@ class Sentences:
         """Of settings of the WebUI by which the finished model will look unlike its previews."""
         own, skip, text = self._service.host.own_pictures(), values.get("clip_skip") or 1, ""
         if own.vae and own.vae != Path(str(values.get("vae") or "")).name:
-            text = f"The WebUI's settings name the VAE {own.vae}: in txt2img the new model will look unlike its previews, for " \
-                "which its own is used. "
+            text = f"The WebUI's settings name the VAE {own.vae}: in txt2img the new model will look unlike its previews, " \
+                "which use its own VAE. Name that file here too (VAE in Advanced), or choose none there. "
         if own.text_encoder:
             text += f"The WebUI's settings name the text encoder {own.text_encoder}: in txt2img it replaces the new model's. "
         if own.clip_skip != skip and advice.heeds_clip_skip(str(self._of_base(base).value or "")):

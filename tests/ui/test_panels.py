@@ -515,7 +515,8 @@ def test_settings_of_the_webui_by_which_the_new_model_looks_unlike_its_previews_
 
     usual = told(OwnPictures())
     assert usual and "settings" not in usual and "CLIP skip" not in usual
-    assert "name the VAE bright.vae.pt: in txt2img" in told(OwnPictures(vae="bright.vae.pt"))
+    unlike = told(OwnPictures(vae="bright.vae.pt"))
+    assert "name the VAE bright.vae.pt: in txt2img" in unlike and "Name that file here too (VAE in Advanced)" in unlike
     assert told(OwnPictures(vae="bright.vae.pt"), vae="/some/bright.vae.pt") == usual  # it becomes the model's own
     assert "name the text encoder clip_l.safetensors: in txt2img" in told(OwnPictures(text_encoder="clip_l.safetensors"))
     assert "CLIP skip is 2, this trains with 1: set both alike" in told(OwnPictures(clip_skip=2))
