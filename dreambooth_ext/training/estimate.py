@@ -32,8 +32,8 @@ from .optimizers.offloaded import LEAVING_BYTES
 
 GIB = 2**30
 CONTEXT_BYTES = int(0.5 * GIB)  # what a GPU's driver takes for a process, whatever it does
-# Of an optimizer, for each number of a chunk, counted on the meta device.
-TEMPORARY_BYTES = {"adamw_8bit": 30, "lion": 20, "adafactor": 9}
+# Of an optimizer, for each number of a chunk, counted on the meta device; with AdamW and Lion of a chunk that is joined.
+TEMPORARY_BYTES = {"adamw_8bit": 36, "lion": 24, "adafactor": 12}
 OTHERS_TEMPORARY_BYTES = 16
 # Autocast keeps half-precision copies for matrix products, and fp32 ones for norms: measured against plain bf16.
 AUTOCAST_FACTOR = 1.6

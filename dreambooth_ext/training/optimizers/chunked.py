@@ -49,7 +49,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
 
     def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
                draws: torch.Generator, sizes: tuple[int, ...]) -> None:
-        """One step of (N,) weights, in place; `state["step"]` is its number. `sizes` are those of the parameters that N joins."""
+        """One step of (N,) weights, in place; `state["step"]` is its number. `sizes` of parameters make up N."""
         raise NotImplementedError
 
     def empty_state(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
@@ -63,15 +63,18 @@ class ChunkedOptimizer(torch.optim.Optimizer):
     def _together(self, parameters: Iterable[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
         """Which are updated at once: small ones that are alike, up to `CHUNK` numbers of them; each other one alone."""
         waiting: dict[Any, list[torch.nn.Parameter]] = {}
+        numbers: dict[Any, int] = {}
         for parameter in parameters:
             if parameter.numel() > (SMALL_ON_A_GPU if parameter.is_cuda else SMALL_ON_A_CPU) or not self.joins(parameter):
                 yield [parameter]
                 continue
             state = self._state_of(parameter)
             like = id(self._groups[parameter]), parameter.dtype, state["step"], tuple(state)
-            if sum(each.numel() for each in waiting.get(like, ())) + parameter.numel() > CHUNK:
+            if numbers.get(like, 0) + parameter.numel() > CHUNK:
                 yield waiting.pop(like)
+                numbers[like] = 0
             waiting.setdefault(like, []).append(parameter)
+            numbers[like] = numbers.get(like, 0) + parameter.numel()
         yield from waiting.values()
 
     def _step_joined(self, parameters: list[torch.nn.Parameter], scale: torch.Tensor | None) -> None:
