@@ -105,11 +105,14 @@ class Comparison:
         told = f"Step {best.step}: {_measures(best)}."
         later = [column for column in self.columns if column.step > best.step and column.value is not None]
         alike = [column for column in later if (column.value or 0) >= (best.value or 0) - max(HARDLY_DIFFER, column.error or 0)]
+        is_far = (best.nearness or 0.0) < 0.5
         if later and len(alike) == len(later):
-            told += " What came later hardly differs, so the earliest will do."
-        elif later:
+            return told + " What came later hardly differs, " + (
+                "and is nearer to the base than to the subject, too: a higher learning rate may help." if is_far
+                else "so the earliest will do.")
+        if later:
             told += f" Going on to step {later[-1].step} made it {_measures(later[-1])}."
-        if (best.nearness or 0.0) < 0.5:
+        if is_far:
             told += " It is still nearer to the base than to the subject: more steps may help."
         return told
 

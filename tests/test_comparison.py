@@ -24,6 +24,7 @@ def comparison(*measures):
     ([(0.4, 0.0), (0.9, 0.1), (0.92, 0.3)], 200, "Going on to step 300"),  # over-trained: the class pays for it
     ([(0.80, 0.1), (0.82, 0.1), (0.83, 0.1)], 100, "hardly differs"),  # the earliest of what hardly differs
     ([(0.2, 0.0), (0.3, 0.0), (0.45, 0.0)], 300, "more steps may help"),
+    ([(0.30, 0.0), (0.31, 0.0), (0.32, 0.0)], 100, "nearer to the base than to the subject, too: a higher learning rate may help."),
     ([(0.9, 0.1, 0.2), (1.05, 0.1, 0.0)], 100, "hardly differs"),  # within what other seeds would make of them
     ([(0.9, 0.1, 0.1), (1.05, 0.1, 0.0)], 200, "Step 200"),
     ([(0.95, None), (0.5, None)], 100, "Step 100"),  # no prompt of the class
