@@ -181,7 +181,8 @@ def _ready(service: Service, values: Mapping[str, Any], faults: list[str], unusa
         service.require_free_name(service.settings(values))
     except ConfigError as error:
         why = "; ".join(fault.partition(": ")[2] or fault for fault in error.faults)
-        return html.note(f"Name: {why}. {error.instead}", "warning")
+        is_done = any(job.name == values["output_name"] and job.state == "finished" for job in service.jobs.all())
+        return html.note(f"Name: {why}. {error.instead}", "note" if is_done else "warning")  # nothing is wrong after a run
     except DreamboothError as error:
         return html.note(str(error), "fault")
     return html.note("Ready.", "good")
