@@ -101,7 +101,8 @@ def _unreadable(folder: Path, error: Exception) -> ResumeError:
 
 def _state(folder: Path, **how: Any) -> dict[str, Any]:
     _require_tensors_alone(folder / "state.pt")
-    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True, **how)  # type: ignore[no-any-return]
+    path = str(folder / "state.pt")  # torch 2.1 maps files named by a text alone
+    return torch.load(path, map_location="cpu", weights_only=True, **how)  # type: ignore[no-any-return]
 
 
 def _require_tensors_alone(path: Path) -> None:
