@@ -13,7 +13,7 @@ import torch
 
 from ..config import TrainConfig
 from ..errors import OutOfMemory
-from ..gpu import free_and_total, release
+from ..gpu import free_and_total, release, why_not
 from ..models.load import StableDiffusion, load_checkpoint
 from . import precision, sharding
 from .optimizers import vendor
@@ -168,6 +168,8 @@ def _first_plan(config: TrainConfig) -> Plan:
 def faults(config: TrainConfig) -> list[str]:
     """Combinations of settings that cannot work, one plain sentence each."""
     found = precision.faults(config)
+    if why_not(precision.device_of(config)):
+        return found  # the rest depends on what the device can do
     if config.memory_profile not in ("none", "auto"):
         found += _faults_of_profile(config, plan_for(config))
     if config.memory_profile == "auto" and not saves_nothing(config):
