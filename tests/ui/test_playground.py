@@ -261,6 +261,7 @@ def review(page, folder, given):
     sync_api.expect(page.locator("#dreambooth_picture_choice input[value=fix]")).to_be_checked()
     field(page, "dreambooth_caption").fill("a photo of the toy, standing")
     sync_api.expect(page.locator("#dreambooth_caption_told").first).to_contain_text("of CLIP's 77 tokens")
+    answered(page)
     page.click("#dreambooth_caption_save")
     sync_api.expect(page.locator("#dreambooth_caption_told").first).to_contain_text("Saved in subject_02.txt")
     screenshot(page, "review")
