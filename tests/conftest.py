@@ -1,9 +1,10 @@
-"""Set before torch is imported anywhere: two threads on shared cores can be a hundred times slower than one."""
+"""Set before torch or Triton is imported anywhere: two threads on shared cores can be a hundred times slower than one."""
 
 import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are computed on the CPU
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(os.path.dirname(__file__), "../build/hypothesis"))

@@ -222,7 +222,8 @@ ELSEWHERE = {
     "snapshot_every": "tests/training/test_loop.py", "keep_snapshots": "tests/training/test_loop.py",
     "preview_every": "tests/training/test_loop.py", "validation_every": "tests/training/test_validation.py",
     "storage_wait_min": "tests/test_errors.py", "gradient_checkpointing": "tests/training/test_loop.py",
-    "speed_up": "tests/training/test_passes.py", "upscaler": "tests/dataset/test_preparation_golden.py",
+    "speed_up": "tests/training/test_passes.py", "kernels": "tests/training/kernels/test_probe.py",
+    "upscaler": "tests/dataset/test_preparation_golden.py",
 }
 
 

@@ -13,7 +13,7 @@ from ..progress import Progress
 from .command import Command, say
 
 _OPTIONS = ("base", "vae", "resolution", "train_batch_size", "with_prior_preservation", "train_text_encoder", "memory_profile",
-            "optimizer", "mixed_precision", "gradient_checkpointing", "speed_up", "ema_decay", "lora_rank",
+            "optimizer", "mixed_precision", "gradient_checkpointing", "speed_up", "kernels", "ema_decay", "lora_rank",
             "lora_conv_rank", "clip_skip", "device")
 _COLUMNS = ("weights", "gradients", "optimizer_state", "averages", "activations", "caches", "context", "total")
 

@@ -16,6 +16,7 @@ from ..errors import OutOfMemory
 from ..gpu import free_and_total, release, why_not
 from ..models.load import StableDiffusion, load_checkpoint
 from . import precision, sharding
+from .kernels.probe import why_none as why_no_kernels
 from .optimizers import vendor
 
 OWN, BITSANDBYTES = "own", "bitsandbytes"  # whose 8-bit AdamW
@@ -46,6 +47,7 @@ class Plan:
     use: str = ""
     eight_bit: str = OWN
     speed_up: str = "none"
+    kernels: bool = False  # our own, where there is one for the purpose
     sharded: bool = False  # over the processes of one launch
 
     @property
@@ -73,6 +75,7 @@ class Plan:
         parts += ["updated during the backward pass, gradients clipped by the norm foreseen"] if self.fused_backward else []
         parts += ["gradient checkpointing"] if self.gradient_checkpointing else []
         parts += [f"speed-up {self.speed_up}"] if self.speed_up != "none" else []
+        parts += ["own kernels"] if self.kernels else []
         parts += ["networks split over the processes (FSDP)"] if self.sharded else []
         return f"memory profile {self.name} on {self.device}: {', '.join(parts)}"
 
@@ -107,6 +110,7 @@ def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | N
     if config.lora_rank:
         plan = _under_adapters(plan, config, device)
     plan = replace(plan, device=device, optimizer=optimizer or plan.optimizer, speed_up=config.speed_up,
+                   kernels=config.kernels == "auto" and not why_no_kernels(device),
                    gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
     if sharding.launched():  # pieces of weights have one dimension: there is no layout to keep
         plan = replace(plan, sharded=True, channels_last=False)

@@ -85,7 +85,7 @@ NEEDS = {"lr_warmup_steps": {"lr_scheduler": "constant_with_warmup"}, "huber_c":
          "lr_num_cycles": {"lr_scheduler": "cosine_with_restarts"}, "zero_terminal_snr": {"prediction_type": "v_prediction"}}
 VALUES = {"lr_warmup_steps": 3, "huber_c": 1.0, "lr_num_cycles": 3, "lora_alpha": 8.0, "lora_conv_rank": 2,
           "zero_terminal_snr": True}
-OUTCOME_ELSEWHERE = {"gradient_checkpointing", "device", "speed_up"}  # same result, other memory or time; see their tests
+OUTCOME_ELSEWHERE = {"gradient_checkpointing", "device", "speed_up", "kernels"}  # same result, other memory or time
 
 
 @pytest.fixture(scope="module")
