@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +10,7 @@ BLOCK = 16
 
 
 @triton.jit
-def _double(numbers: Any, twice: Any, count: Any, block: tl.constexpr) -> None:
+def _double(numbers: tl.tensor, twice: tl.tensor, count: tl.tensor, block: tl.constexpr) -> None:
     places = tl.arange(0, block)
     inside = places < count
     tl.store(twice + places, 2 * tl.load(numbers + places, mask=inside), mask=inside)

@@ -1,0 +1,31 @@
+"""Every kernel compiles for real cards. The interpreter, which the other tests use, knows few of the compiler's rules."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed here")
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dreambooth_ext.training.kernels.doubling import _double
+
+def compiled(kernel, types, **constants):
+    names = [name for name in kernel.arg_names if name not in constants]
+    signature = dict(zip(names, types.split(), strict=True)) | dict.fromkeys(constants, "constexpr")
+    for capability in (80, 90):
+        triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+
+compiled(_double, "*fp32 *fp32 i32", block=16)
+"""
+
+
+def test_kernels_compile_without_a_gpu():
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=variables, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-3000:]
