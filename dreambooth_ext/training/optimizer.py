@@ -72,7 +72,7 @@ def _adamw_8bit(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.
         arguments = _adam_arguments(config)
         del arguments["seed"]
         return vendor.adamw_8bit(groups, **arguments)
-    return AdamW(groups, **_adam_arguments(config), bits=8)
+    return AdamW(groups, **_adam_arguments(config), bits=8, kernels=plan.kernels)
 
 
 def _offloaded(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:

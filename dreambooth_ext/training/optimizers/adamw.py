@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .chunked import ChunkedOptimizer, pieces
+from .chunked import ChunkedOptimizer, flat, flat_gradient, pieces
 from .quantized import (
     BLOCK,
     GREATEST_SHARE,
@@ -27,18 +27,48 @@ LEAST_QUANTIZED = 4096  # smaller tensors keep fp32 state: they are biases and n
 
 
 class AdamW(ChunkedOptimizer):
-    """8 bytes a parameter; with `bits` 8 about 2 (of the second moment the root is kept, as Adam divides by it)."""
+    """8 bytes a parameter; with `bits` 8 about 2 (of the second moment the root is kept, as Adam divides by it).
+
+    With `kernels` what is kept in 8 bits is updated by Triton's (which must be there): neither in pieces nor joined, since they
+    need no temporaries and one launch for many weights. The state is the same.
+    """
 
     def __init__(self, groups: Iterable[Any], lr: float, betas: tuple[float, float], eps: float, weight_decay: float,
-                 bits: int = 32, seed: int = 0) -> None:
+                 bits: int = 32, seed: int = 0, kernels: bool = False) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, seed)
-        self.bits = bits
+        self.bits, self.kernels = bits, kernels
 
     def empty_state(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
         return empty_state(parameter.numel(), self.bits, parameter.device)
 
     def joins(self, parameter: torch.nn.Parameter) -> bool:
         return "share_codes" not in self._state_of(parameter) or parameter.numel() % BLOCK == 0
+
+    def step_parameters(self, parameters: Iterable[torch.nn.Parameter], scale: torch.Tensor | None = None) -> None:
+        if self.kernels and self.bits == 8:
+            parameters = self._step_by_kernels(parameters, scale)
+        super().step_parameters(parameters, scale)
+
+    def _step_by_kernels(self, parameters: Iterable[torch.nn.Parameter], scale: torch.Tensor | None) -> list[torch.nn.Parameter]:
+        """Update those whose state is kept in 8 bits; returns the others."""
+        from ..kernels.adamw import Quantized, step  # Triton is not everywhere
+
+        others: list[torch.nn.Parameter] = []
+        alike: dict[tuple[int, int], list[Quantized]] = {}
+        for parameter in parameters:
+            state = self._state_of(parameter)
+            if "share_codes" not in state:
+                others.append(parameter)
+                continue
+            state["step"] += 1
+            alike.setdefault((id(self._groups[parameter]), state["step"]), []).append(Quantized(
+                flat(parameter), flat_gradient(parameter), state["share_codes"], state["root_codes"], state["root_scales"],
+                self.seed_for(parameter, state["step"])))
+        groups = {id(group): group for group in self.param_groups}
+        for (like, number), some in alike.items():
+            group = groups[like]
+            step(some, number, group["lr"], group["betas"], group["eps"], group["weight_decay"], scale)
+        return others
 
     def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
                draws: torch.Generator, sizes: tuple[int, ...]) -> None:

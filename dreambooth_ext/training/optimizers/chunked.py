@@ -105,8 +105,10 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         """Wait until every update has landed in the weights."""
 
     def draws_for(self, parameter: torch.nn.Parameter, step: int) -> torch.Generator:
-        seed = ((self.seed * 1_000_003 + step) * 1_000_003 + self._numbers[parameter]) % 2**63
-        return torch.Generator(parameter.device).manual_seed(seed)
+        return torch.Generator(parameter.device).manual_seed(self.seed_for(parameter, step))
+
+    def seed_for(self, parameter: torch.nn.Parameter, step: int) -> int:
+        return ((self.seed * 1_000_003 + step) * 1_000_003 + self._numbers[parameter]) % 2**63
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         parameters = list(self._parameters())

@@ -10,9 +10,11 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 
 COMPILE = """
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from dreambooth_ext.training.kernels import adamw
 from dreambooth_ext.training.kernels.doubling import _double
 
 def compiled(kernel, types, **constants):
@@ -22,6 +24,9 @@ def compiled(kernel, types, **constants):
         triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
 
 compiled(_double, "*fp32 *fp32 i32", block=16)
+for dtype in (tl.bfloat16, tl.float32):
+    compiled(adamw._step, "*i64 *fp32" + 7 * " fp32", scaled=True, weight_dtype=dtype, gradient_dtype=dtype, aligned=True,
+             rows=adamw.ROWS, many=adamw.MANY)
 """
 
 
