@@ -84,7 +84,7 @@ def _lion(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimi
 
 
 def _adafactor(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
-    return Adafactor(groups, config.learning_rate, config.adam_weight_decay, config.seed)
+    return Adafactor(groups, config.learning_rate, config.adam_weight_decay, config.seed, plan.kernels)
 
 
 def _prodigy(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:

@@ -21,11 +21,12 @@ class Adafactor(ChunkedOptimizer):
 
     Weights of more than two dimensions are viewed as (out, rest). Factoring the last two dimensions of a 3x3
     convolution alone, as is usual, would need two numbers for every three weights; this needs one for each row and
-    each column, and nearly all of a UNet's weights are such convolutions.
+    each column, and nearly all of a UNet's weights are such convolutions. With `kernels` matrices are updated by Triton's.
     """
 
-    def __init__(self, groups: Iterable[Any], lr: float, weight_decay: float, seed: int = 0) -> None:
+    def __init__(self, groups: Iterable[Any], lr: float, weight_decay: float, seed: int = 0, kernels: bool = False) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay}, seed)
+        self.kernels = kernels
         self._owners: dict[tuple[int, ...], torch.Tensor] = {}
 
     def empty_state(self, parameter: torch.nn.Parameter) -> dict[str, Any]:
@@ -33,6 +34,22 @@ class Adafactor(ChunkedOptimizer):
 
     def joins(self, parameter: torch.nn.Parameter) -> bool:
         return _is_column(parameter)
+
+    def has_kernel(self, parameter: torch.nn.Parameter) -> bool:
+        gradient = parameter.grad
+        return not _is_column(parameter) and parameter.is_contiguous() and gradient is not None and gradient.is_contiguous()
+
+    def step_by_kernels(self, parameters: list[torch.nn.Parameter], step: int, group: dict[str, Any],
+                        scale: torch.Tensor | None) -> None:
+        from ..kernels import adafactor  # Triton is not everywhere
+
+        some = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            some.append(adafactor.Factored(matrix(parameter.detach()), matrix(parameter.grad), state["rows"], state["columns"],
+                                           self.seed_for(parameter, step)))
+        adafactor.step(some, _share(step), group["lr"], group["weight_decay"], scale)
 
     def step_parameter(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> None:
         if _is_column(parameter):
@@ -57,7 +74,7 @@ class Adafactor(ChunkedOptimizer):
                draws: torch.Generator, sizes: tuple[int, ...]) -> None:
         """Of columns, whose averages are not factored (lines 5 and 6 of algorithm 4 for vectors)."""
         second, gradient = state["second"].view(-1), gradient.float()
-        second.lerp_(gradient.square().add_(EPS_SQUARED_GRADIENT), _share(state))
+        second.lerp_(gradient.square().add_(EPS_SQUARED_GRADIENT), _share(state["step"]))
         update = gradient * second.rsqrt()
         norms = torch._foreach_norm(update.split(sizes))
         torch._foreach_div_(norms, [math.sqrt(size) for size in sizes])
@@ -102,15 +119,15 @@ def _is_column(parameter: torch.Tensor) -> bool:
     return matrix_shape(tuple(parameter.shape))[1] == 1
 
 
-def _share(state: dict[str, Any]) -> float:
+def _share(step: int) -> float:
     """Of the new gradient in the averages: all of it in the first step."""
-    return float(state["step"] ** DECAY_EXPONENT)
+    return float(step**DECAY_EXPONENT)
 
 
 def _average(gradient: torch.Tensor, state: dict[str, Any], pieces: list[slice]) -> None:
     """Lines 5 and 6 of algorithm 4: moving averages of the squared gradient's row and column means."""
     rows, columns = ([_norms(gradient[piece], dim) for piece in pieces] for dim in (1, 0))
-    one, share = len(pieces) == 1, _share(state)
+    one, share = len(pieces) == 1, _share(state["step"])
     _move(state["rows"], rows[0] if one else torch.cat(rows), gradient.shape[1], share)
     _move(state["columns"], columns[0] if one else torch.stack(columns).norm(dim=0), len(gradient), share)
 

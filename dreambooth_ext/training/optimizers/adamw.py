@@ -44,31 +44,18 @@ class AdamW(ChunkedOptimizer):
     def joins(self, parameter: torch.nn.Parameter) -> bool:
         return "share_codes" not in self._state_of(parameter) or parameter.numel() % BLOCK == 0
 
-    def step_parameters(self, parameters: Iterable[torch.nn.Parameter], scale: torch.Tensor | None = None) -> None:
-        if self.kernels and self.bits == 8:
-            parameters = self._step_by_kernels(parameters, scale)
-        super().step_parameters(parameters, scale)
+    def has_kernel(self, parameter: torch.nn.Parameter) -> bool:
+        return "share_codes" in self._state_of(parameter)
 
-    def _step_by_kernels(self, parameters: Iterable[torch.nn.Parameter], scale: torch.Tensor | None) -> list[torch.nn.Parameter]:
-        """Update those whose state is kept in 8 bits; returns the others."""
-        from ..kernels.adamw import Quantized, step  # Triton is not everywhere
+    def step_by_kernels(self, parameters: list[torch.nn.Parameter], step: int, group: dict[str, Any],
+                        scale: torch.Tensor | None) -> None:
+        from ..kernels import adamw  # Triton is not everywhere
 
-        others: list[torch.nn.Parameter] = []
-        alike: dict[tuple[int, int], list[Quantized]] = {}
-        for parameter in parameters:
-            state = self._state_of(parameter)
-            if "share_codes" not in state:
-                others.append(parameter)
-                continue
-            state["step"] += 1
-            alike.setdefault((id(self._groups[parameter]), state["step"]), []).append(Quantized(
-                flat(parameter), flat_gradient(parameter), state["share_codes"], state["root_codes"], state["root_scales"],
-                self.seed_for(parameter, state["step"])))
-        groups = {id(group): group for group in self.param_groups}
-        for (like, number), some in alike.items():
-            group = groups[like]
-            step(some, number, group["lr"], group["betas"], group["eps"], group["weight_decay"], scale)
-        return others
+        states = [self.state[parameter] for parameter in parameters]
+        adamw.step([adamw.Quantized(flat(parameter), flat_gradient(parameter), state["share_codes"], state["root_codes"],
+                                    state["root_scales"], self.seed_for(parameter, step))
+                    for parameter, state in zip(parameters, states, strict=True)],
+                   step, group["lr"], group["betas"], group["eps"], group["weight_decay"], scale)
 
     def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
                draws: torch.Generator, sizes: tuple[int, ...]) -> None:

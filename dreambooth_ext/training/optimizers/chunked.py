@@ -19,6 +19,8 @@ class ChunkedOptimizer(torch.optim.Optimizer):
     fp32. State is loaded exactly as it was saved: torch's own would cast it to the weights' dtype.
     """
 
+    kernels = False  # Triton's, where there are some for the purpose: one launch for many weights, and no temporaries
+
     def __init__(self, groups: Iterable[Any], defaults: dict[str, Any], seed: int = 0) -> None:
         super().__init__(groups, defaults)
         self.seed = seed
@@ -31,6 +33,8 @@ class ChunkedOptimizer(torch.optim.Optimizer):
 
     def step_parameters(self, parameters: Iterable[torch.nn.Parameter], scale: torch.Tensor | None = None) -> None:
         """Update these from their gradients times `scale`, which may change the gradients."""
+        if self.kernels:
+            parameters = self._without_kernels(parameters, scale)
         for together in self._together(parameters):
             if len(together) > 1:
                 self._step_joined(together, scale)
@@ -56,9 +60,33 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         """A parameter's state before its first step: {"step": 0} and tensors."""
         raise NotImplementedError
 
+    def has_kernel(self, parameter: torch.nn.Parameter) -> bool:
+        """Whether `step_by_kernels` can update it."""
+        return False
+
+    def step_by_kernels(self, parameters: list[torch.nn.Parameter], step: int, group: dict[str, Any],
+                        scale: torch.Tensor | None) -> None:
+        """Step number `step` of parameters of one group, from their gradients times `scale`."""
+        raise NotImplementedError
+
     def joins(self, parameter: torch.nn.Parameter) -> bool:
         """Whether a small parameter may be updated as a part of a longer one: each number, or block, for itself."""
         return True
+
+    def _without_kernels(self, parameters: Iterable[torch.nn.Parameter], scale: torch.Tensor | None) -> list[torch.nn.Parameter]:
+        """Update by kernels what can be; returns the others."""
+        others: list[torch.nn.Parameter] = []
+        alike: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
+        for parameter in parameters:
+            if not self.has_kernel(parameter):
+                others.append(parameter)
+                continue
+            state = self._state_of(parameter)
+            state["step"] += 1
+            alike.setdefault((id(self._groups[parameter]), state["step"]), []).append(parameter)
+        for (_, step), some in alike.items():
+            self.step_by_kernels(some, step, self._groups[some[0]], scale)
+        return others
 
     def _together(self, parameters: Iterable[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
         """Which are updated at once: small ones that are alike, up to `CHUNK` numbers of them; each other one alone."""
