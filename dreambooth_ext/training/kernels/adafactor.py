@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 
 from ..optimizers.adafactor import CLIP_THRESHOLD, EPS_SQUARED_GRADIENT
-from .adamw import DTYPES
-from .rounding import ROUNDS, rounded
+from .adamw import BYTES
+from .rounding import ROUNDS, rounded, widened
 from .tables import MANY, address, are_aligned, on_the_card_of, owner, tables
 
 TILE = 64  # rows and columns of a matrix that a program works on
@@ -59,14 +59,14 @@ def step(parameters: Sequence[Factored], share: float, lr: float, weight_decay: 
     for each in parameters:
         like = each.weights.dtype, each.gradient.dtype, are_aligned((each.weights, each.gradient), each.weights.shape[1])
         alike.setdefault(like, []).append(each)
-    for (weight_dtype, gradient_dtype, aligned), some in alike.items():
-        constants = {"scaled": scale is not None, "gradient_dtype": DTYPES[gradient_dtype], "aligned": aligned, "many": MANY}
+    for (weight_bytes, gradient_bytes, aligned), some in alike.items():
+        constants = {"scaled": scale is not None, "gradient_bytes": BYTES[gradient_bytes], "aligned": aligned, "many": MANY}
         for start in range(0, len(some), MANY):
             with on_the_card_of(some[0].weights):
-                _launch(some[start : start + MANY], share, lr, 1 - lr * weight_decay, scale, DTYPES[weight_dtype], constants)
+                _launch(some[start : start + MANY], share, lr, 1 - lr * weight_decay, scale, BYTES[weight_bytes], constants)
 
 
-def _launch(some: Sequence[Factored], share: float, lr: float, kept: float, scale: torch.Tensor | None, weight_dtype: Any,
+def _launch(some: Sequence[Factored], share: float, lr: float, kept: float, scale: torch.Tensor | None, weight_bytes: Any,
             constants: dict[str, Any]) -> None:
     device = some[0].weights.device
     scratch = torch.empty(sum(sum(each.scratch) for each in some), device=device)
@@ -85,7 +85,7 @@ def _launch(some: Sequence[Factored], share: float, lr: float, kept: float, scal
     _averages[(vectors,)](of_vectors, share, 1.0 - share, tile=TILE, parts=PARTS, many=MANY)
     _norms[(tiles,)](of_tiles, factor, **constants, tile=TILE)
     _factors[(len(some),)](of_tiles, lr, CLIP_THRESHOLD, tile=TILE, many=MANY)
-    _apply[(tiles,)](of_tiles, factor, kept, **constants, weight_dtype=weight_dtype, tile=TILE)
+    _apply[(tiles,)](of_tiles, factor, kept, **constants, weight_bytes=weight_bytes, tile=TILE)
 
 
 @triton.jit
@@ -95,11 +95,11 @@ def _entry(table: tl.tensor, column: tl.tensor, number: tl.tensor, many: tl.cons
 
 @triton.jit
 def _gradient(table: tl.tensor, scale: tl.tensor, number: tl.tensor, row: tl.tensor, column: tl.tensor, scaled: tl.constexpr,
-              gradient_dtype: tl.constexpr, aligned: tl.constexpr, many: tl.constexpr) -> tl.tensor:
+              gradient_bytes: tl.constexpr, aligned: tl.constexpr, many: tl.constexpr) -> tl.tensor:
     """(row, column) fp32 of the gradient; 0 outside."""
     places, inside = _places(table, number, row, column, aligned, many)
-    values = tl.load(address(table, _GRADIENT, number, gradient_dtype, aligned, many) + places, mask=inside, other=0.0)
-    values = values.to(tl.float32)
+    values = tl.load(address(table, _GRADIENT, number, gradient_bytes, aligned, many) + places, mask=inside, other=0)
+    values = widened(values, gradient_bytes)
     if scaled:
         values = values * tl.load(scale)
     return values
@@ -127,7 +127,7 @@ def _tile(table: tl.tensor, tile: tl.constexpr, many: tl.constexpr) -> tuple[tl.
 
 
 @triton.jit
-def _squares(table: tl.tensor, scale: tl.tensor, scaled: tl.constexpr, gradient_dtype: tl.constexpr, aligned: tl.constexpr,
+def _squares(table: tl.tensor, scale: tl.tensor, scaled: tl.constexpr, gradient_bytes: tl.constexpr, aligned: tl.constexpr,
              many: tl.constexpr, tile: tl.constexpr) -> None:
     """Parts of the sums of each row's and each column's squares."""
     number, _program, top, left = _tile(table, tile, many)
@@ -135,10 +135,10 @@ def _squares(table: tl.tensor, scale: tl.tensor, scaled: tl.constexpr, gradient_
     column = left + tl.arange(0, tile)
     rows = _entry(table, _ROWS, number, many)
     columns = _entry(table, _COLUMNS, number, many)
-    gradient = _gradient(table, scale, number, row, column, scaled, gradient_dtype, aligned, many)
+    gradient = _gradient(table, scale, number, row, column, scaled, gradient_bytes, aligned, many)
     squares = gradient * gradient
-    of_rows = address(table, _ROW_PARTS, number, tl.float32, False, many) + (left // tile) * rows
-    of_columns = address(table, _COLUMN_PARTS, number, tl.float32, False, many) + (top // tile) * columns
+    of_rows = address(table, _ROW_PARTS, number, 4, False, many) + (left // tile) * rows
+    of_columns = address(table, _COLUMN_PARTS, number, 4, False, many) + (top // tile) * columns
     tl.store(of_rows + row, tl.sum(squares, axis=1), mask=row < rows)
     tl.store(of_columns + column, tl.sum(squares, axis=0), mask=column < columns)
 
@@ -169,7 +169,7 @@ def _averages(table: tl.tensor, share: tl.tensor, rest: tl.tensor, tile: tl.cons
     mean = tl.sum(total, axis=0) / other.to(tl.float32)
     moved = tl.load(average + place, mask=place < count, other=0.0) * rest + (mean + _EPS) * share
     tl.store(average + place, moved, mask=place < count)
-    sums = address(table, _SUMS, number, tl.float32, False, many)
+    sums = address(table, _SUMS, number, 4, False, many)
     tl.store(sums + program, tl.sum(tl.where(place < count, moved, 0.0), axis=0), mask=program < down)
 
 
@@ -177,7 +177,7 @@ def _averages(table: tl.tensor, share: tl.tensor, rest: tl.tensor, tile: tl.cons
 def _mean(table: tl.tensor, number: tl.tensor, tile: tl.constexpr, many: tl.constexpr) -> tl.tensor:
     """Of the rows' averages."""
     rows = _entry(table, _ROWS, number, many).to(tl.int32)
-    sums = address(table, _SUMS, number, tl.float32, False, many)
+    sums = address(table, _SUMS, number, 4, False, many)
     place = tl.arange(0, tile)
     down = tl.cdiv(rows, tile)
     total = tl.zeros([tile], dtype=tl.float32)
@@ -190,26 +190,26 @@ def _mean(table: tl.tensor, number: tl.tensor, tile: tl.constexpr, many: tl.cons
 
 @triton.jit
 def _update(table: tl.tensor, scale: tl.tensor, number: tl.tensor, row: tl.tensor, column: tl.tensor, mean: tl.tensor,
-            scaled: tl.constexpr, gradient_dtype: tl.constexpr, aligned: tl.constexpr, many: tl.constexpr) -> tl.tensor:
+            scaled: tl.constexpr, gradient_bytes: tl.constexpr, aligned: tl.constexpr, many: tl.constexpr) -> tl.tensor:
     """(row, column) of the unclipped update, lines 7 and 8: gradient / sqrt(outer(rows, columns) / mean(rows))."""
     rows = _entry(table, _ROWS, number, many).to(tl.int32)
     columns = _entry(table, _COLUMNS, number, many).to(tl.int32)
-    of_rows = tl.load(address(table, _OF_ROWS, number, tl.float32, False, many) + row, mask=row < rows, other=1.0)
-    of_columns = tl.load(address(table, _OF_COLUMNS, number, tl.float32, False, many) + column, mask=column < columns, other=1.0)
-    gradient = _gradient(table, scale, number, row, column, scaled, gradient_dtype, aligned, many)
+    of_rows = tl.load(address(table, _OF_ROWS, number, 4, False, many) + row, mask=row < rows, other=1.0)
+    of_columns = tl.load(address(table, _OF_COLUMNS, number, 4, False, many) + column, mask=column < columns, other=1.0)
+    gradient = _gradient(table, scale, number, row, column, scaled, gradient_bytes, aligned, many)
     return gradient * (1.0 / tl.sqrt(of_rows / mean))[:, None] * (1.0 / tl.sqrt(of_columns))[None, :]
 
 
 @triton.jit
-def _norms(table: tl.tensor, scale: tl.tensor, scaled: tl.constexpr, gradient_dtype: tl.constexpr, aligned: tl.constexpr,
+def _norms(table: tl.tensor, scale: tl.tensor, scaled: tl.constexpr, gradient_bytes: tl.constexpr, aligned: tl.constexpr,
            many: tl.constexpr, tile: tl.constexpr) -> None:
     """Parts of the sum of the update's squares."""
     number, program, top, left = _tile(table, tile, many)
     row = top + tl.arange(0, tile)
     column = left + tl.arange(0, tile)
     mean = _mean(table, number, tile, many)
-    update = _update(table, scale, number, row, column, mean, scaled, gradient_dtype, aligned, many)
-    squares = address(table, _SQUARES, number, tl.float32, False, many)
+    update = _update(table, scale, number, row, column, mean, scaled, gradient_bytes, aligned, many)
+    squares = address(table, _SQUARES, number, 4, False, many)
     tl.store(squares + program, tl.sum(tl.sum(update * update, axis=1), axis=0))
 
 
@@ -220,7 +220,7 @@ def _factors(table: tl.tensor, lr: tl.tensor, threshold: tl.tensor, tile: tl.con
     rows = _entry(table, _ROWS, number, many).to(tl.int32)
     columns = _entry(table, _COLUMNS, number, many).to(tl.int32)
     count = tl.cdiv(rows, tile) * tl.cdiv(columns, tile)
-    squares = address(table, _SQUARES, number, tl.float32, False, many)
+    squares = address(table, _SQUARES, number, 4, False, many)
     place = tl.arange(0, 1024)
     total = tl.zeros([1024], dtype=tl.float32)
     left = count
@@ -229,16 +229,16 @@ def _factors(table: tl.tensor, lr: tl.tensor, threshold: tl.tensor, tile: tl.con
         left -= 1024
     root_mean_square = tl.sqrt(tl.sum(total, axis=0) / rows.to(tl.float32) / columns.to(tl.float32))
     factor = lr / tl.maximum(root_mean_square / threshold, 1.0)
-    tl.store(address(table, _FACTOR, number, tl.float32, False, many), factor)
+    tl.store(address(table, _FACTOR, number, 4, False, many), factor)
 
 
 @triton.jit
-def _apply(table: tl.tensor, scale: tl.tensor, kept: tl.tensor, scaled: tl.constexpr, gradient_dtype: tl.constexpr,
-           aligned: tl.constexpr, many: tl.constexpr, weight_dtype: tl.constexpr, tile: tl.constexpr) -> None:
+def _apply(table: tl.tensor, scale: tl.tensor, kept: tl.tensor, scaled: tl.constexpr, gradient_bytes: tl.constexpr,
+           aligned: tl.constexpr, many: tl.constexpr, weight_bytes: tl.constexpr, tile: tl.constexpr) -> None:
     """The weights' decay and step; of each of four words 16 bits round a number."""
     number, program, top, left = _tile(table, tile, many)
-    weights = address(table, _WEIGHTS, number, weight_dtype, aligned, many)
-    factor = tl.load(address(table, _FACTOR, number, tl.float32, False, many))
+    weights = address(table, _WEIGHTS, number, weight_bytes, aligned, many)
+    factor = tl.load(address(table, _FACTOR, number, 4, False, many))
     quarter: tl.constexpr = tile // 4
     offsets = program * (quarter * tile) + tl.arange(0, quarter)[:, None] * tile + tl.arange(0, tile)[None, :]
     one, two, three, four = tl.randint4x(_entry(table, _SEED, number, many), offsets, ROUNDS)
@@ -254,8 +254,8 @@ def _apply(table: tl.tensor, scale: tl.tensor, kept: tl.tensor, scaled: tl.const
         else:
             word = four
         row = top + part * quarter + tl.arange(0, quarter)
-        update = _update(table, scale, number, row, column, mean, scaled, gradient_dtype, aligned, many)
+        update = _update(table, scale, number, row, column, mean, scaled, gradient_bytes, aligned, many)
         places, inside = _places(table, number, row, column, aligned, many)
-        values = tl.load(weights + places, mask=inside, other=0.0).to(tl.float32) * kept - update * factor
+        values = widened(tl.load(weights + places, mask=inside, other=0), weight_bytes) * kept - update * factor
         noise = (word.to(tl.uint32, bitcast=True) >> 16).to(tl.int32, bitcast=True)
-        tl.store(weights + places, rounded(values, noise, weight_dtype), mask=inside)
+        tl.store(weights + places, rounded(values, noise, weight_bytes), mask=inside)

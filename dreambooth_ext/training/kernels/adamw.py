@@ -12,14 +12,14 @@ import triton
 import triton.language as tl
 
 from ..optimizers.quantized import BLOCK, SHARE_FACTOR, TOP
-from .rounding import ROUNDS, hypotenuse, root_code, root_of, rounded, share_code, share_of
+from .rounding import ROUNDS, hypotenuse, root_code, root_of, rounded, share_code, share_of, widened
 from .tables import MANY, address, are_aligned, on_the_card_of, owner, tables
 
 ROWS = 4  # blocks that a program works on at once, twice: with more, its registers leave few programs to a processor
 _BLOCK = tl.constexpr(BLOCK)
 _SHARE_FACTOR = tl.constexpr(SHARE_FACTOR)
 _TOP = tl.constexpr(TOP)
-DTYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+BYTES = {torch.bfloat16: 2, torch.float32: 4}  # what is told to kernels: Triton 2.1 compares numbers only
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ def step(parameters: Sequence[Quantized], number: int, lr: float, betas: tuple[f
         like = each.weights.dtype, each.gradient.dtype, are_aligned(each.tensors, each.weights.numel())
         alike.setdefault(like, []).append(each)
     factors = _factors(number, lr, betas, eps, weight_decay)
-    for (weight_dtype, gradient_dtype, aligned), some in alike.items():
+    for (weight_bytes, gradient_bytes, aligned), some in alike.items():
         device = some[0].weights.device
         rows = [(each.weights.numel(), *(tensor.data_ptr() for tensor in each.tensors), each.seed) for each in some]
         with on_the_card_of(some[0].weights):
             for table, programs in tables(rows, [triton.cdiv(row[0], 2 * ROWS * BLOCK) for row in rows], device):
                 _step[(programs,)](table, table if scale is None else scale, *factors, scaled=scale is not None,
-                                   weight_dtype=DTYPES[weight_dtype], gradient_dtype=DTYPES[gradient_dtype], aligned=aligned,
+                                   weight_bytes=BYTES[weight_bytes], gradient_bytes=BYTES[gradient_bytes], aligned=aligned,
                                    rows=ROWS, many=MANY)
 
 
@@ -77,17 +77,17 @@ def _factors(number: int, lr: float, betas: tuple[float, float], eps: float, wei
 @triton.jit
 def _step(table: tl.tensor, scale: tl.tensor, gradient_factor: tl.tensor, root_factor: tl.tensor, eps_before: tl.tensor,
           share_factor: tl.tensor, eps_after: tl.tensor, kept: tl.tensor, rate: tl.tensor, scaled: tl.constexpr,
-          weight_dtype: tl.constexpr, gradient_dtype: tl.constexpr, aligned: tl.constexpr, rows: tl.constexpr,
+          weight_bytes: tl.constexpr, gradient_bytes: tl.constexpr, aligned: tl.constexpr, rows: tl.constexpr,
           many: tl.constexpr) -> None:
     number = owner(table, tl.program_id(0), many)
     program = tl.program_id(0) - tl.load(table + number).to(tl.int32)
     block = program.to(tl.int64) * (2 * rows)
     start = block * _BLOCK
-    weights = address(table, 2, number, weight_dtype, aligned, many) + start
-    gradients = address(table, 3, number, gradient_dtype, aligned, many) + start
-    shares = address(table, 4, number, tl.uint8, aligned, many) + start
-    roots = address(table, 5, number, tl.uint8, aligned, many) + start
-    scales = address(table, 6, number, tl.float32, aligned, many) + block
+    weights = address(table, 2, number, weight_bytes, aligned, many) + start
+    gradients = address(table, 3, number, gradient_bytes, aligned, many) + start
+    shares = address(table, 4, number, 1, aligned, many) + start
+    roots = address(table, 5, number, 1, aligned, many) + start
+    scales = address(table, 6, number, 4, aligned, many) + block
     left = tl.minimum(tl.load(table + many + number) - start, 2 * rows * _BLOCK).to(tl.int32)
     if aligned:
         left = tl.multiple_of(left, 16)
@@ -98,31 +98,31 @@ def _step(table: tl.tensor, scale: tl.tensor, gradient_factor: tl.tensor, root_f
     # Of four words, 55 bits for each of two numbers.
     one, two, three, four = tl.randint4x(tl.load(table + 7 * many + number), program * (rows * _BLOCK) + places, ROUNDS)
     _update(weights, gradients, shares, roots, scales, row, places, left, one, two,
-            gradient_factor, root_factor, eps_before, share_factor, eps_after, kept, rate, weight_dtype)
+            gradient_factor, root_factor, eps_before, share_factor, eps_after, kept, rate, weight_bytes, gradient_bytes)
     half: tl.constexpr = rows * _BLOCK
     _update(weights, gradients, shares, roots, scales, row + rows, places + half, left, three, four,
-            gradient_factor, root_factor, eps_before, share_factor, eps_after, kept, rate, weight_dtype)
+            gradient_factor, root_factor, eps_before, share_factor, eps_after, kept, rate, weight_bytes, gradient_bytes)
 
 
 @triton.jit
 def _update(weights: tl.tensor, gradients: tl.tensor, shares: tl.tensor, roots: tl.tensor, scales: tl.tensor, row: tl.tensor,
             places: tl.tensor, left: tl.tensor, word: tl.tensor, other_word: tl.tensor, gradient_factor: tl.tensor,
             root_factor: tl.tensor, eps_before: tl.tensor, share_factor: tl.tensor, eps_after: tl.tensor, kept: tl.tensor,
-            rate: tl.tensor, weight_dtype: tl.constexpr) -> None:
+            rate: tl.tensor, weight_bytes: tl.constexpr, gradient_bytes: tl.constexpr) -> None:
     """(rows, BLOCK) numbers at `places`, as far as there are any `left`."""
     inside = places < left
     begun = row * _BLOCK < left
-    new = tl.load(gradients + places, mask=inside, other=0.0).to(tl.float32) * gradient_factor
+    new = widened(tl.load(gradients + places, mask=inside, other=0), gradient_bytes) * gradient_factor
     unit = tl.load(scales + row, mask=begun, other=0.0) * root_factor
     root = root_of(tl.load(roots + places, mask=inside, other=0)) * unit[:, None]
     first = new + share_of(tl.load(shares + places, mask=inside, other=0)) * (root + eps_before) * share_factor
     root = tl.where(inside, hypotenuse(root, new), 0.0)
     share = first / (root + eps_after)
-    values = tl.load(weights + places, mask=inside, other=0.0).to(tl.float32) * kept - share * rate
+    values = widened(tl.load(weights + places, mask=inside, other=0), weight_bytes) * kept - share * rate
     word = word.to(tl.uint32, bitcast=True)
     other_word = other_word.to(tl.uint32, bitcast=True)
     noise = (((word & 7) << 13) | (other_word & 0x1FFF)).to(tl.int32, bitcast=True)
-    tl.store(weights + places, rounded(values, noise, weight_dtype), mask=inside)
+    tl.store(weights + places, rounded(values, noise, weight_bytes), mask=inside)
     tl.store(shares + places, share_code(share * _SHARE_FACTOR, (word >> 12).to(tl.int32, bitcast=True)), mask=inside)
     largest = tl.max(root, axis=1)
     tl.store(scales + row, largest, mask=begun)

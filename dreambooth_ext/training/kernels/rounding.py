@@ -1,6 +1,6 @@
 """What `optimizers.rounding` and `optimizers.quantized` do, number by number, for kernels; random bits are given.
 
-FP8 is read and written by its bits: cards before the RTX 40 series do not have it. So are the roots' codes.
+bf16 and FP8 are read and written by their bits: cards before the RTX 30 and the RTX 40 series do not have them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,23 @@ _SUBNORMAL = tl.constexpr(2.0**14)  # beside it, a float's last bit is worth FP8
 
 
 @triton.jit
-def rounded(values: tl.tensor, noise: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
-    """fp32 as `dtype`: to bf16 stochastically, by 16 random bits (int32).
+def widened(values: tl.tensor, size: tl.constexpr) -> tl.tensor:
+    """fp32 of what is stored in `size` bytes: in 2 the bits of bf16 (int16), in 4 fp32."""
+    if size == 2:
+        return (values.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return values
+
+
+@triton.jit
+def rounded(values: tl.tensor, noise: tl.tensor, size: tl.constexpr) -> tl.tensor:
+    """fp32 as it is stored in `size` bytes: in 2 the bits of bf16 (int16), rounded by 16 random bits (int32).
 
     What is not a number stays so: a GPU's own NaN has all bits set, and noise would carry out of them.
     """
-    if dtype == tl.bfloat16:
+    if size == 2:
         upper = (values.to(tl.int32, bitcast=True) + noise) >> 16
-        return tl.where(values != values, 0x7FFF, upper).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        return tl.where(values != values, 0x7FFF, upper).to(tl.int16)
     else:
         return values
 

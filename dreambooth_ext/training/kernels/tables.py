@@ -26,10 +26,16 @@ def owner(table: tl.tensor, program: tl.tensor, many: tl.constexpr) -> tl.tensor
 
 
 @triton.jit
-def address(table: tl.tensor, column: tl.constexpr, number: tl.tensor, dtype: tl.constexpr, aligned: tl.constexpr,
+def address(table: tl.tensor, column: tl.constexpr, number: tl.tensor, size: tl.constexpr, aligned: tl.constexpr,
             many: tl.constexpr) -> tl.tensor:
-    """A tensor's address, as it stands in a column of the table."""
-    found = tl.load(table + column * many + number).to(tl.pointer_type(dtype))
+    """A tensor's address, as it stands in a column of the table, of numbers of 1 byte (uint8), 2 (bf16, its bits) or 4 (fp32)."""
+    entry = tl.load(table + column * many + number)
+    if size == 2:  # Triton 2.1 takes no type from an argument
+        found = entry.to(tl.pointer_type(tl.int16))
+    elif size == 1:
+        found = entry.to(tl.pointer_type(tl.uint8))
+    else:
+        found = entry.to(tl.pointer_type(tl.float32))
     if aligned:
         found = tl.multiple_of(found, 16)
     return found

@@ -30,13 +30,14 @@ def _apply(source, noise, target, kind: tl.constexpr, count: tl.constexpr):
     elif kind == "hypotenuse":
         result = rounding.hypotenuse(values, tl.load(noise + places))
     else:
-        result = rounding.rounded(values, tl.load(noise + places), tl.bfloat16)
+        result = rounding.rounded(values, tl.load(noise + places), 2)
     tl.store(target + places, result)
 
 
 def applied(kind, source, noise=None, dtype=torch.float32):
     target = torch.empty(len(source), dtype=dtype)
-    _apply[(1,)](source, source if noise is None else noise, target, kind=kind, count=len(source))
+    written = target.view(torch.int16) if dtype == torch.bfloat16 else target
+    _apply[(1,)](source, source if noise is None else noise, written, kind=kind, count=len(source))
     return target
 
 
