@@ -29,10 +29,12 @@ STEPS = 3
 # The first kind whose pattern a kernel's name holds.
 KINDS = {
     "attention": r"flash|fmha|attention|sdpa|softmax",
-    "optimizer": r"adam|multi_tensor|foreach",
+    "optimizer": r"adam|adafactor|multi_tensor|foreach",
+    "gate": r"geglu",
     "norm": r"norm|rowwisemoments|welford|computefused|computeinternalgradients|computebackwardfused",
     "convolution": r"conv|wgrad|dgrad|fprop|winograd|implicit",
     "matrix product": r"gemm|gemv|nvjet|cutlass|cublas|addmm|matmul|::mm|::bmm",
+    "strided": r"(?<!vectorized_)(?<!unrolled_)elementwise_kernel<",  # of what is not side by side in memory
     "layout": r"nchw|nhwc|transpose|permute|cat(array|_)|::cat",
     "copy": r"memcpy|memset|copy|cast|fill|zero",
 }

@@ -106,7 +106,7 @@ def test_the_commands_know_the_flags_that_they_get_on_a_gpu():
     ("triton_red_fused_native_group_norm_silu_7", "norm"),
     ("void at::native::multi_tensor_apply_kernel<..., FusedAdamMathFunctor<float, 4>>", "optimizer"),
     ("void cudnn::engines_precompiled::nchwToNhwcKernel<...>", "layout"),
-    ("void at::native::elementwise_kernel<128, 4, direct_copy_kernel_cuda>", "copy"),
+    ("void at::native::elementwise_kernel<128, 4, gpu_kernel_impl_nocast<direct_copy_kernel_cuda>>", "strided"),
     ("void at::native::vectorized_elementwise_kernel<4, at::native::silu_kernel>", "elementwise")])
 def test_kernels_are_told_by_their_kind(kernel, kind):
     assert kind_of(kernel) == kind

@@ -17,8 +17,8 @@ from ..models.load import StableDiffusion, save_diffusers
 from ..models.networks import in_dtype, tensors_of
 from ..ram import trim_heap
 from ..words import half_of
+from . import fast_layers, upcast
 from . import optimizer as optimizers
-from . import upcast
 from .checkpoint import Kept, Weights, bytes_of
 from .conditioning import Prompts, freeze_unread
 from .ema import Ema
@@ -56,6 +56,9 @@ class Session:
         if not plan.fused_backward:
             self.optimizer = accelerator.prepare(self.optimizer)
         self.computing: dict[str, Any] = self._halves.modules if self._halves is not None else self.modules
+        # A compiler has kernels of its own.
+        self._faster = fast_layers.install(self.computing["unet"]) \
+            if plan.kernels and plan.channels_last and plan.speed_up != "compile" else []
         self.prepared = {part: self._prepared(part, module) for part, module in self.computing.items()}
         if self.sharding is not None:  # whoever renders with it has to call what gathers the weights
             texts = tuple(self.prepared.get(row.part, encoder) for row, encoder in
@@ -326,6 +329,7 @@ class Session:
         for hook in self._hooks:
             hook.remove()
         upcast.remove(self._widened)
+        fast_layers.remove(self._faster)
         for part, module in self.modules.items():
             if self.sharding is None:
                 self.accelerator.unwrap_model(self.prepared[part], keep_fp32_wrapper=False)

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dreambooth_ext.training.kernels import adafactor, adamw
+from dreambooth_ext.training.kernels import adafactor, adamw, copied_adamw, geglu, group_norm
 from dreambooth_ext.training.kernels.doubling import _double
 
 def compiled(kernel, types, **constants):
@@ -32,6 +32,23 @@ for size in (2, 4):
     compiled(adafactor._apply, "*i64 *fp32 fp32", weight_bytes=size, **constants)
 compiled(adafactor._averages, "*i64 fp32 fp32", tile=adafactor.TILE, parts=adafactor.PARTS, many=adamw.MANY)
 compiled(adafactor._factors, "*i64 fp32 fp32", tile=adafactor.TILE, many=adamw.MANY)
+for aligned in (True, False):
+    compiled(copied_adamw._copied_adamw, "*i64 *fp32" + 7 * " fp32", scaled=True, aligned=aligned, block=copied_adamw.BLOCK,
+             many=copied_adamw.MANY)
+    compiled(copied_adamw._norm_of_gradients, "*i64 *fp32", aligned=aligned, blocks=copied_adamw.BLOCKS,
+             block=copied_adamw.BLOCK, many=copied_adamw.MANY)
+tile = {"places": group_norm.PLACES, "width": group_norm.CHANNELS}
+for kind in ("*bf16", "*fp16", "*fp32"):
+    compiled(group_norm._norm_moments, f"{kind} *fp32 *fp32 i32 i32", **tile)
+    for silu in (True, False):
+        compiled(group_norm._norm_apply, f"{kind} *fp32 {kind} {kind} {kind} i32 i32 i32", silu=silu, **tile)
+        compiled(group_norm._norm_sums, f"{kind} {kind} *fp32 {kind} {kind} *fp32 i32 i32 i32", silu=silu, **tile)
+        compiled(group_norm._norm_input_gradient, f"{kind} {kind} *fp32 *fp32 {kind} {kind} {kind} i32 i32 i32", silu=silu, **tile)
+    compiled(group_norm._norm_joined_sums, f"*fp32 {kind} *fp32 *fp32 i32 i32", many=32, width=16)
+    compiled(geglu._geglu, f"{kind} {kind} i32", block=geglu.BLOCK)
+    compiled(geglu._geglu_gradient, f"{kind} {kind} {kind} i32", block=geglu.BLOCK)
+for many in (1, 128):
+    compiled(group_norm._norm_statistics, "*fp32 *fp32 *fp32 i32 i32 i32 fp32", places=group_norm.PLACES, many=many, width=64)
 """
 
 
