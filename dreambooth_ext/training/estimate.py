@@ -96,7 +96,8 @@ def estimate(config: TrainConfig, model: StableDiffusion | None = None,
     for name in rows:
         asked = replace(config, memory_profile=name)
         plan = plan_for(asked)
-        key = (plan.weights, plan.half_copies, plan.autocast, plan.gradient_checkpointing, plan.fused_backward)
+        key = (plan.weights, plan.half_copies, plan.narrow_gradients, plan.autocast, plan.gradient_checkpointing,
+               plan.fused_backward)
         if key not in peaks:
             peaks[key] = _activations(asked, plan, model, trained)
         found.append(_estimate(asked, plan, trained, numbers, peaks[key], free))
@@ -163,11 +164,14 @@ def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers:
     chunk = min(CHUNK, max(each.numel() for each in learnt))
     held = held_bytes(sum(sizes)) if config.max_grad_norm else 0
     held += LEAVING_BYTES if plan.optimizer == "offloaded_adamw" and plan.device != "cpu" else 0
-    widened = 0 if not plan.half_copies else 3 * COLLECTED_BYTES if processes() == 1 else sum(sizes) // 2  # as they came, in bf16
+    gradients = sum(sizes) // (2 if plan.narrow_gradients else 1)
+    widened = 0
+    if plan.half_copies and not plan.narrow_gradients:
+        widened = 3 * COLLECTED_BYTES if processes() == 1 else sum(sizes) // 2  # as they came, in bf16
     pieces = processes() if plan.sharded else 1
     return Estimate(
         profile=plan.name, weights=(weights + (sum(sizes) if config.lora_rank else 0)) // pieces,
-        gradients=(max(sizes) + held if plan.fused_backward else sum(sizes)) // pieces + widened,
+        gradients=(max(sizes) + held if plan.fused_backward else gradients) // pieces + widened,
         optimizer_state=sum(row.state_bytes(tuple(parameter.shape)) for parameter in learnt) // pieces
                         + TEMPORARY_BYTES.get(plan.optimizer, OTHERS_TEMPORARY_BYTES) * chunk,
         averages=0 if plan.averages_in_ram or not config.ema_decay else 4 * sum(each.numel() for each in learnt) // pieces,
@@ -196,7 +200,9 @@ def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, traine
         hooks += checkpoint_gradients(module, plan.gradient_checkpointing)
     weights = [parameter for module in trained.values() for parameter in module.parameters()]
     learnt = [parameter for parameter in weights if parameter.requires_grad]
-    gradient, cast = (4, 2 if _casts(plan) else 0) if _grow(plan) else (0, 0)  # bytes; autocast's go as gradients come
+    gradient, cast = (0, 0)  # bytes; autocast's go as gradients come
+    if _grow(plan):
+        gradient, cast = 2 if plan.narrow_gradients else 4, 2 if _casts(plan) else 0
     held = Held()
     held.bytes = cast * sum(parameter.numel() for parameter in weights)
 

@@ -20,9 +20,9 @@ COLLECTED_BYTES = 64 * 2**20  # of gradients that are widened at once
 
 class HalfCopies:
     """`modules` are the copies, by part. Their gradients become those of the fp32 weights, in fp32, while a pass goes on; with
-    `at_end` when it is over, since several processes average the copies' own."""
+    `at_end` when it is over, since several processes average the copies' own; with `keep` they stay where they are."""
 
-    def __init__(self, modules: Mapping[str, torch.nn.Module], at_end: bool = False) -> None:
+    def __init__(self, modules: Mapping[str, torch.nn.Module], at_end: bool = False, keep: bool = False) -> None:
         self.modules: dict[str, Any] = {part: _copied(module) for part, module in modules.items()}
         self._weights = {half: weight for part, module in modules.items()
                          for half, weight in zip(self.modules[part].parameters(), module.parameters(), strict=True)
@@ -30,8 +30,13 @@ class HalfCopies:
         self._at_once = float("inf") if at_end else COLLECTED_BYTES
         self._come: list[torch.nn.Parameter] = []
         self._come_bytes = 0
-        for half in self._weights:
+        for half in () if keep else self._weights:
             half.register_post_accumulate_grad_hook(self._take)
+
+    @property
+    def of_weights(self) -> dict[torch.nn.Parameter, torch.nn.Parameter]:
+        """Each trained weight's copy."""
+        return {weight: half for half, weight in self._weights.items()}
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -31,6 +31,7 @@ class Plan:
     are fp32 always, "fp16" too.
     autocast: Accelerate's mixed precision, "no", "fp16" or "bf16".
     half_copies: fp32 weights are trained through bf16 copies of the networks, instead of autocast.
+    narrow_gradients: gradients stay the copies' own, in bf16: our kernel reads them and writes the copies.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Plan:
     weights: str = "fp32"
     autocast: str = "no"
     half_copies: bool = False
+    narrow_gradients: bool = False
     fused_backward: bool = False
     gradient_checkpointing: bool = False
     channels_last: bool = False
@@ -112,6 +114,10 @@ def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | N
     plan = replace(plan, device=device, optimizer=optimizer or plan.optimizer, speed_up=config.speed_up,
                    kernels=config.kernels == "auto" and not why_no_kernels(device),
                    gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
+    # What several processes or passes add up is added in fp32.
+    if (plan.kernels and plan.half_copies and plan.optimizer == "adamw" and config.draw_order == "native"
+            and processes() == config.gradient_accumulation_steps == 1):
+        plan = replace(plan, narrow_gradients=True)
     if sharding.launched():  # pieces of weights have one dimension: there is no layout to keep
         plan = replace(plan, sharded=True, channels_last=False)
     if plan.optimizer == "adamw_8bit" and (plan.weights == "fp32" or config.lora_rank):

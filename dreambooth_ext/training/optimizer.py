@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from .optimizers.adafactor import Adafactor
 from .optimizers.adafactor import empty_state as adafactor_state
 from .optimizers.adamw import AdamW, is_fused_on
 from .optimizers.adamw import empty_state as adamw_state
+from .optimizers.copied_adamw import CopiedAdamW
 from .optimizers.lion import Lion
 from .optimizers.offloaded import OffloadedAdamW
 from .optimizers.prodigy import Prodigy
@@ -34,8 +35,13 @@ class Row:
     use: str
 
 
-def build(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
-    """The optimizer of the plan, for groups of {"params", "lr", "name"}."""
+def build(groups: Groups, config: TrainConfig, plan: Plan,
+          copies: Mapping[torch.nn.Parameter, torch.nn.Parameter] | None = None) -> torch.optim.Optimizer:
+    """The optimizer of the plan, for groups of {"params", "lr", "name"}; `copies` have the gradients if they are narrow."""
+    if plan.narrow_gradients and copies is not None:
+        arguments = _adam_arguments(config)
+        del arguments["seed"]
+        return CopiedAdamW(groups, copies, **arguments)
     return OPTIMIZERS[plan.optimizer].build(groups, config, plan)
 
 

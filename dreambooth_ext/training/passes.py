@@ -44,7 +44,7 @@ class RecordedPass(Pass):
     def __init__(self, session: Session, objective: Objective, progress_log: Callable[[str], None]) -> None:
         super().__init__(session, objective)
         self._log = progress_log
-        self._parameters = session.trained_parameters()
+        self._parameters = session.parameters_with_gradients()
         self._seen: Counter[tuple[object, ...]] = Counter()
         self._beside = Beside(session.device)
         self._recording: _Recording | None = None

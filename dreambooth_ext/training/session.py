@@ -27,6 +27,7 @@ from .gradient_checkpointing import checkpoint_gradients
 from .half_copies import HalfCopies
 from .lora import FILE, Lora
 from .memory import DTYPES, Plan
+from .optimizers.copied_adamw import CopiedAdamW
 from .optimizers.fused import FusedBackward
 from .schedule import lr_factor
 from .sharding import Sharding, clipped
@@ -53,12 +54,12 @@ class Session:
         self._wishes: Figures | None = None  # of all processes, on their way
         self._skipped = 0  # updates that fp16's scaler left out
         self.optimizer = self._set_up_networks()
+        self._copied = self.optimizer if isinstance(self.optimizer, CopiedAdamW) else None
         if not plan.fused_backward:
             self.optimizer = accelerator.prepare(self.optimizer)
         self.computing: dict[str, Any] = self._halves.modules if self._halves is not None else self.modules
-        # A compiler has kernels of its own.
-        self._faster = fast_layers.install(self.computing["unet"]) \
-            if plan.kernels and plan.channels_last and plan.speed_up != "compile" else []
+        faster = plan.kernels and plan.channels_last and plan.on_gpu and plan.speed_up != "compile"  # which has its own kernels
+        self._faster = fast_layers.install(self.computing["unet"]) if faster else []
         self.prepared = {part: self._prepared(part, module) for part, module in self.computing.items()}
         if self.sharding is not None:  # whoever renders with it has to call what gathers the weights
             texts = tuple(self.prepared.get(row.part, encoder) for row, encoder in
@@ -88,7 +89,7 @@ class Session:
             if plan.gradient_checkpointing:
                 self._hooks += checkpoint_gradients(module)
         if plan.half_copies:
-            self._halves = HalfCopies(self.modules, at_end=self.accelerator.num_processes > 1)
+            self._halves = HalfCopies(self.modules, at_end=self.accelerator.num_processes > 1, keep=plan.narrow_gradients)
         if plan.computes_in_bf16 and self.device.type == "cpu":
             self._widened = upcast.install((self._halves or self).modules.values())
         if not whole:
@@ -110,7 +111,7 @@ class Session:
     def _build_optimizer(self) -> torch.optim.Optimizer:
         groups = [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad],
                    "name": part, "lr": self._base_lr(part)} for part, module in self.modules.items()]
-        return optimizers.build(groups, self.config, self.plan)
+        return optimizers.build(groups, self.config, self.plan, self._halves.of_weights if self._halves is not None else None)
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -149,6 +150,8 @@ class Session:
             return self._fused.finish()  # done already, by the norm foreseen
         if not self.config.max_grad_norm:
             return torch.zeros((), device=self.device)
+        if self._copied is not None:
+            return self._copied.clip(self.config.max_grad_norm)
         if self.sharding is not None:
             gradients = [parameter.grad for parameter in self.trained_parameters() if parameter.grad is not None]
             return clipped(gradients, self.config.max_grad_norm, self.accelerator.reduce, self.device)
@@ -164,7 +167,7 @@ class Session:
             # Accelerate counts calls that were left out; a fused optimizer is called, and leaves the weights as they are.
             self._skipped += scaler is not None and scaler.get_scale() < before
             self.optimizer.zero_grad(set_to_none=True)
-        if self._halves is not None:
+        if self._halves is not None and self._copied is None:
             self._halves.refresh()
         if self.ema is not None:
             self.ema.update(last)
@@ -204,9 +207,9 @@ class Session:
 
     def stop_text_encoders(self, prompts: list[str], sizes: list[tuple[int, int]]) -> None:
         """From now on only the UNet is trained; their rows in the optimizer stay as they are."""
-        for part, module in self.modules.items():
+        for part in self.modules:
             if part != "unet":
-                for parameter in module.parameters():
+                for parameter in (*self.modules[part].parameters(), *self.computing[part].parameters()):
                     parameter.grad = None
         self.prompts.freeze(prompts, sizes)
 
@@ -319,6 +322,12 @@ class Session:
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for module in self.modules.values() for parameter in module.parameters() if parameter.requires_grad]
+
+    def parameters_with_gradients(self) -> list[torch.nn.Parameter]:
+        """In which a pass leaves its gradients."""
+        if self._copied is None:
+            return self.trained_parameters()
+        return [parameter for module in self.computing.values() for parameter in module.parameters() if parameter.requires_grad]
 
     def close(self) -> None:
         """Take every hook and wrapper off, so that the networks are as they were."""

@@ -4,6 +4,7 @@ A GPU is where they are used; here their arithmetic is that of `low` on a CPU, f
 """
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from dreambooth_ext.errors import Cancelled
 from dreambooth_ext.models.load import load_diffusers
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
-from dreambooth_ext.training import half_copies, loop, memory, passes, precision, session
+from dreambooth_ext.training import half_copies, kernels, loop, memory, passes, precision, session
 from dreambooth_ext.training.half_copies import HalfCopies
 from dreambooth_ext.training.loop import train
 from dreambooth_ext.training.memory import faults, plan_for
@@ -69,7 +70,7 @@ def test_a_recorded_pass_hands_its_gradients_over(tiny, tiny_model, tiny_dataset
     running, graphs, make = [], [], passes.pass_for
 
     def graph():
-        graphs.append(PlayedGraph([each for each in running[0].trained_parameters() if each.requires_grad]))
+        graphs.append(PlayedGraph([each for each in running[0].parameters_with_gradients() if each.requires_grad]))
         return graphs[-1]
 
     monkeypatch.setattr(loop, "pass_for", lambda session, *rest: running.insert(0, session) or make(session, *rest))
@@ -80,6 +81,63 @@ def test_a_recorded_pass_hands_its_gradients_over(tiny, tiny_model, tiny_dataset
     assert len(graphs) == 2 and all(graph.plays for graph in graphs)
     assert losses(recorded) == losses(launched)
     assert all(torch.equal(ends[name], tensor) for name, tensor in ends_again.items())
+
+
+class PlainKernels:
+    """What kernels/copied_adamw.py does, by torch's operations: a whole run would take its interpreter minutes."""
+
+    Copied = staticmethod(lambda *tensors: tensors)
+
+    @staticmethod
+    def norm(gradients):
+        return torch.cat(gradients).float().norm()
+
+    @staticmethod
+    def step(parameters, number, lr, betas, eps, weight_decay, scale):
+        for weights, first, second, copy, gradient in parameters:
+            wide = gradient.float() * (1.0 if scale is None else scale)
+            first.lerp_(wide, 1 - betas[0])
+            second.mul_(betas[1]).addcmul_(wide, wide, value=1 - betas[1])
+            divisor = (second / (1 - betas[1] ** number)).sqrt() + eps
+            weights.mul_(1 - lr * weight_decay).addcdiv_(first, divisor, value=-lr / (1 - betas[0] ** number))
+            copy.copy_(weights)
+
+
+@pytest.fixture
+def with_kernels(with_copies, monkeypatch):
+    """As if this CPU were a GPU on which they run."""
+    monkeypatch.setattr(memory, "why_no_kernels", lambda device: "")
+    monkeypatch.setitem(sys.modules, "dreambooth_ext.training.kernels.copied_adamw", PlainKernels)
+    monkeypatch.setattr(kernels, "copied_adamw", PlainKernels, raising=False)
+
+
+def test_narrow_gradients_teach_the_same(tiny, tiny_model, tiny_dataset, config, tmp_path, with_kernels):
+    config = dataclasses.replace(config, memory_profile="fast", steps=3, text_encoder_stop_step=2)
+    assert plan_for(config).narrow_gradients
+    wide, ends = trained(dataclasses.replace(config, kernels="torch"), tiny, tiny_model, tiny_dataset, tmp_path / "wide")
+    narrow, ends_again = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "narrow")
+    assert losses(narrow) == pytest.approx(losses(wide), rel=1e-5)
+    assert losses(narrow, "grad_norm") == pytest.approx(losses(wide, "grad_norm"), rel=1e-3)
+    apart, moved = (torch.stack([(ends_again[name] - tensor).norm() for name, tensor in others.items()]).norm()
+                    for others in (ends, fresh(tiny, tiny_model).unet.state_dict()))
+    assert apart < 0.01 * moved  # a copy that is rounded the other way changes what follows
+
+
+def test_a_cut_run_with_narrow_gradients_ends_like_a_whole_one(tiny, tiny_model, tiny_dataset, config, tmp_path, with_kernels):
+    test_a_cut_run_ends_like_a_whole_one({"ema_decay": 0.9}, tiny, tiny_model, tiny_dataset, config, tmp_path, None)
+
+
+def test_a_recorded_pass_leaves_narrow_gradients(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch, with_kernels):
+    test_a_recorded_pass_hands_its_gradients_over(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch, None)
+
+
+@pytest.mark.parametrize(("changes", "processes", "narrow"), [
+    ({}, 1, True), ({"kernels": "torch"}, 1, False), ({"gradient_accumulation_steps": 2}, 1, False), ({}, 2, False),
+    ({"draw_order": "diffusers"}, 1, False)])
+def test_when_gradients_stay_narrow(changes, processes, narrow, config, monkeypatch, with_copies):
+    monkeypatch.setattr(memory, "why_no_kernels", lambda device: "")
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert plan_for(dataclasses.replace(config, memory_profile="fast", **changes)).narrow_gradients == narrow
 
 
 def test_compiled_copies_learn_the_same(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch, with_copies):

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .rounding import nearest, widened
 from .tables import MANY, address, are_aligned, on_the_card_of, owner, tables
 
 BLOCK = 1024
@@ -74,14 +75,14 @@ def _copied_adamw(table: tl.tensor, scale: tl.tensor, of_first: tl.tensor, beta2
     left = tl.minimum(tl.load(table + many + number) - start, block).to(tl.int32)
     if aligned:
         left = tl.multiple_of(left, 16)
-    weights = address(table, 2, number, tl.float32, aligned, many) + start
-    firsts = address(table, 3, number, tl.float32, aligned, many) + start
-    seconds = address(table, 4, number, tl.float32, aligned, many) + start
-    copies = address(table, 5, number, tl.bfloat16, aligned, many) + start
-    gradients = address(table, 6, number, tl.bfloat16, aligned, many) + start
+    weights = address(table, 2, number, 4, aligned, many) + start
+    firsts = address(table, 3, number, 4, aligned, many) + start
+    seconds = address(table, 4, number, 4, aligned, many) + start
+    copies = address(table, 5, number, 2, aligned, many) + start
+    gradients = address(table, 6, number, 2, aligned, many) + start
     places = tl.arange(0, block)
     inside = places < left
-    new = tl.load(gradients + places, mask=inside, other=0.0).to(tl.float32)
+    new = widened(tl.load(gradients + places, mask=inside, other=0), 2)
     if scaled:
         new *= tl.load(scale)
     first = tl.load(firsts + places, mask=inside, other=0.0)
@@ -92,7 +93,7 @@ def _copied_adamw(table: tl.tensor, scale: tl.tensor, of_first: tl.tensor, beta2
     tl.store(firsts + places, first, mask=inside)
     tl.store(seconds + places, second, mask=inside)
     tl.store(weights + places, values, mask=inside)
-    tl.store(copies + places, values.to(tl.bfloat16), mask=inside)
+    tl.store(copies + places, nearest(values), mask=inside)
 
 
 @triton.jit
@@ -103,10 +104,10 @@ def _norm_of_gradients(table: tl.tensor, squares: tl.tensor, aligned: tl.constex
     left = tl.minimum(tl.load(table + many + number) - start, blocks * block).to(tl.int32)
     if aligned:
         left = tl.multiple_of(left, 16)
-    gradients = address(table, 2, number, tl.bfloat16, aligned, many) + start
+    gradients = address(table, 2, number, 2, aligned, many) + start
     total = tl.zeros((block,), tl.float32)
     for number_of_block in range(blocks):
         places = number_of_block * block + tl.arange(0, block)
-        values = tl.load(gradients + places, mask=places < left, other=0.0).to(tl.float32)
+        values = widened(tl.load(gradients + places, mask=places < left, other=0), 2)
         total += values * values
     tl.store(squares + tl.program_id(0), tl.sum(total, axis=0))

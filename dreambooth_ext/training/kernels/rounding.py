@@ -38,6 +38,14 @@ def rounded(values: tl.tensor, noise: tl.tensor, size: tl.constexpr) -> tl.tenso
 
 
 @triton.jit
+def nearest(values: tl.tensor) -> tl.tensor:
+    """fp32 -> the bits of the nearest bf16 (int16), of two as near the even one: as torch rounds."""
+    bits = values.to(tl.int32, bitcast=True)
+    upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where(values != values, 0x7FFF, upper).to(tl.int16)
+
+
+@triton.jit
 def root_of(codes: tl.tensor) -> tl.tensor:
     """Codes (uint8) -> fp32 in units of the block's largest / TOP."""
     return ((codes.to(tl.int32) + _LEAST_EXPONENT * 16) << 19).to(tl.float32, bitcast=True)

@@ -164,9 +164,15 @@ def flat_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
     """The gradient's numbers in the order of the parameter's memory."""
     gradient = parameter.grad
     assert gradient is not None
-    if gradient.stride() != parameter.stride():
-        gradient = torch.empty_like(parameter).copy_(gradient)
-    return flat(gradient)
+    return flat(laid_as(gradient, parameter))
+
+
+def laid_as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The tensor itself if its numbers lie in memory in the order of the other's, else a copy that does."""
+    strides = zip(other.shape, tensor.stride(), other.stride(), strict=True)
+    if all(one == another for size, one, another in strides if size > 1):  # of one number it does not matter
+        return tensor
+    return torch.empty_like(other).copy_(tensor)
 
 
 def split(joined: torch.Tensor, parts: list[torch.Tensor]) -> None:

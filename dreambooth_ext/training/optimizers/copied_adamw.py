@@ -1,112 +1,75 @@
-"""AdamW of fp32 weights by the gradients of their bf16 copies, which it writes anew: one pass over memory, not five."""
+"""torch's AdamW on fp32 weights that learn by the gradients of their bf16 copies."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 
-from .tables import MANY, address, are_aligned, on_the_card_of, owner, tables
-
-BLOCK = 1024
-BLOCKS = 16  # of which a program adds up squares
+from .chunked import flat, laid_as
 
 
-@dataclass(frozen=True)
-class Copied:
-    """A weight of N numbers in the order of memory, its moments, its copy and the copy's gradient."""
+class CopiedAdamW(torch.optim.AdamW):
+    """Takes the copies' gradients as they are, and writes the copies: no gradient is ever widened in memory.
 
-    weights: torch.Tensor  # (N,) fp32, as the moments
-    first: torch.Tensor
-    second: torch.Tensor
-    copy: torch.Tensor  # (N,) bf16, as the gradient
-    gradient: torch.Tensor
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.weights, self.first, self.second, self.copy, self.gradient
-
-
-def step(parameters: Sequence[Copied], number: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float,
-         scale: torch.Tensor | None) -> None:
-    """Update weights, moments and copies in place; it is step `number` of each.
-
-    `scale` is () fp32: by what gradients are multiplied, which are left as they are.
+    By a kernel of our own. Its state is that of torch's AdamW, with which a run can go on.
     """
-    corrections = 1 - betas[0] ** number, math.sqrt(1 - betas[1] ** number)
-    for aligned in (True, False):
-        some = [each for each in parameters if are_aligned(each.tensors, len(each.weights)) == aligned]
-        rows = [(len(each.weights), *(tensor.data_ptr() for tensor in each.tensors)) for each in some]
-        if not some:
-            continue
-        with on_the_card_of(some[0].weights):
-            for table, programs in tables(rows, [triton.cdiv(row[0], BLOCK) for row in rows], some[0].weights.device):
-                _copied_adamw[(programs,)](table, table if scale is None else scale, *betas, 1 - lr * weight_decay,
-                                           lr / corrections[0], corrections[1], eps, scaled=scale is not None, aligned=aligned,
-                                           block=BLOCK, many=MANY)
 
+    def __init__(self, groups: list[dict[str, Any]], copies: Mapping[torch.nn.Parameter, torch.nn.Parameter],
+                 **arguments: Any) -> None:
+        super().__init__(groups, foreach=False, **arguments)
+        self._copies = copies
+        self._scale: torch.Tensor | None = None
+        self._steps: dict[torch.nn.Parameter, int] = {}  # as in the state, where they lie on the device
 
-def norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """() fp32: of all the numbers of these bf16 tensors, (N,) each."""
-    found = []
-    for aligned in (True, False):
-        some = [each for each in gradients if are_aligned([each], len(each)) == aligned]
-        if not some:
-            continue
-        rows = [(len(each), each.data_ptr()) for each in some]
-        with on_the_card_of(some[0]):
-            for table, programs in tables(rows, [triton.cdiv(row[0], BLOCK * BLOCKS) for row in rows], some[0].device):
-                found.append(torch.empty(programs, device=some[0].device))
-                _norm_of_gradients[(programs,)](table, found[-1], aligned=aligned, blocks=BLOCKS, block=BLOCK, many=MANY)
-    return torch.cat(found).sum().sqrt()
+    @torch.no_grad()
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Let the next step multiply gradients so that their norm is at most `max_norm`; returns their norm before that."""
+        from ..kernels import copied_adamw  # Triton is not everywhere
 
+        gradients = [flat(copy.grad) for copy in self._copies.values() if copy.grad is not None]
+        norm = copied_adamw.norm(gradients)
+        self._scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
+        return norm
 
-@triton.jit
-def _copied_adamw(table: tl.tensor, scale: tl.tensor, beta1: tl.tensor, beta2: tl.tensor, kept: tl.tensor, rate: tl.tensor,
-                  correction: tl.tensor, eps: tl.tensor, scaled: tl.constexpr, aligned: tl.constexpr, block: tl.constexpr,
-                  many: tl.constexpr) -> None:
-    number = owner(table, tl.program_id(0), many)
-    start = (tl.program_id(0) - tl.load(table + number)).to(tl.int64) * block
-    left = tl.minimum(tl.load(table + many + number) - start, block).to(tl.int32)
-    if aligned:
-        left = tl.multiple_of(left, 16)
-    weights = address(table, 2, number, tl.float32, aligned, many) + start
-    firsts = address(table, 3, number, tl.float32, aligned, many) + start
-    seconds = address(table, 4, number, tl.float32, aligned, many) + start
-    copies = address(table, 5, number, tl.bfloat16, aligned, many) + start
-    gradients = address(table, 6, number, tl.bfloat16, aligned, many) + start
-    places = tl.arange(0, block)
-    inside = places < left
-    new = tl.load(gradients + places, mask=inside, other=0.0).to(tl.float32)
-    if scaled:
-        new *= tl.load(scale)
-    first = tl.load(firsts + places, mask=inside, other=0.0)
-    first += (new - first) * (1 - beta1)
-    second = tl.load(seconds + places, mask=inside, other=0.0) * beta2 + new * new * (1 - beta2)
-    values = tl.load(weights + places, mask=inside, other=0.0) * kept
-    values -= rate * (first / (tl.sqrt(second) / correction + eps))
-    tl.store(firsts + places, first, mask=inside)
-    tl.store(seconds + places, second, mask=inside)
-    tl.store(weights + places, values, mask=inside)
-    tl.store(copies + places, values.to(tl.bfloat16), mask=inside)
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        from ..kernels import copied_adamw
 
+        for group in self.param_groups:
+            learning = [weight for weight in group["params"] if self._copies[weight].grad is not None]
+            alike: dict[int, list[copied_adamw.Copied]] = {}
+            for weight in learning:
+                alike.setdefault(self._next_step(weight), []).append(self._copied(weight))
+            if learning:
+                torch._foreach_add_([self.state[weight]["step"] for weight in learning], 1)
+            for number, some in alike.items():
+                copied_adamw.step(some, number, group["lr"], group["betas"], group["eps"], group["weight_decay"], self._scale)
+        self._scale = None
 
-@triton.jit
-def _norm_of_gradients(table: tl.tensor, squares: tl.tensor, aligned: tl.constexpr, blocks: tl.constexpr, block: tl.constexpr,
-                       many: tl.constexpr) -> None:
-    number = owner(table, tl.program_id(0), many)
-    start = (tl.program_id(0) - tl.load(table + number)).to(tl.int64) * (blocks * block)
-    left = tl.minimum(tl.load(table + many + number) - start, blocks * block).to(tl.int32)
-    if aligned:
-        left = tl.multiple_of(left, 16)
-    gradients = address(table, 2, number, tl.bfloat16, aligned, many) + start
-    total = tl.zeros((block,), tl.float32)
-    for step in range(blocks):
-        places = step * block + tl.arange(0, block)
-        values = tl.load(gradients + places, mask=places < left, other=0.0).to(tl.float32)
-        total += values * values
-    tl.store(squares + tl.program_id(0), tl.sum(total, axis=0))
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for copy in self._copies.values():
+            copy.grad = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._steps.clear()
+
+    def _next_step(self, weight: torch.nn.Parameter) -> int:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), device=weight.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        if weight not in self._steps:
+            self._steps[weight] = int(state["step"])
+        self._steps[weight] += 1
+        return self._steps[weight]
+
+    def _copied(self, weight: torch.nn.Parameter) -> Any:
+        from ..kernels.copied_adamw import Copied
+
+        state, copy = self.state[weight], self._copies[weight]
+        assert copy.grad is not None
+        tensors = (weight, state["exp_avg"], state["exp_avg_sq"], copy, laid_as(copy.grad, weight))
+        return Copied(*(flat(tensor) for tensor in tensors))
