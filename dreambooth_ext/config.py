@@ -98,7 +98,7 @@ class TrainConfig:
     adam_epsilon: float = option(1e-8, "Epsilon", "Added to the root of the second moment.", minimum=1e-12, maximum=1, group="train")
     max_grad_norm: float = option(1.0, "Clip gradients at", "Norm of all gradients together; 0 does not clip.", minimum=0, maximum=1e6, group="train")
     mixed_precision: str = option("no", "Mixed precision", "no is fp32; bf16 needs an RTX 30 or newer.", choices=("no", "fp16", "bf16"), group="train")
-    speed_up: str = option("none", "Speed-up", "graphs: a step is launched as one CUDA graph, for NVIDIA GPUs. compile: torch.compile, which takes a minute or more to begin.", choices=("none", "graphs", "compile"), group="train")
+    speed_up: str = option("auto", "Speed-up", "graphs: a step is launched as one CUDA graph, for NVIDIA GPUs. compile: torch.compile, which takes a minute or more to begin. auto: graphs where they can be had.", choices=("auto", "none", "graphs", "compile"), group="train")
     kernels: str = option("auto", "Kernels", "auto: this trainer's own, where Triton runs them: fewer passes over the GPU's memory. torch: torch's operations alone.", choices=("auto", "torch"), group="train")
     gradient_checkpointing: bool = option(False, "Gradient checkpointing", "Less memory for about a fifth more time.", group="train")
     snr_gamma: float | None = option(None, "min-SNR gamma", "Hang et al. (2023): 5 is usual. Empty: every timestep counts the same.", minimum=0.01, maximum=100, group="train")

@@ -129,6 +129,7 @@ class Made:
     profile: str
     optimizer: str  # empty: the settings' own
     eight_bit: str
+    channels_last: bool | None  # in what order weights and state lay in memory; None: the state has their shapes
 
 
 def made_of(folder: Path) -> Made:
@@ -140,7 +141,8 @@ def made_of(folder: Path) -> Made:
     profile = str(state.get("profile", "none"))
     # Until November 2026 a LoRA, too, had the optimizer of its profile, and nothing was written about it.
     optimizer = state.get("optimizer_name") or (PROFILES[profile].optimizer if profile in PROFILES else "")
-    return Made(profile, str(optimizer), str(state.get("eight_bit", "own")))
+    return Made(profile, str(optimizer), str(state.get("eight_bit", "own")),
+                state.get("channels_last", None if profile == "fast" else False))
 
 
 def bytes_of(value: Any) -> int:

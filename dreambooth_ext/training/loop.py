@@ -56,7 +56,7 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
     plan = _plan(config, run, resume)
     progress.log(plan.sentence)
     with (torch.inference_mode(False), torch.enable_grad(), masks_without_waiting(),
-          accelerator_for(config, plan.autocast, tries_kernels=plan.name == "fast") as accelerator):
+          accelerator_for(config, plan.autocast) as accelerator):
         session: Session | None = None
         try:
             # Zero terminal SNR changes what the model is, for previews and whoever loads it, as well as its training.
@@ -96,7 +96,8 @@ def _made(run: RunFolder, resume: bool) -> checkpoint.Made | None:
 def _plan(config: TrainConfig, run: RunFolder, resume: bool) -> Plan:
     """A run that is resumed keeps its optimizer, and whose state it has. Raises ResumeError."""
     before = _made(run, resume)
-    plan = plan_for(config, optimizer=before.optimizer, eight_bit=before.eight_bit) if before else plan_for(config)
+    plan = plan_for(config, optimizer=before.optimizer, eight_bit=before.eight_bit,
+                    channels_last=before.channels_last) if before else plan_for(config)
     if plan.eight_bit == BITSANDBYTES and not version_that_works(plan.device):
         raise ResumeError(f"{run.path.name} is to be continued", "its optimizer's state is bitsandbytes', which does not work here",
                           "Install the bitsandbytes that it was started with, or start it again under another name.")
@@ -205,7 +206,7 @@ class _Loop:
             pending = self._pending.popleft()
             figures, step = pending.figures.read(), pending.step
             pending.more["seconds"], self._clock = time.perf_counter() - self._clock, time.perf_counter()
-            self._require_sane(step, figures["loss"])
+            self._require_sane(step, figures)
             self._losses.append(figures["loss"])
             of_scaler = self._session.scaler_figures()
             if self._writes:
@@ -219,12 +220,16 @@ class _Loop:
                                   learning_rate=pending.more["lr"], memory_gib=device_memory_gib(self._session.device),
                                   **skipped, **self._validated)
 
-    def _require_sane(self, step: int, loss: float) -> None:
-        if math.isfinite(loss) and loss < EXPLODED:
+    def _require_sane(self, step: int, figures: dict[str, float]) -> None:
+        loss, norm = figures["loss"], figures["grad_norm"]
+        # Rounding to bf16 may make a number again of what is none. (fp16's scaler takes an infinite norm in its stride.)
+        lost = self._session.plan.fused_backward and not math.isfinite(norm)
+        if math.isfinite(loss) and loss < EXPLODED and not lost:
             return
         kept = checkpoint.snapshots(self._run.checkpoints_dir)
         where = f"The last good snapshot is of step {kept[-1][0]}." if kept else "No snapshot was made before."
-        raise diverged(self._config, f"the loss became {loss:g} at step {step}", where)
+        what = f"the gradients' norm became {norm:g}" if lost else f"the loss became {loss:g}"
+        raise diverged(self._config, f"{what} at step {step}", where)
 
     @property
     def _snapshot_every(self) -> int:

@@ -96,11 +96,13 @@ PROFILES = {row.name: row for row in (
     Plan("offload", "offloaded_adamw", **_BF16,  # type: ignore[arg-type]
          use="6 GB and less, with 16 GB of RAM to spare: AdamW's fp32 weights and state stay in RAM."),
 )}
+FLAT_ON_THE_DEVICE = ("adamw_8bit", "adafactor")  # optimizers whose state lies there in the order of the weights' memory
 AUTO_ORDER = ("fast", "balanced", "low", "ultra")
 
 
-def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | None = None, eight_bit: str | None = None) -> Plan:
-    """The plan of the settings; `profile` takes the place of "auto", `optimizer` and `eight_bit` are what a run has already."""
+def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | None = None, eight_bit: str | None = None,
+             channels_last: bool | None = None) -> Plan:
+    """The plan of the settings; `profile` takes the place of "auto", `optimizer` and what follows are what a run has already."""
     device = precision.device_of(config)
     name = profile or config.memory_profile
     if name == "none":
@@ -114,16 +116,28 @@ def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | N
     plan = replace(plan, device=device, optimizer=optimizer or plan.optimizer, speed_up=config.speed_up,
                    kernels=config.kernels == "auto" and not why_no_kernels(device),
                    gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
+    if plan.kernels and plan.optimizer in FLAT_ON_THE_DEVICE and plan.weights == "bf16" and not config.lora_rank:
+        plan = replace(plan, channels_last=True)
+    if channels_last is not None:  # in whose order the state lies
+        plan = replace(plan, channels_last=channels_last)
     # What several processes or passes add up is added in fp32.
     if (plan.kernels and plan.half_copies and plan.optimizer == "adamw" and config.draw_order == "native"
             and processes() == config.gradient_accumulation_steps == 1):
         plan = replace(plan, narrow_gradients=True)
     if sharding.launched():  # pieces of weights have one dimension: there is no layout to keep
         plan = replace(plan, sharded=True, channels_last=False)
+    if config.speed_up == "auto":
+        plan = replace(plan, speed_up="graphs" if _can_be_recorded(config, plan) else "none")
     if plan.optimizer == "adamw_8bit" and (plan.weights == "fp32" or config.lora_rank):
         found = BITSANDBYTES if vendor.version_that_works(device) else OWN
         plan = replace(plan, eight_bit=eight_bit or found)
     return plan
+
+
+def _can_be_recorded(config: TrainConfig, plan: Plan) -> bool:
+    """Whether a step may be launched as a graph without having been asked for: autocast's copies and AMD's graphs may not."""
+    return (not _faults_of_speed_up(config, replace(plan, speed_up="graphs")) and not plan.sharded and plan.autocast == "no"
+            and torch.version.hip is None)
 
 
 def _with_mixed_precision(plan: Plan, config: TrainConfig, device: str) -> Plan:
@@ -185,7 +199,7 @@ def faults(config: TrainConfig) -> list[str]:
     if config.memory_profile == "auto" and not saves_nothing(config):
         best = precision.best_autocast(precision.device_of(config))
         found += _faults_of_own_choice(config, "auto", config.optimizer if config.lora_rank else "adamw", best)
-    if config.speed_up != "none":
+    if config.speed_up not in ("auto", "none"):
         found += _faults_of_speed_up(config, _first_plan(config))
     if config.optimizer == "prodigy":
         found += _faults_of_prodigy(config)

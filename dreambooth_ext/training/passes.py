@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from ..gpu import release
 from .data import Batch
 from .objective import Inputs, Objective
 from .session import Session
@@ -39,11 +40,13 @@ class RecordedPass(Pass):
 
     The shape of batches that comes first `WARM_UPS` times is recorded; others (the smaller last batch of a round, say)
     are launched as usual. Gradients must not be accumulated: they always lie in the same place, and are overwritten.
+    What cannot be recorded is an error if it was asked for; else it is launched as usual, too, and the log says so.
     """
 
     def __init__(self, session: Session, objective: Objective, progress_log: Callable[[str], None]) -> None:
         super().__init__(session, objective)
         self._log = progress_log
+        self._asked_for, self._given_up = session.config.speed_up == "graphs", False
         self._parameters = session.parameters_with_gradients()
         self._seen: Counter[tuple[object, ...]] = Counter()
         self._beside = Beside(session.device)
@@ -56,13 +59,29 @@ class RecordedPass(Pass):
         if self._recording is not None and shape == self._played_shape:
             return self._recording.play(inputs)
         self._seen[shape] += 1
-        if self._recording is not None:
+        if self._recording is not None or self._given_up:
             return self._run(inputs, share)
         if self._seen[shape] <= WARM_UPS:
             return self._beside(lambda: self._run(inputs, share))
-        self._recording, self._played_shape = self._recorded(inputs, share), shape
+        self._recording, self._played_shape = self._recorded_if_possible(inputs, share), shape
+        if self._recording is None:
+            return self._run(inputs, share)
         self._log(f"forward and backward pass recorded as a CUDA graph, for batches of {inputs.count} pictures")
         return self._recording.play(inputs)
+
+    def _recorded_if_possible(self, inputs: Inputs, share: float) -> _Recording | None:
+        try:
+            return self._recorded(inputs, share)
+        except (ConfigError, torch.cuda.OutOfMemoryError) as error:
+            if self._asked_for:
+                raise
+            why = " ".join(str(error).split())
+        for parameter in self._parameters:
+            parameter.grad = None
+        release()
+        self._given_up = True
+        self._log(f"passes are launched operation by operation, since they could not be recorded as a CUDA graph ({why})")
+        return None
 
     def _recorded(self, inputs: Inputs, share: float) -> _Recording:
         kept = inputs.cloned()
@@ -132,6 +151,6 @@ class Beside:
 
 def pass_for(session: Session, objective: Objective, log: Callable[[str], None]) -> Pass:
     """What the settings ask for."""
-    if session.config.speed_up == "graphs":
+    if session.plan.speed_up == "graphs":
         return RecordedPass(session, objective, log)
     return Pass(session, objective)

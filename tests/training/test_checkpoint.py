@@ -156,7 +156,7 @@ def test_how_a_snapshot_was_made_is_known_without_reading_its_weights(taken, mon
     _, folder, _ = take(memory_profile="ultra")
     for path in folder.rglob("*.safetensors"):
         path.unlink()
-    assert checkpoint.made_of(folder) == checkpoint.Made("ultra", "adafactor", "own")
+    assert checkpoint.made_of(folder) == checkpoint.Made("ultra", "adafactor", "own", False)
     (folder / "state.pt").write_bytes(b"damaged")
     with pytest.raises(ResumeError, match="cannot be read"):
         checkpoint.made_of(folder)

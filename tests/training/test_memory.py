@@ -14,7 +14,7 @@ from dreambooth_ext.models.load import load_diffusers
 from dreambooth_ext.models.specimen import SMALL, specimen
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
-from dreambooth_ext.training import loop, memory
+from dreambooth_ext.training import loop, memory, optimizer
 from dreambooth_ext.training.gradient_checkpointing import checkpoint_gradients
 from dreambooth_ext.training.loop import train
 from dreambooth_ext.training.memory import PROFILES, faults, plan_for
@@ -54,6 +54,67 @@ def test_a_cut_run_ends_like_a_whole_one(profile, tiny, tiny_model, tiny_dataset
     first, second = (weights_of(load_diffusers(run.diffusers_dir, tiny_model)) for run in (whole, cut))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert [entry["loss"] for entry in whole.metrics()] == [entry["loss"] for entry in cut.metrics()]
+
+
+@pytest.fixture
+def without_triton(monkeypatch):
+    """As on a GPU where kernels run, but that torch's operations do what they would do."""
+    monkeypatch.setattr(memory, "why_no_kernels", lambda device: "")
+    own = optimizer.build
+    monkeypatch.setattr(optimizer, "build", lambda groups, config, plan, *more: own(
+        groups, config, dataclasses.replace(plan, kernels=False), *more))
+
+
+@pytest.mark.parametrize("profile", ["low", "ultra"])
+def test_with_kernels_weights_and_state_lie_channels_last(profile, tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch,
+                                                          without_triton):
+    """Their layout is that of the run's beginning: the state lies in its order."""
+    config = dataclasses.replace(config, memory_profile=profile, steps=3, ema_decay=0.9)
+    before = plan_for(dataclasses.replace(config, kernels="torch"))
+    assert plan_for(config).channels_last and not before.channels_last
+    layouts, own = [], loop.Session.update
+
+    def update(self, last=False):
+        layouts.append(self.model.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last))
+        own(self, last)
+
+    monkeypatch.setattr(loop.Session, "update", update)
+    whole, cut = (fresh_run(tmp_path / name, config) for name in ("whole", "cut"))
+    train(config, tiny_model, tiny_dataset, whole, Progress())
+    with pytest.raises(Cancelled):
+        train(config, fresh_model(tiny, tiny_model), tiny_dataset, cut, stopped_at(2))
+    monkeypatch.setattr(memory, "why_no_kernels", lambda device: "Triton is gone")
+    train(config, fresh_model(tiny, tiny_model), tiny_dataset, cut, Progress(), resume=True)
+    assert layouts == [True] * 6
+    first, second = (weights_of(load_diffusers(run.diffusers_dir, tiny_model)) for run in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("profile", ["low", "ultra"])
+def test_a_layout_changes_where_numbers_lie_but_not_what_is_learnt(profile, tiny, tiny_model, tiny_dataset, config, tmp_path,
+                                                                   without_triton):
+    losses = {}
+    for kernels in ("auto", "torch"):
+        run = fresh_run(tmp_path / kernels, config)
+        changed = dataclasses.replace(config, memory_profile=profile, steps=8, learning_rate=1e-3, kernels=kernels)
+        train(changed, fresh_model(tiny, tiny_model), tiny_dataset, run, Progress())
+        losses[kernels] = [entry["loss"] for entry in run.metrics()]
+    assert losses["auto"] == pytest.approx(losses["torch"], rel=0.02)  # rounding draws other numbers
+
+
+def test_a_run_of_before_keeps_its_layout(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch, without_triton):
+    config = dataclasses.replace(config, memory_profile="ultra", steps=3)
+    run = fresh_run(tmp_path / "run", config)
+    with pytest.raises(Cancelled):
+        train(dataclasses.replace(config, kernels="torch"), tiny_model, tiny_dataset, run, stopped_at(2))
+    path = next(run.checkpoints_dir.rglob("state.pt"))
+    state = torch.load(path, weights_only=True)
+    assert state.pop("channels_last") is False
+    torch.save(state, path)  # as earlier versions wrote it
+    plans, own = [], loop.plan_for
+    monkeypatch.setattr(loop, "plan_for", lambda *args, **more: plans.append(own(*args, **more)) or plans[-1])
+    train(config, fresh_model(tiny, tiny_model), tiny_dataset, run, Progress(), resume=True)
+    assert [plan.channels_last for plan in plans] == [False]
 
 
 @pytest.mark.parametrize(("fits", "loaded"), [("none", torch.float32), ("ultra", torch.bfloat16)])

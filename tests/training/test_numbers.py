@@ -48,6 +48,21 @@ def test_it_is_seen_at_its_step_and_the_snapshots_before_are_good(
     assert not run.diffusers_dir.exists()
 
 
+def test_a_gradient_that_is_no_number_is_seen_though_the_loss_is_one(tiny_model, tiny_dataset, config, run, monkeypatch):
+    """Rounded to bf16 on a GPU it became 0, and the weight with it."""
+    own, passes = session.Session.backward_pass, []
+
+    def spoiled(self, last):
+        passes.append(self.modules["unet"].conv_out.bias.register_hook(lambda grad: grad * float("nan")) if len(passes) == 2 else None)
+        return own(self, last)
+
+    monkeypatch.setattr(session.Session, "backward_pass", spoiled)
+    with pytest.raises(Diverged, match="gradients' norm became nan at step 3"):
+        loop.train(dataclasses.replace(config, memory_profile="low", steps=4, snapshot_every=2), tiny_model, tiny_dataset, run,
+                   Progress())
+    assert [step for step, _ in snapshots(run.checkpoints_dir)] == [2]
+
+
 def test_weights_that_went_bad_without_the_loss_telling_are_not_written(tiny_model, tiny_dataset, config, run, monkeypatch):
     """The last step's update is followed by no loss any more."""
     update, steps = session.Session.update, []

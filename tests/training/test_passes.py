@@ -65,6 +65,37 @@ def test_what_cannot_be_recorded_is_told(tiny, tiny_model, tiny_dataset, config,
     assert "--speed-up none" in caught.value.instead
 
 
+@pytest.mark.parametrize("error", [RuntimeError("not permitted when stream is capturing"),
+                                   torch.cuda.OutOfMemoryError("CUDA out of memory")], ids=lambda error: type(error).__name__)
+def test_what_nobody_asked_for_is_given_up(error, tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, steps=8, train_batch_size=1)
+    launched = end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "launched")
+
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(passes, "CudaGraph", refuse)
+    own = loop.plan_for
+    monkeypatch.setattr(loop, "plan_for", lambda *args, **more: dataclasses.replace(own(*args, **more), speed_up="graphs"))
+    given_up = end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "given up")
+    assert given_up[1] == launched[1]
+    assert sum("launched operation by operation" in text and str(error) in text for text in given_up[2]) == 1
+
+
+@pytest.mark.parametrize(("changes", "processes", "recorded"), [
+    ({}, 1, True), ({"speed_up": "none"}, 1, False), ({"memory_profile": "low"}, 1, False),
+    ({"memory_profile": "balanced"}, 1, False),
+    ({"gradient_accumulation_steps": 2}, 1, False), ({}, 2, False), ({"lora_rank": 4}, 1, True),
+    ({"memory_profile": "none", "mixed_precision": "bf16"}, 1, False)])
+def test_when_passes_are_recorded_unasked(changes, processes, recorded, config, monkeypatch):
+    monkeypatch.setattr(memory.precision, "device_of", lambda config: "cuda")
+    monkeypatch.setattr(memory.precision, "has_bf16", lambda device: True)
+    monkeypatch.setattr(memory, "why_no_kernels", lambda device: "no Triton")
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    config = dataclasses.replace(config, **{"memory_profile": "fast", "speed_up": "auto", **changes})
+    assert memory.plan_for(config).speed_up == ("graphs" if recorded else "none")
+
+
 @pytest.mark.parametrize(("changes", "told"), [
     ({"speed_up": "graphs"}, "needs an NVIDIA GPU"),
     ({"speed_up": "graphs", "memory_profile": "low"}, "save no memory"),

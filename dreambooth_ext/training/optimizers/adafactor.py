@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .chunked import CHUNK, ChunkedOptimizer
+from .chunked import CHUNK, ChunkedOptimizer, flat, flat_gradient
 from .rounding import store
 
 EPS_SQUARED_GRADIENT = 1e-30
@@ -36,8 +36,7 @@ class Adafactor(ChunkedOptimizer):
         return _is_column(parameter)
 
     def has_kernel(self, parameter: torch.nn.Parameter) -> bool:
-        gradient = parameter.grad
-        return not _is_column(parameter) and parameter.is_contiguous() and gradient is not None and gradient.is_contiguous()
+        return not _is_column(parameter)
 
     def step_by_kernels(self, parameters: list[torch.nn.Parameter], step: int, group: dict[str, Any],
                         scale: torch.Tensor | None) -> None:
@@ -45,20 +44,17 @@ class Adafactor(ChunkedOptimizer):
 
         some = []
         for parameter in parameters:
-            assert parameter.grad is not None
             state = self.state[parameter]
-            some.append(adafactor.Factored(matrix(parameter.detach()), matrix(parameter.grad), state["rows"], state["columns"],
-                                           self.seed_for(parameter, step)))
+            some.append(adafactor.Factored(*matrices(parameter), state["rows"], state["columns"], self.seed_for(parameter, step)))
         adafactor.step(some, _share(step), group["lr"], group["weight_decay"], scale)
 
     def step_parameter(self, parameter: torch.nn.Parameter, group: dict[str, Any]) -> None:
         if _is_column(parameter):
             super().step_parameter(parameter, group)
             return
-        assert parameter.grad is not None
         state = self._state_of(parameter)
         state["step"] += 1
-        gradient, weights = matrix(parameter.grad), matrix(parameter.detach())
+        weights, gradient = matrices(parameter)
         pieces = list(_row_pieces(gradient))
         _average(gradient, state, pieces)
         scales = _scales(state)
@@ -105,9 +101,10 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return rows, columns
 
 
-def matrix(tensor: torch.Tensor) -> torch.Tensor:
-    """A weight or its gradient as a matrix that shares its memory."""
-    return tensor.view(matrix_shape(tuple(tensor.shape)))
+def matrices(parameter: torch.nn.Parameter) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight and its gradient as matrices that share their memory: columns are in its order, channels last or not."""
+    shape = matrix_shape(tuple(parameter.shape))
+    return flat(parameter).view(shape), flat_gradient(parameter).view(shape)
 
 
 def _row_pieces(gradient: torch.Tensor) -> Iterator[slice]:
