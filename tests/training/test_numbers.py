@@ -53,7 +53,9 @@ def test_a_gradient_that_is_no_number_is_seen_though_the_loss_is_one(tiny_model,
     own, passes = session.Session.backward_pass, []
 
     def spoiled(self, last):
-        passes.append(self.modules["unet"].conv_out.bias.register_hook(lambda grad: grad * float("nan")) if len(passes) == 2 else None)
+        passes.append(1)
+        if len(passes) == 3:
+            self.modules["unet"].conv_out.bias.register_hook(lambda grad: grad * float("nan"))
         return own(self, last)
 
     monkeypatch.setattr(session.Session, "backward_pass", spoiled)
