@@ -3,6 +3,7 @@
 A GPU is where they are used; here their arithmetic is that of `low` on a CPU, fp32 on weights that were rounded to bf16.
 """
 
+import ctypes
 import dataclasses
 import sys
 
@@ -86,21 +87,31 @@ def test_a_recorded_pass_hands_its_gradients_over(tiny, tiny_model, tiny_dataset
 class PlainKernels:
     """What kernels/copied_adamw.py does, by torch's operations: a whole run would take its interpreter minutes."""
 
-    Copied = staticmethod(lambda *tensors: tensors)
+    @staticmethod
+    def launches(rows, device):
+        return [[read(row[0], address, dtype) for address, dtype in zip(row[1:], KINDS, strict=True)] for row in rows]
 
     @staticmethod
-    def norm(gradients):
-        return torch.cat(gradients).float().norm()
+    def norm(of):
+        return torch.cat([tensors[4] for each in of for tensors in each]).float().norm()
 
     @staticmethod
-    def step(parameters, number, lr, betas, eps, weight_decay, scale):
-        for weights, first, second, copy, gradient in parameters:
+    def step(of, number, lr, betas, eps, weight_decay, scale):
+        for weights, first, second, copy, gradient in of:
             wide = gradient.float() * (1.0 if scale is None else scale)
             first.lerp_(wide, 1 - betas[0])
             second.mul_(betas[1]).addcmul_(wide, wide, value=1 - betas[1])
             divisor = (second / (1 - betas[1] ** number)).sqrt() + eps
             weights.mul_(1 - lr * weight_decay).addcdiv_(first, divisor, value=-lr / (1 - betas[0] ** number))
             copy.copy_(weights)
+
+
+KINDS = [torch.float32] * 3 + [torch.bfloat16] * 2
+
+
+def read(count, address, dtype):
+    """(count,): what lies at an address."""
+    return torch.frombuffer((ctypes.c_byte * (count * dtype.itemsize)).from_address(address), dtype=dtype)
 
 
 @pytest.fixture

@@ -11,28 +11,42 @@ import triton
 import triton.language as tl
 
 from .rounding import nearest, widened
-from .tables import MANY, address, are_aligned, on_the_card_of, owner, tables
+from .tables import ALIGNED, MANY, address, on_the_card_of, owner, tables
 
 BLOCK = 1024
 BLOCKS = 16  # of which a program adds up squares
 
 
+# Of a weight: its numbers, and the addresses of weight, first and second moment (fp32), copy and the copy's gradient (bf16).
+Row = tuple[int, int, int, int, int, int]
+Launch = tuple[torch.Tensor, int, bool]  # a table, how many programs, whether its tensors are aligned
+
+
 @dataclass(frozen=True)
-class Copied:
-    """A weight of N numbers in the order of memory, its moments, its copy and the copy's gradient."""
+class Launches:
+    """What to launch for some weights, as long as they and theirs lie where they lie."""
 
-    weights: torch.Tensor  # (N,) fp32, as the moments
-    first: torch.Tensor
-    second: torch.Tensor
-    copy: torch.Tensor  # (N,) bf16, as the gradient
-    gradient: torch.Tensor
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.weights, self.first, self.second, self.copy, self.gradient
+    of_step: list[Launch]
+    of_norm: list[Launch]
 
 
-def step(parameters: Sequence[Copied], number: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float,
+def launches(rows: Sequence[Row], device: torch.device) -> Launches:
+    """For all numbers of these weights, in the order of memory, which is the same for all that belongs to one."""
+    of_step: list[Launch] = []
+    of_norm: list[Launch] = []
+    for aligned in (True, False):
+        some = [row for row in rows if all(number % ALIGNED == 0 for number in row) == aligned]
+        of_step += _launched(some, BLOCK, aligned, device)
+        of_norm += _launched([(row[0], row[5]) for row in some], BLOCK * BLOCKS, aligned, device)
+    return Launches(of_step, of_norm)
+
+
+def _launched(rows: Sequence[tuple[int, ...]], block: int, aligned: bool, device: torch.device) -> list[Launch]:
+    """By programs of `block` numbers."""
+    return [(table, programs, aligned) for table, programs in tables(rows, [triton.cdiv(row[0], block) for row in rows], device)]
+
+
+def step(of: Launches, number: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float,
          scale: torch.Tensor | None) -> None:
     """Update weights, moments and copies in place; it is step `number` of each.
 
@@ -40,29 +54,19 @@ def step(parameters: Sequence[Copied], number: int, lr: float, betas: tuple[floa
     """
     corrections = 1 - betas[0] ** number, math.sqrt(1 - betas[1] ** number)
     factors = 1 - betas[0], betas[1], 1 - betas[1], 1 - lr * weight_decay, lr / corrections[0], corrections[1], eps
-    for aligned in (True, False):
-        some = [each for each in parameters if are_aligned(each.tensors, len(each.weights)) == aligned]
-        if not some:
-            continue
-        rows = [(len(each.weights), *(tensor.data_ptr() for tensor in each.tensors)) for each in some]
-        with on_the_card_of(some[0].weights):
-            for table, programs in tables(rows, [triton.cdiv(row[0], BLOCK) for row in rows], some[0].weights.device):
-                _copied_adamw[(programs,)](table, table if scale is None else scale, *factors, scaled=scale is not None,
-                                           aligned=aligned, block=BLOCK, many=MANY)
+    for table, programs, aligned in of.of_step:
+        with on_the_card_of(table):
+            _copied_adamw[(programs,)](table, table if scale is None else scale, *factors, scaled=scale is not None,
+                                       aligned=aligned, block=BLOCK, many=MANY)
 
 
-def norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """() fp32: of all the numbers of these bf16 tensors, (N,) each."""
+def norm(of: Sequence[Launches]) -> torch.Tensor:
+    """() fp32: of all gradients together."""
     found = []
-    for aligned in (True, False):
-        some = [each for each in gradients if are_aligned([each], len(each)) == aligned]
-        if not some:
-            continue
-        rows = [(len(each), each.data_ptr()) for each in some]
-        with on_the_card_of(some[0]):
-            for table, programs in tables(rows, [triton.cdiv(row[0], BLOCK * BLOCKS) for row in rows], some[0].device):
-                found.append(torch.empty(programs, device=some[0].device))
-                _norm_of_gradients[(programs,)](table, found[-1], aligned=aligned, blocks=BLOCKS, block=BLOCK, many=MANY)
+    for table, programs, aligned in (launch for each in of for launch in each.of_norm):
+        found.append(torch.empty(programs, device=table.device))
+        with on_the_card_of(table):
+            _norm_of_gradients[(programs,)](table, found[-1], aligned=aligned, blocks=BLOCKS, block=BLOCK, many=MANY)
     return torch.cat(found).sum().sqrt()
 
 
