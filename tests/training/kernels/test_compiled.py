@@ -14,7 +14,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dreambooth_ext.training.kernels import adafactor, adamw, copied_adamw, geglu, group_norm
-from dreambooth_ext.training.kernels.doubling import _double
 
 def compiled(kernel, types, **constants):
     names = [name for name in kernel.arg_names if name not in constants]
@@ -22,7 +21,6 @@ def compiled(kernel, types, **constants):
     for capability in (80, 90):
         triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
 
-compiled(_double, "*fp32 *fp32 i32", block=16)
 for size in (2, 4):
     compiled(adamw._step, "*i64 *fp32" + 7 * " fp32", scaled=True, weight_bytes=size, gradient_bytes=size, aligned=True,
              rows=adamw.ROWS, many=adamw.MANY)

@@ -13,29 +13,44 @@ def config():
     return TrainConfig(base="base.safetensors", concepts=(Concept(instance_dir="x", token="rxz"),), memory_profile="fast")
 
 
+@pytest.fixture
+def trial():
+    return pytest.importorskip("dreambooth_ext.training.kernels.trial", reason="Triton is not installed here")
+
+
 def test_without_a_gpu_there_are_none(config):
     assert probe.why_none("cpu") == "they are for GPUs"
     assert not memory.plan_for(dataclasses.replace(config, device="cpu")).kernels
 
 
-def test_a_kernel_runs_where_triton_is():
-    pytest.importorskip("triton", reason="Triton is not installed here")
-    assert probe.tried("cpu") == ""
+def test_they_run_where_triton_is(trial):
+    draws = torch.get_rng_state()
+    with torch.inference_mode():  # as a host may call it
+        assert probe.tried("cpu") == ""
+    assert torch.equal(torch.get_rng_state(), draws)
 
 
-def test_what_computes_wrongly_is_not_used(monkeypatch):
-    doubling = pytest.importorskip("dreambooth_ext.training.kernels.doubling", reason="Triton is not installed here")
-    monkeypatch.setattr(doubling, "doubled", lambda numbers: torch.zeros_like(numbers))
-    assert probe.tried("cpu") == "what they compute is wrong"
+@pytest.mark.parametrize(("name", "told"), [("group_norm", "group norm"), ("geglu", "GEGLU")])
+def test_what_computes_wrongly_is_not_used(trial, monkeypatch, name, told):
+    own = getattr(trial, name)
+    monkeypatch.setattr(trial, name, lambda *arguments: 1.1 * own(*arguments))
+    assert probe.tried("cpu") == f"what they compute is wrong: {told}"
 
 
-def test_the_reason_is_one_line(monkeypatch):
-    doubling = pytest.importorskip("dreambooth_ext.training.kernels.doubling", reason="Triton is not installed here")
+@pytest.mark.parametrize(("module", "told"), [
+    ("adamw", "8-bit AdamW"), ("adafactor", "Adafactor"), ("copied_adamw", "AdamW of copies")])
+def test_an_update_that_is_wrong_is_seen(trial, monkeypatch, module, told):
+    from dreambooth_ext.training import kernels
 
-    def fails(numbers):
+    monkeypatch.setattr(getattr(kernels, module), "step", lambda *arguments: None)
+    assert told in probe.tried("cpu")
+
+
+def test_the_reason_is_one_line(trial, monkeypatch):
+    def fails(device):
         raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
 
-    monkeypatch.setattr(doubling, "doubled", fails)
+    monkeypatch.setattr(trial, "wrong_ones", fails)
     assert probe.tried("cpu") == "RuntimeError: Failed to find C compiler."
 
 
