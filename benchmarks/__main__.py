@@ -26,16 +26,15 @@ from dreambooth_ext.models.specimen import FULL, specimen
 Part = tuple[str, tuple[str, ...]]
 SD1_BASE, SDXL_BASE = "{sd1}", "{sdxl}"  # stand for files of full size with random weights, written once for all
 ON_A_GPU: tuple[Part, ...] = (
-    ("bench_memory", ("--base", SD1_BASE, "--profiles", "ultra", "low", "offload", "--steps", "8")),
-    ("bench_step", ("--base", SD1_BASE, "--batch", "1", "--steps", "40", "--speed-ups", "graphs", "none")),
-    ("bench_memory", ("--base", SDXL_BASE, "--family", "sdxl", "--unet-only", "--profiles", "ultra", "--steps", "5")),
-    ("bench_step", ("--base", SD1_BASE, "--batch", "16", "8", "--steps", "20", "--speed-ups", "graphs", "none")),
-    ("bench_step", ("--base", SD1_BASE, "--batch", "16", "--steps", "20", "--speed-ups", "compile", "--no-plain")),
-    ("bench_step", ("--base", SD1_BASE, "--batch", "16", "--steps", "20", "--attention", "cudnn", "--no-plain")),
+    ("bench_memory", ("--base", SD1_BASE, "--profiles", "offload", "ultra", "--steps", "6")),
+    ("bench_memory", ("--base", SDXL_BASE, "--family", "sdxl", "--unet-only", "--profiles", "ultra", "--steps", "4")),
+    ("bench_step", ("--base", SD1_BASE, "--batch", "1", "--steps", "30", "--speed-ups", "graphs", "none")),
+    ("bench_step", ("--base", SD1_BASE, "--batch", "24", "16", "--steps", "10", "--speed-ups", "graphs", "--no-plain")),
+    ("bench_memory", ("--base", SD1_BASE, "--profiles", "low", "balanced", "fast", "--steps", "6")),
     ("bench_kernels", ("--base", SD1_BASE, "--batch", "16")),
-    ("bench_memory", ("--base", SD1_BASE, "--profiles", "balanced", "fast", "--steps", "8")),
-    ("bench_memory", ("--base", SD1_BASE, "--lora-rank", "16", "--profiles", "balanced", "fast", "--steps", "8")),
-    ("bench_step", ("--base", SD1_BASE, "--batch", "1", "--steps", "40", "--speed-ups", "compile", "--no-plain")),
+    ("bench_step", ("--base", SD1_BASE, "--batch", "16", "--steps", "20", "--speed-ups", "compile", "--no-plain")),
+    ("bench_memory", ("--base", SD1_BASE, "--lora-rank", "16", "--profiles", "balanced", "fast", "--steps", "6")),
+    ("bench_step", ("--base", SD1_BASE, "--batch", "16", "--steps", "20", "--attention", "cudnn", "--no-plain")),
     ("bench_optimizer", ()),
 )
 ON_A_CPU: tuple[Part, ...] = (

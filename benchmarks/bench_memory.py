@@ -7,7 +7,7 @@ A base of full size with random weights is written to DIR (2.1 GB for SD 1.5) an
 profile trains UNet and text encoder (or the UNet alone) with prior preservation, batch 1 + 1, in a process of its own, with one
 snapshot and one preview, at the family's own size. On a GPU the allocator's peak counts, on a CPU the peak of the process's
 anonymous memory above what it had after its imports. "in" is the phase that reached the peak. A profile that fails is told with
-the end of what it printed; the others are measured all the same.
+the end of what it printed; the others are measured all the same. Of one that is cut off is told what was seen until then.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -85,12 +86,16 @@ def measure(config: TrainConfig) -> dict[str, Any]:
         if report.phase != "log":
             phase = "snapshot, preview" if report.image is not None else report.phase
             peaks.append((most(), phase))
+            print(json.dumps(seen("so far")), flush=True)
+
+    def seen(after: str) -> dict[str, Any]:
+        peak = most()
+        return {"peak": peak, "phase": next((phase for bytes_, phase in peaks if bytes_ >= peak), after),
+                "steps_per_s": pace(times)}
 
     with memory or nullcontext():
         train(config, load_checkpoint(base, dtypes=loaded_dtypes(config)), dataset, run, Progress(hear))
-    peak = most()
-    return {"peak": peak, "phase": next((phase for bytes_, phase in peaks if bytes_ >= peak), "result"),
-            "steps_per_s": pace(times)}
+    return seen("result")
 
 
 def pace(times: list[float]) -> float | None:
@@ -103,12 +108,26 @@ def in_a_process(config: TrainConfig) -> dict[str, Any]:
     place = Path(config.concepts[0].instance_dir)
     place.mkdir()
     call = [sys.executable, "-m", "benchmarks.bench_memory", "--child", json.dumps(config.to_dict())]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    shutil.rmtree(place)  # up to 19 GB
-    if done.returncode:
-        print("\n".join(done.stderr.splitlines()[-20:]), file=sys.stderr, flush=True)
-        return {"fault": (done.stderr.strip().splitlines() or ["no output"])[-1]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    lines: list[str] = []
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                lines += [line] if line.startswith("{") else []
+        except SystemExit:  # told to end
+            child.kill()
+            print(f"{config.memory_profile:>13}  cut off{told(json.loads(lines[-1])) if lines else ''}", flush=True)
+            raise
+        finally:
+            failed = child.wait()
+            shutil.rmtree(place)  # up to 19 GB
+        if not failed:
+            return json.loads(lines[-1])
+        errors.seek(0)
+        said = errors.read().strip().splitlines() or ["no output"]
+    print("\n".join(said[-20:]), file=sys.stderr, flush=True)
+    return {"fault": said[-1]}
 
 
 def main() -> None:
@@ -123,8 +142,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     if parsed.child:
-        print(json.dumps(measure(TrainConfig.from_dict(json.loads(parsed.child)))))
+        print(json.dumps(measure(TrainConfig.from_dict(json.loads(parsed.child)))), flush=True)
         return
     family = next(family for family in FAMILIES if family.key == parsed.family)
     side = parsed.resolution or family.resolution
