@@ -26,6 +26,7 @@ from .conditioning import masks_without_waiting
 from .data import DiffusersBatches, LatentCache, NativeBatches
 from .estimate import profile_that_fits
 from .figures import Figures
+from .kernels.probe import why_none
 from .memory import BITSANDBYTES, Plan, device_memory_gib, on_device, plan_for
 from .objective import Objective
 from .optimizers.vendor import version_that_works
@@ -55,6 +56,8 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
     config = replace(config, memory_profile=profile_of(config, run, resume, model))
     plan = _plan(config, run, resume)
     progress.log(plan.sentence)
+    if plan.on_gpu and config.kernels == "auto" and not plan.kernels:
+        progress.log(f"torch's operations do what kernels of our own would do faster: {why_none(plan.device)}")
     with (torch.inference_mode(False), torch.enable_grad(), masks_without_waiting(),
           accelerator_for(config, plan.autocast) as accelerator):
         session: Session | None = None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -14,7 +18,18 @@ def why_none(device: str) -> str:
 
     The first time Triton compiles them, which takes seconds; it keeps what it has compiled.
     """
-    return tried(device) if device.startswith("cuda") else "they are for GPUs"
+    if not device.startswith("cuda"):
+        return "they are for GPUs"
+    return _why_nothing_compiles() or tried(device)
+
+
+def _why_nothing_compiles() -> str:
+    """What Triton compiles a few lines of C with; it would print the compiler's complaints into the console."""
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers are not installed (the package python3-dev or the like)"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "there is no C compiler"
+    return ""
 
 
 def tried(device: str) -> str:

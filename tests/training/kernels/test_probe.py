@@ -46,6 +46,16 @@ def test_an_update_that_is_wrong_is_seen(trial, monkeypatch, module, told):
     assert told in probe.tried("cpu")
 
 
+@pytest.mark.parametrize(("missing", "told"), [("headers", "Python's headers are not installed"), ("compiler", "no C compiler")])
+def test_what_triton_compiles_with_is_looked_for_first(monkeypatch, tmp_path, missing, told):
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(probe.sysconfig, "get_path", lambda name: str(tmp_path / "nowhere" if missing == "headers" else tmp_path))
+    monkeypatch.setattr(probe.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(probe, "tried", lambda device: pytest.fail("tried"))
+    assert told in probe.why_none.__wrapped__("cuda")
+
+
 def test_the_reason_is_one_line(trial, monkeypatch):
     def fails(device):
         raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
