@@ -67,7 +67,7 @@ def test_every_block_has_a_faster_pass(family):
 
 def test_with_kernels(monkeypatch):
     """A UNet of few layers: Triton's interpreter is slow."""
-    pytest.importorskip("triton", reason="Triton is not installed here")
+    pytest.importorskip("triton", minversion="3", reason="Triton 3, whose interpreter computes here, is missing")
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from ..optimizers.adafactor import CLIP_THRESHOLD, EPS_SQUARED_GRADIENT
 from .adamw import BYTES
+from .jit import jit
 from .rounding import ROUNDS, rounded, widened
 from .tables import MANY, address, are_aligned, on_the_card_of, owner, tables
 
@@ -88,12 +89,12 @@ def _launch(some: Sequence[Factored], share: float, lr: float, kept: float, scal
     _apply[(tiles,)](of_tiles, factor, kept, **constants, weight_bytes=weight_bytes, tile=TILE)
 
 
-@triton.jit
+@jit
 def _entry(table: tl.tensor, column: tl.tensor, number: tl.tensor, many: tl.constexpr) -> tl.tensor:
     return tl.load(table + column * many + number)
 
 
-@triton.jit
+@jit
 def _gradient(table: tl.tensor, scale: tl.tensor, number: tl.tensor, row: tl.tensor, column: tl.tensor, scaled: tl.constexpr,
               gradient_bytes: tl.constexpr, aligned: tl.constexpr, many: tl.constexpr) -> tl.tensor:
     """(row, column) fp32 of the gradient; 0 outside."""
@@ -105,7 +106,7 @@ def _gradient(table: tl.tensor, scale: tl.tensor, number: tl.tensor, row: tl.ten
     return values
 
 
-@triton.jit
+@jit
 def _places(table: tl.tensor, number: tl.tensor, row: tl.tensor, column: tl.tensor, aligned: tl.constexpr,
             many: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """Where the numbers of these rows and columns lie, and whether they are there."""
@@ -117,7 +118,7 @@ def _places(table: tl.tensor, number: tl.tensor, row: tl.tensor, column: tl.tens
     return places, (row < rows)[:, None] & (column < columns)[None, :]
 
 
-@triton.jit
+@jit
 def _tile(table: tl.tensor, tile: tl.constexpr, many: tl.constexpr) -> tuple[tl.tensor, ...]:
     """Of this program: its tensor, its tile's number, first row and first column."""
     number = owner(table, tl.program_id(0), many)
@@ -126,7 +127,7 @@ def _tile(table: tl.tensor, tile: tl.constexpr, many: tl.constexpr) -> tuple[tl.
     return number, program, program // across * tile, program % across * tile
 
 
-@triton.jit
+@jit
 def _squares(table: tl.tensor, scale: tl.tensor, scaled: tl.constexpr, gradient_bytes: tl.constexpr, aligned: tl.constexpr,
              many: tl.constexpr, tile: tl.constexpr) -> None:
     """Parts of the sums of each row's and each column's squares."""
@@ -143,7 +144,7 @@ def _squares(table: tl.tensor, scale: tl.tensor, scaled: tl.constexpr, gradient_
     tl.store(of_columns + column, tl.sum(squares, axis=0), mask=column < columns)
 
 
-@triton.jit
+@jit
 def _averages(table: tl.tensor, share: tl.tensor, rest: tl.tensor, tile: tl.constexpr, parts: tl.constexpr,
               many: tl.constexpr) -> None:
     """Lines 5 and 6 of algorithm 4: the averages of rows, then of columns, `tile` of them a program; sums of the rows'."""
@@ -173,7 +174,7 @@ def _averages(table: tl.tensor, share: tl.tensor, rest: tl.tensor, tile: tl.cons
     tl.store(sums + program, tl.sum(tl.where(place < count, moved, 0.0), axis=0), mask=program < down)
 
 
-@triton.jit
+@jit
 def _mean(table: tl.tensor, number: tl.tensor, tile: tl.constexpr, many: tl.constexpr) -> tl.tensor:
     """Of the rows' averages."""
     rows = _entry(table, _ROWS, number, many).to(tl.int32)
@@ -188,7 +189,7 @@ def _mean(table: tl.tensor, number: tl.tensor, tile: tl.constexpr, many: tl.cons
     return tl.sum(total, axis=0) / rows.to(tl.float32)
 
 
-@triton.jit
+@jit
 def _update(table: tl.tensor, scale: tl.tensor, number: tl.tensor, row: tl.tensor, column: tl.tensor, mean: tl.tensor,
             scaled: tl.constexpr, gradient_bytes: tl.constexpr, aligned: tl.constexpr, many: tl.constexpr) -> tl.tensor:
     """(row, column) of the unclipped update, lines 7 and 8: gradient / sqrt(outer(rows, columns) / mean(rows))."""
@@ -200,7 +201,7 @@ def _update(table: tl.tensor, scale: tl.tensor, number: tl.tensor, row: tl.tenso
     return gradient * (1.0 / tl.sqrt(of_rows / mean))[:, None] * (1.0 / tl.sqrt(of_columns))[None, :]
 
 
-@triton.jit
+@jit
 def _norms(table: tl.tensor, scale: tl.tensor, scaled: tl.constexpr, gradient_bytes: tl.constexpr, aligned: tl.constexpr,
            many: tl.constexpr, tile: tl.constexpr) -> None:
     """Parts of the sum of the update's squares."""
@@ -213,7 +214,7 @@ def _norms(table: tl.tensor, scale: tl.tensor, scaled: tl.constexpr, gradient_by
     tl.store(squares + program, tl.sum(tl.sum(update * update, axis=1), axis=0))
 
 
-@triton.jit
+@jit
 def _factors(table: tl.tensor, lr: tl.tensor, threshold: tl.tensor, tile: tl.constexpr, many: tl.constexpr) -> None:
     """By what an update is multiplied, line 9; a program for each tensor."""
     number = tl.program_id(0)
@@ -232,7 +233,7 @@ def _factors(table: tl.tensor, lr: tl.tensor, threshold: tl.tensor, tile: tl.con
     tl.store(address(table, _FACTOR, number, 4, False, many), factor)
 
 
-@triton.jit
+@jit
 def _apply(table: tl.tensor, scale: tl.tensor, kept: tl.tensor, scaled: tl.constexpr, gradient_bytes: tl.constexpr,
            aligned: tl.constexpr, many: tl.constexpr, weight_bytes: tl.constexpr, tile: tl.constexpr) -> None:
     """The weights' decay and step; of each of four words 16 bits round a number."""

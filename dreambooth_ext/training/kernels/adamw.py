@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ..optimizers.quantized import BLOCK, SHARE_FACTOR, TOP
+from .jit import jit
 from .rounding import ROUNDS, hypotenuse, root_code, root_of, rounded, share_code, share_of, widened
 from .tables import MANY, address, are_aligned, on_the_card_of, owner, tables
 
@@ -74,7 +75,7 @@ def _factors(number: int, lr: float, betas: tuple[float, float], eps: float, wei
     )
 
 
-@triton.jit
+@jit
 def _step(table: tl.tensor, scale: tl.tensor, gradient_factor: tl.tensor, root_factor: tl.tensor, eps_before: tl.tensor,
           share_factor: tl.tensor, eps_after: tl.tensor, kept: tl.tensor, rate: tl.tensor, scaled: tl.constexpr,
           weight_bytes: tl.constexpr, gradient_bytes: tl.constexpr, aligned: tl.constexpr, rows: tl.constexpr,
@@ -104,7 +105,7 @@ def _step(table: tl.tensor, scale: tl.tensor, gradient_factor: tl.tensor, root_f
             gradient_factor, root_factor, eps_before, share_factor, eps_after, kept, rate, weight_bytes, gradient_bytes)
 
 
-@triton.jit
+@jit
 def _update(weights: tl.tensor, gradients: tl.tensor, shares: tl.tensor, roots: tl.tensor, scales: tl.tensor, row: tl.tensor,
             places: tl.tensor, left: tl.tensor, word: tl.tensor, other_word: tl.tensor, gradient_factor: tl.tensor,
             root_factor: tl.tensor, eps_before: tl.tensor, share_factor: tl.tensor, eps_after: tl.tensor, kept: tl.tensor,

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
 from .rounding import nearest, widened
 from .tables import ALIGNED, MANY, address, on_the_card_of, owner, tables
 
@@ -70,7 +71,7 @@ def norm(of: Sequence[Launches]) -> torch.Tensor:
     return torch.cat(found).sum().sqrt()
 
 
-@triton.jit
+@jit
 def _copied_adamw(table: tl.tensor, scale: tl.tensor, of_first: tl.tensor, beta2: tl.tensor, of_second: tl.tensor,
                   kept: tl.tensor, rate: tl.tensor, correction: tl.tensor, eps: tl.tensor, scaled: tl.constexpr,
                   aligned: tl.constexpr, block: tl.constexpr, many: tl.constexpr) -> None:
@@ -100,7 +101,7 @@ def _copied_adamw(table: tl.tensor, scale: tl.tensor, of_first: tl.tensor, beta2
     tl.store(copies + places, nearest(values), mask=inside)
 
 
-@triton.jit
+@jit
 def _norm_of_gradients(table: tl.tensor, squares: tl.tensor, aligned: tl.constexpr, blocks: tl.constexpr, block: tl.constexpr,
                        many: tl.constexpr) -> None:
     number = owner(table, tl.program_id(0), many)

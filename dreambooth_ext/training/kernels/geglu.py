@@ -8,16 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 BLOCK = 1024
 
 
-@triton.jit
+@jit
 def _gate(values: tl.tensor) -> tl.tensor:
     """The normal distribution's share below each value."""
     return 0.5 * (1 + tl.math.erf(values * 0.7071067811865476))
 
 
-@triton.jit
+@jit
 def _geglu(x: tl.tensor, y: tl.tensor, width: tl.tensor, block: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)
@@ -27,7 +29,7 @@ def _geglu(x: tl.tensor, y: tl.tensor, width: tl.tensor, block: tl.constexpr) ->
     tl.store(y + row * width + column, (hidden * gate * _gate(gate)).to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _geglu_gradient(x: tl.tensor, grad: tl.tensor, grad_x: tl.tensor, width: tl.tensor, block: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)

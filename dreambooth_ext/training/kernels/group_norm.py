@@ -13,11 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 CHANNELS = 64  # of a program: 128 bytes of bf16 side by side
 PLACES = 128  # of a program, at most
 
 
-@triton.jit
+@jit
 def _norm_moments(x: tl.tensor, means: tl.tensor, squares: tl.tensor, area: tl.tensor, channels: tl.tensor, places: tl.constexpr,
                   width: tl.constexpr) -> None:
     """Of each channel over one piece: its mean, and the sum of squared differences from it."""
@@ -35,7 +37,7 @@ def _norm_moments(x: tl.tensor, means: tl.tensor, squares: tl.tensor, area: tl.t
     tl.store(squares + to, tl.sum(apart * apart, axis=0), mask=channel < channels)
 
 
-@triton.jit
+@jit
 def _norm_statistics(means: tl.tensor, squares: tl.tensor, of_groups: tl.tensor, area: tl.tensor, channels: tl.tensor,
                      pieces: tl.tensor, eps: tl.tensor, places: tl.constexpr, many: tl.constexpr, width: tl.constexpr) -> None:
     """Of each group of a picture: its mean and 1 / its standard deviation."""
@@ -55,7 +57,7 @@ def _norm_statistics(means: tl.tensor, squares: tl.tensor, of_groups: tl.tensor,
     tl.store(of_groups + to + 1, 1 / tl.sqrt(variance + eps))
 
 
-@triton.jit
+@jit
 def _norm_apply(x: tl.tensor, of_groups: tl.tensor, weight: tl.tensor, bias: tl.tensor, y: tl.tensor, area: tl.tensor,
                 channels: tl.tensor, groups: tl.tensor, silu: tl.constexpr, places: tl.constexpr, width: tl.constexpr) -> None:
     picture = tl.program_id(0)
@@ -74,7 +76,7 @@ def _norm_apply(x: tl.tensor, of_groups: tl.tensor, weight: tl.tensor, bias: tl.
     tl.store(y + at, values.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _norm_sums(x: tl.tensor, grad: tl.tensor, of_groups: tl.tensor, weight: tl.tensor, bias: tl.tensor, sums: tl.tensor,
                area: tl.tensor, channels: tl.tensor, groups: tl.tensor, silu: tl.constexpr, places: tl.constexpr,
                width: tl.constexpr) -> None:
@@ -100,7 +102,7 @@ def _norm_sums(x: tl.tensor, grad: tl.tensor, of_groups: tl.tensor, weight: tl.t
     tl.store(sums + to + channels, tl.sum(tl.where(inside, change * normal, 0.0), axis=0), mask=real)
 
 
-@triton.jit
+@jit
 def _norm_joined_sums(sums: tl.tensor, weight: tl.tensor, of_channels: tl.tensor, of_groups: tl.tensor, channels: tl.tensor,
                       pieces: tl.tensor, many: tl.constexpr, width: tl.constexpr) -> None:
     """Over a picture: both sums of each channel, and of each group by its channels' weights."""
@@ -121,7 +123,7 @@ def _norm_joined_sums(sums: tl.tensor, weight: tl.tensor, of_channels: tl.tensor
     tl.store(of_groups + 2 * (picture * groups + group) + 1, tl.sum(product_of_channel * factor, axis=0))
 
 
-@triton.jit
+@jit
 def _norm_input_gradient(x: tl.tensor, grad: tl.tensor, of_groups: tl.tensor, sums: tl.tensor, weight: tl.tensor, bias: tl.tensor,
                          grad_x: tl.tensor, area: tl.tensor, channels: tl.tensor, groups: tl.tensor, silu: tl.constexpr,
                          places: tl.constexpr, width: tl.constexpr) -> None:

@@ -11,21 +11,22 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
+
+from .jit import jit
 
 MANY = 64  # tensors a launch: each program compares its number with so many
 ALIGNED = 16  # bytes of an address, numbers of a row: then each thread loads 16 bytes at once
 _NEVER = 2**62
 
 
-@triton.jit
+@jit
 def owner(table: tl.tensor, program: tl.tensor, many: tl.constexpr) -> tl.tensor:
     """Which tensor a program works on: the last whose first program is not after it."""
     return tl.sum((tl.load(table + tl.arange(0, many)) <= program).to(tl.int32), 0) - 1
 
 
-@triton.jit
+@jit
 def address(table: tl.tensor, column: tl.constexpr, number: tl.tensor, size: tl.constexpr, aligned: tl.constexpr,
             many: tl.constexpr) -> tl.tensor:
     """A tensor's address, as it stands in a column of the table, of numbers of 1 byte (uint8), 2 (bf16, its bits) or 4 (fp32)."""

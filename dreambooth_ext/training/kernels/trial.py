@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from ..optimizers.adafactor import Adafactor
 from ..optimizers.adamw import LEAST_QUANTIZED, AdamW
 from ..optimizers.copied_adamw import CopiedAdamW
+from ..precision import has_bf16
 from .geglu import geglu
 from .group_norm import group_norm
 
-NEAR = 0.02  # of the length of what torch finds, in bf16
+NEAR = 0.02  # of the length of what torch finds, in half precision
 LEARNING_RATE = 0.1
 
 
@@ -25,8 +26,10 @@ def wrong_ones(device: str) -> list[str]:
     return [name for name, is_right in trials.items() if not is_right(device)]
 
 
-def _numbers(device: str, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+def _numbers(device: str, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """In half precision if not told otherwise: fp16 for cards without bf16, for which Triton 2.1 compiles none."""
     count = torch.Size(shape).numel()
+    dtype = dtype or (torch.bfloat16 if has_bf16(device) else torch.float16)
     return torch.sin(torch.arange(1, count + 1, device=device) * 1.7).view(shape).to(dtype)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed here")
+pytest.importorskip("triton", minversion="3", reason="Triton 3, whose interpreter computes here, is missing")
 
 from dreambooth_ext.training.kernels import copied_adamw
 from dreambooth_ext.training.optimizers.copied_adamw import CopiedAdamW
