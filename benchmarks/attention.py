@@ -14,12 +14,12 @@ def attention_by(name: str) -> AbstractContextManager[None]:
     """In the block scaled_dot_product_attention tries these kernels first. Raises SystemExit where torch cannot order them."""
     if not BACKENDS[name]:
         return nullcontext()
-    from torch.nn import attention
-
     try:
+        from torch.nn import attention
+
         order = [getattr(attention.SDPBackend, BACKENDS[name])]
         order += [backend for backend in (attention.SDPBackend.FLASH_ATTENTION, attention.SDPBackend.EFFICIENT_ATTENTION,
                                           attention.SDPBackend.MATH) if backend not in order]
         return attention.sdpa_kernel(order, set_priority=True)
-    except (AttributeError, TypeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise SystemExit(f"--attention {name}: torch {torch.__version__} cannot order attention kernels ({error})") from error

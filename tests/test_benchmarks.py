@@ -123,6 +123,19 @@ def test_the_steps_that_are_watched_are_whole_ones(capsys, monkeypatch):
     assert sum(kinds.values()) == pytest.approx(100, abs=1) and kinds["convolution"] > 0
 
 
+def orders_attention():
+    return hasattr(torch._C, "_get_sdp_priority_order")
+
+
+@pytest.mark.skipif(orders_attention(), reason="this torch orders them")
+def test_a_torch_that_cannot_order_attention_kernels_is_told():
+    with pytest.raises(SystemExit, match="cannot order attention kernels"):
+        attention_by("efficient")
+    with attention_by("torch"):
+        pass
+
+
+@pytest.mark.skipif(not orders_attention(), reason="torch has but one order of attention kernels before 2.6")
 def test_attention_is_torchs_own_again_after_it_was_another():
     def order():
         return torch._C._get_sdp_priority_order()

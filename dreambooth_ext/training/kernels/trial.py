@@ -27,7 +27,7 @@ def wrong_ones(device: str) -> list[str]:
 
 
 def _numbers(device: str, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """In half precision if not told otherwise: fp16 for cards without bf16, for which Triton 2.1 compiles none."""
+    """In half precision if not told otherwise: fp16 for cards without bf16, for which Triton 2.1 and 3.1 compile none."""
     count = torch.Size(shape).numel()
     dtype = dtype or (torch.bfloat16 if has_bf16(device) else torch.float16)
     return torch.sin(torch.arange(1, count + 1, device=device) * 1.7).view(shape).to(dtype)
