@@ -69,7 +69,7 @@ def write(checkpoints_dir: Path, step: int, kept: Kept, keep: int) -> Path:
             (folder / "trained").mkdir(exist_ok=True)
             with (folder / "trained" / f"{part}.safetensors").open("wb") as stream:
                 write_safetensors(stream, [output_of(name, tensor) for name, tensor in weights.items()], {"format": "pt"})
-        torch.save(state, folder / "state.pt")
+        _save(state, folder / "state.pt")
 
     folder = folder_of(checkpoints_dir, step)
     replace_folder(folder, fill)
@@ -77,6 +77,21 @@ def write(checkpoints_dir: Path, step: int, kept: Kept, keep: int) -> Path:
         for _, old in snapshots(checkpoints_dir)[:-keep]:
             remove_folder(old)
     return folder
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """torch.save, by Python's own file: torch's gives up when a signal comes, and does not say that a disk is full.
+
+    Raises OSError.
+    """
+    with path.open("wb") as stream:
+        try:
+            torch.save(state, stream)
+        except RuntimeError as error:  # of a file that was cut off; what cut it off came before
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from error
 
 
 def read(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:

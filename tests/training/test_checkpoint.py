@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 from itertools import product
 
 import pytest
@@ -160,6 +161,22 @@ def test_how_a_snapshot_was_made_is_known_without_reading_its_weights(taken, mon
     (folder / "state.pt").write_bytes(b"damaged")
     with pytest.raises(ResumeError, match="cannot be read"):
         checkpoint.made_of(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits are POSIX's")
+def test_a_disk_that_is_full_is_told_as_such(tmp_path):
+    """A file may have 64 KiB, and the state has more."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            checkpoint._save({"numbers": torch.zeros(2**18)}, tmp_path / "state.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    checkpoint._save({"numbers": torch.arange(9)}, tmp_path / "state.pt")
+    assert torch.equal(torch.load(tmp_path / "state.pt", weights_only=True)["numbers"], torch.arange(9))
 
 
 def as_it_was_written_before(folder):
