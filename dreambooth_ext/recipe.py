@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,9 +72,8 @@ def _with_own_choices(config: TrainConfig, run: RunFolder) -> TrainConfig:
     concepts = []
     for index, concept in enumerate(config.concepts):
         if concept.choices:
-            path = run.choices_path(index)
-            write_json(path, json.loads(Path(concept.choices).expanduser().read_text(encoding="utf-8-sig")))
-            concept = replace(concept, choices=str(path))
+            write_json(run.choices_path(index), json.loads(Path(concept.choices).expanduser().read_text(encoding="utf-8-sig")))
+            concept = replace(concept, choices=str(run.choices_path(index)))
         concepts.append(concept)
     return replace(config, concepts=tuple(concepts))
 
@@ -93,6 +93,8 @@ def resume(run: RunFolder, host: Host, progress: Progress, *, snapshot: str = ""
             rollback.go_back(run, snapshot, steps, learning_rate)
         config, state = run.config(), run.state()
         if state.state == "finished":
+            with suppress(DreamboothError), run.lock():
+                sweep(run.path)  # half a report, if it was killed at its very end
             raise ResumeError(f"{run.path.name} is to be continued", f"it is finished, with all its {state.steps} steps",
                               "`publish` writes its model again; `train` under another name starts anew.")
         checked = check(on_device_of(host, config))
@@ -376,13 +378,12 @@ def _follow(team: Team, host: Host, progress: Progress) -> Finished:
 
 
 def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, progress: Progress, resume: bool) -> int:
-    from .training.loop import profile_of
-    from .training.loop import train as train_model
+    from .training import loop
     from .training.memory import load_model, out_of_memory_told
 
-    config = replace(config, memory_profile=profile_of(config, run, resume))  # before loading: it says how wide
+    config = replace(config, memory_profile=loop.profile_of(config, run, resume))  # before loading: it says how wide
     with out_of_memory_told(config):
-        return train_model(config, load_model(config), dataset, run, progress, resume=resume).steps
+        return loop.train(config, load_model(config), dataset, run, progress, resume=resume).steps
 
 
 def _enter(run: RunFolder, state: str, **values: int) -> None:
