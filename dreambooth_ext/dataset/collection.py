@@ -130,8 +130,8 @@ def _for_subject(count: int, plain: float, grounds: dict[str, int]) -> list[str]
     if count < 5:
         sentences.append(f"{_pictures(count)} all there is: 10 to 75 are usual, and 5 are the least that teach a subject.")
     if plain > 0.7:
-        sentences.append(f"{plain:.0%} of the backgrounds are plain: add pictures in surroundings, or the model will know "
-                         "the subject on plain ground only.")
+        sentences.append(f"{round(100 * plain)} % of the backgrounds are plain: add pictures in surroundings, or the model will "
+                         "know the subject on plain ground only.")
     elif count >= 5 and not grounds["plain black"] + grounds["plain white"]:
         sentences.append("No background is plain black or white: one or two such pictures help to tell a subject from its "
                          "surroundings.")
@@ -143,7 +143,8 @@ def _for_style(count: int, plain: float) -> list[str]:
     if count < 10:
         sentences.append(f"{_pictures(count)} all there is: a style wants 10 to 75, of as many things as possible.")
     if plain > 0.3:
-        sentences.append(f"{plain:.0%} of the backgrounds are plain: a style is learnt from characters on varied backgrounds.")
+        sentences.append(f"{round(100 * plain)} % of the backgrounds are plain: a style is learnt from characters on varied "
+                         "backgrounds.")
     if count >= 10:
         sentences.append(f"See that about {max(1, round(count / 10))} of the pictures are landscapes or scenes without a "
                          "character; pixels do not tell that.")
