@@ -54,6 +54,10 @@ class HalfCopies:
         for half, weight, gradient in zip(self._come, weights, gradients, strict=True):
             half.grad = None
             weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        self.forget()
+
+    def forget(self) -> None:
+        """Gradients that have come are nobody's any more."""
         self._come.clear()
         self._come_bytes = 0
 

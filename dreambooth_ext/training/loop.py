@@ -199,7 +199,7 @@ class _Loop:
         values = session.mean_over_processes({**sums, "grad_norm": norm})
         more = {"lr": rates["unet"], "lr_text_encoder": rates.get("text_encoder", 0.0)}
         if self._validation.due(step + 1):
-            more["validation_loss"] = self._validation.loss()
+            more["validation_loss"] = self._pass.making_room(self._validation.loss)
         self._pending.append(_Pending(step + 1, Figures(values), more))
         self._tell(self._behind)
 
@@ -271,7 +271,8 @@ class _Loop:
             return
         self._tell(0)
         with self._session.published_weights():
-            images = render_previews(self._session.model, self._config, unet_yields=plan.unet_yields)
+            images = self._pass.making_room(
+                lambda: render_previews(self._session.model, self._config, unet_yields=plan.unet_yields))
         if self._writes:
             self._patiently(lambda: write_previews(images, self._run.previews_dir, step))
             self._progress.report(step, self._steps, "preview", image=images[0])

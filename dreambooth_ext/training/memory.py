@@ -311,9 +311,9 @@ def on_device(module: Any, device: torch.device | str, instead_of: Any = None) -
 
 @contextmanager
 def _moved(module: Any, there: torch.device | str, back: torch.device | str) -> Iterator[None]:
-    module.to(there)
-    release_if(there, back)
     try:
+        module.to(there)  # a part of which may be there when memory runs out
+        release_if(there, back)
         yield
     finally:
         module.to(back)

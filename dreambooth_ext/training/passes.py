@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +17,7 @@ from .objective import Inputs, Objective
 from .session import Session
 
 Losses = dict[str, torch.Tensor]
+Result = TypeVar("Result")
 WARM_UPS = 3  # passes before the recording: libraries choose their kernels and take their workspaces
 
 
@@ -26,6 +29,10 @@ class Pass:
 
     def __call__(self, batch: Batch, share: float, last: bool) -> Losses:
         return self._run(self._objective.inputs(batch), share, last)
+
+    def making_room(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, which is no pass; memory that passes hold between them is given up for it if there is too little."""
+        return work()
 
     def _run(self, inputs: Inputs, share: float, last: bool = True) -> Losses:
         with self._session.backward_pass(last):
@@ -40,7 +47,8 @@ class RecordedPass(Pass):
 
     The shape of batches that comes first `WARM_UPS` times is recorded; others (the smaller last batch of a round, say)
     are launched as usual. Gradients must not be accumulated: they always lie in the same place, and are overwritten.
-    What cannot be recorded is an error if it was asked for; else it is launched as usual, too, and the log says so.
+    What cannot be recorded is an error if it was asked for; else it is launched as usual, too, and the log says so. So are all
+    passes once memory is too short for anything beside the recording, which holds all that its pass takes.
     """
 
     def __init__(self, session: Session, objective: Objective, progress_log: Callable[[str], None]) -> None:
@@ -60,7 +68,7 @@ class RecordedPass(Pass):
             return self._recording.play(inputs)
         self._seen[shape] += 1
         if self._recording is not None or self._given_up:
-            return self._run(inputs, share)
+            return self.making_room(lambda: self._run(inputs, share))
         if self._seen[shape] <= WARM_UPS:
             return self._beside(lambda: self._run(inputs, share))
         self._recording, self._played_shape = self._recorded_if_possible(inputs, share), shape
@@ -76,17 +84,29 @@ class RecordedPass(Pass):
             if self._asked_for:
                 raise
             why = " ".join(str(error).split())
-        for parameter in self._parameters:
-            parameter.grad = None
-        release()
-        self._given_up = True
-        self._log(f"passes are launched operation by operation, since they could not be recorded as a CUDA graph ({why})")
+        self._give_up(f"passes are launched operation by operation, since they could not be recorded as a CUDA graph ({why})")
         return None
+
+    def making_room(self, work: Callable[[], Result]) -> Result:
+        try:
+            return work()
+        except torch.cuda.OutOfMemoryError:
+            if self._asked_for or self._recording is None:
+                raise
+        self._give_up("passes are launched operation by operation from now on: their CUDA graph left too little memory")
+        return work()
+
+    def _give_up(self, why: str) -> None:
+        """For good. What a pass that was cut short has left would be added to the next one's gradients."""
+        self._recording, self._given_up = None, True
+        self._session.forget_gradients()
+        release()
+        self._log(why)
 
     def _recorded(self, inputs: Inputs, share: float) -> _Recording:
         kept = inputs.cloned()
         try:
-            return _Recording(CudaGraph(), kept, lambda: self._run(kept, share), self._parameters)
+            return _Recording(CudaGraph(self._session.device), kept, lambda: self._run(kept, share), self._parameters)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -97,13 +117,26 @@ class RecordedPass(Pass):
 class CudaGraph:
     """torch.cuda.CUDAGraph: work is recorded without being done; playing does it, on the same addresses."""
 
-    def __init__(self) -> None:
-        self._graph = torch.cuda.CUDAGraph()
+    def __init__(self, device: torch.device) -> None:
+        self._graph, self._device = torch.cuda.CUDAGraph(), device
 
     def record(self, work: Callable[[], Losses]) -> Losses:
-        torch.cuda.synchronize()
-        # By default CUDA would give the recording up for what any other thread of the process does meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        torch.cuda.synchronize(self._device)
+        try:
+            return self._recorded(self._graph, stream_of(self._device), work)
+        except RuntimeError:
+            # Else many a torch would draw no random number on this GPU any more, not for the host's pictures either, until some
+            # recording ends well.
+            with suppress(RuntimeError):
+                device = self._device
+                self._recorded(torch.cuda.CUDAGraph(), torch.cuda.Stream(device), lambda: torch.zeros((), device=device))
+            raise
+
+    @staticmethod
+    def _recorded(graph: Any, stream: Any, work: Callable[[], Result]) -> Result:
+        # torch's own stream would be one of the GPU on which this process recorded first; and where a recording ends in an error,
+        # torch leaves its stream the current one. By default CUDA would give up for what any other thread does meanwhile.
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             return work()
 
     def play(self) -> None:
@@ -137,7 +170,7 @@ class Beside:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = stream_of(device) if device.type == "cuda" else None
 
     def __call__(self, work: Callable[[], Losses]) -> Losses:
         if self._stream is None:
@@ -147,6 +180,16 @@ class Beside:
             losses = work()
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return losses
+
+
+def stream_of(device: torch.device) -> Any:
+    """The one that passes and recordings of this process have on a GPU: cuBLAS keeps memory for each that it ever worked on."""
+    return _stream(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _stream(number: int) -> Any:
+    return torch.cuda.Stream(number)
 
 
 def pass_for(session: Session, objective: Objective, log: Callable[[str], None]) -> Pass:

@@ -144,6 +144,14 @@ class Session:
         if self._halves is not None:
             self._halves.collect()
 
+    def forget_gradients(self) -> None:
+        """All that a pass has left, whole or cut short."""
+        for module in (*self.modules.values(), *self.computing.values()):
+            for parameter in module.parameters():
+                parameter.grad = None
+        if self._halves is not None:
+            self._halves.forget()
+
     def gradient_norm(self) -> torch.Tensor:
         """Clip what was gathered by its global norm; returns the norm before that (0 if nothing is to be clipped)."""
         if self._fused is not None:

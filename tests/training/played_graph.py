@@ -7,7 +7,7 @@ class PlayedGraph:
     """What a CUDA graph does, on a CPU: the same work again, into the places of the recording."""
 
     def __init__(self, parameters):
-        self.parameters, self.plays = parameters, 0
+        self.parameters, self.plays, self.playing = parameters, 0, True
 
     def record(self, work):
         self.work = work
@@ -16,10 +16,11 @@ class PlayedGraph:
         for place in (*self.losses.values(), *self.gradients):
             if place is not None:
                 place.detach().fill_(float("nan"))  # recording does none of the work
+        self.playing = False
         return self.losses
 
     def play(self):
-        self.plays += 1
+        self.plays, self.playing = self.plays + 1, True
         for parameter in self.parameters:
             parameter.grad = None
         losses = self.work()
@@ -28,6 +29,7 @@ class PlayedGraph:
         for parameter, place in zip(self.parameters, self.gradients, strict=True):
             if place is not None:
                 place.copy_(parameter.grad)
+        self.playing = False
 
 
 def fresh(tiny, former):

@@ -70,7 +70,7 @@ def test_a_recorded_pass_hands_its_gradients_over(tiny, tiny_model, tiny_dataset
     launched, ends = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "launched")
     running, graphs, make = [], [], passes.pass_for
 
-    def graph():
+    def graph(device):
         graphs.append(PlayedGraph([each for each in running[0].parameters_with_gradients() if each.requires_grad]))
         return graphs[-1]
 
@@ -81,6 +81,36 @@ def test_a_recorded_pass_hands_its_gradients_over(tiny, tiny_model, tiny_dataset
                                    tmp_path / "recorded")
     assert len(graphs) == 2 and all(graph.plays for graph in graphs)
     assert losses(recorded) == losses(launched)
+    assert all(torch.equal(ends[name], tensor) for name, tensor in ends_again.items())
+
+
+class CutShort:
+    """A graph for whose last gradients there was no memory any more."""
+
+    def __init__(self, session):
+        self.session = session
+
+    def record(self, work):
+        def full():
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+        self.session.collect_gradients = full
+        try:
+            return work()
+        finally:
+            del self.session.collect_gradients
+
+
+def test_a_recording_that_is_given_up_leaves_no_gradients(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch,
+                                                          with_copies):
+    config = dataclasses.replace(config, memory_profile="fast", steps=8)
+    launched, ends = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "launched")
+    running, make = [], passes.pass_for
+    monkeypatch.setattr(loop, "pass_for", lambda session, *rest: running.append(session) or make(session, *rest))
+    monkeypatch.setattr(passes, "CudaGraph", lambda device: CutShort(running[0]))
+    monkeypatch.setattr(loop, "plan_for", lambda *arguments: dataclasses.replace(plan_for(config), speed_up="graphs"))
+    given_up, ends_again = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "given up")
+    assert losses(given_up) == losses(launched)
     assert all(torch.equal(ends[name], tensor) for name, tensor in ends_again.items())
 
 

@@ -298,3 +298,21 @@ def test_text_encoders_are_checkpointed_layer_by_layer_with_gradients_below_froz
     for hook in hooks:
         hook.remove()
     assert {name: type(module) for name, module in encoder.named_modules()} == classes
+
+
+def test_a_network_that_did_not_fit_is_whole_again():
+    """Its layers are moved one by one: those that were there already leave, and memory can be asked for again."""
+    class Layers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.went = torch.nn.Parameter(torch.ones(1)), []
+
+        def to(self, device):
+            self.went.append(str(device))
+            if device == "cuda":
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    layers = Layers()
+    with pytest.raises(torch.cuda.OutOfMemoryError), memory.on_device(layers, "cuda"):
+        pytest.fail("it is not there")
+    assert layers.went == ["cuda", "cpu"]

@@ -1,5 +1,6 @@
 """A recorded pass, bitsandbytes and prefetched batches: the same numbers as without; and what they need."""
 
+import contextlib
 import dataclasses
 import sys
 import threading
@@ -39,7 +40,7 @@ def test_a_recorded_pass_learns_what_a_launched_one_learns(tiny, tiny_model, tin
     launched = end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "launched")
     graphs = []
 
-    def graph():
+    def graph(device):
         parameters = running[0].trained_parameters()
         graphs.append(PlayedGraph([each for each in parameters if each.requires_grad]))
         return graphs[-1]
@@ -55,7 +56,7 @@ def test_a_recorded_pass_learns_what_a_launched_one_learns(tiny, tiny_model, tin
 
 
 def test_what_cannot_be_recorded_is_told(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch):
-    def refuse():
+    def refuse(device):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(passes, "CudaGraph", refuse)
@@ -71,7 +72,7 @@ def test_what_nobody_asked_for_is_given_up(error, tiny, tiny_model, tiny_dataset
     config = dataclasses.replace(config, steps=8, train_batch_size=1)
     launched = end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "launched")
 
-    def refuse():
+    def refuse(device):
         raise error
 
     monkeypatch.setattr(passes, "CudaGraph", refuse)
@@ -80,6 +81,136 @@ def test_what_nobody_asked_for_is_given_up(error, tiny, tiny_model, tiny_dataset
     given_up = end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "given up")
     assert given_up[1] == launched[1]
     assert sum("launched operation by operation" in text and str(error) in text for text in given_up[2]) == 1
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_a_recording_makes_room_for_what_does_not_fit_beside_it(asked_for, tiny, tiny_model, tiny_dataset, config, tmp_path,
+                                                                monkeypatch):
+    """The smaller last batch of a round, here."""
+    config = dataclasses.replace(config, steps=12, speed_up="graphs" if asked_for else "auto")
+    launched = end_of(dataclasses.replace(config, speed_up="none"), tiny, tiny_model, tiny_dataset, tmp_path / "launched")
+    graphs, own_run, own_plan = [], passes.RecordedPass._run, loop.plan_for
+
+    def full(recorded_pass, *arguments):
+        result = own_run(recorded_pass, *arguments)
+        if recorded_pass._recording is not None and not graphs[0].playing:  # with gradients that are whole, or nearly
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    def graph(device):
+        graphs.append(PlayedGraph(sessions[0].trained_parameters()))
+        return graphs[-1]
+
+    sessions, make = [], passes.pass_for
+    monkeypatch.setattr(loop, "pass_for", lambda session, *rest: sessions.append(session) or make(session, *rest))
+    monkeypatch.setattr(passes, "CudaGraph", graph)
+    monkeypatch.setattr(passes.RecordedPass, "_run", full)
+    monkeypatch.setattr(loop, "plan_for", lambda *args, **more: dataclasses.replace(own_plan(*args, **more), speed_up="graphs"))
+    if asked_for:
+        monkeypatch.setattr(memory, "_faults_of_speed_up", lambda *_: [])
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "run")
+        return
+    recorded = end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "run")
+    assert recorded[1] == launched[1] and graphs[0].plays
+    assert all(torch.equal(launched[0][name], tensor) for name, tensor in recorded[0].items())
+    assert sum("operation by operation from now on" in text for text in recorded[2]) == 1
+
+
+def test_a_preview_that_does_not_fit_beside_a_recording_is_tried_again(tiny, tiny_model, tiny_dataset, config, tmp_path,
+                                                                       monkeypatch):
+    config = dataclasses.replace(config, steps=8, train_batch_size=1, preview_steps=1, preview_every=8)
+    graphs, tries, own_plan, make, render = [], [], loop.plan_for, passes.pass_for, loop.render_previews
+    sessions = []
+
+    def rendered(*arguments, **more):
+        tries.append(1)
+        if len(tries) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return render(*arguments, **more)
+
+    def graph(device):
+        graphs.append(PlayedGraph(sessions[0].trained_parameters()))
+        return graphs[-1]
+
+    monkeypatch.setattr(loop, "render_previews", rendered)
+    monkeypatch.setattr(loop, "pass_for", lambda session, *rest: sessions.append(session) or make(session, *rest))
+    monkeypatch.setattr(passes, "CudaGraph", graph)
+    monkeypatch.setattr(loop, "plan_for", lambda *args, **more: dataclasses.replace(own_plan(*args, **more), speed_up="graphs"))
+    end_of(config, tiny, tiny_model, tiny_dataset, tmp_path / "run")
+    assert len(tries) == 3 and graphs[0].plays  # before the run, and twice at its end
+    assert list((tmp_path / "run").glob("previews/step-000008-*.png"))
+
+
+class Card:
+    """What torch.cuda keeps about recordings, as its sources have it: where one ends in an error, stream and generator stay."""
+
+    def __init__(self, ends):
+        self.stream, self.draws, self.recorded_on, self.ends = "the host's", True, [], list(ends)
+
+    @contextlib.contextmanager
+    def on(self, stream):
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream, capture_error_mode):
+        before, self.stream, self.draws = self.stream, stream, False
+        self.recorded_on.append(stream)
+        try:
+            yield
+        finally:
+            error = self.ends.pop(0)
+            if error is not None:
+                raise error
+            self.stream, self.draws = before, True
+
+
+def stream(device):
+    return torch.device("cuda", device) if isinstance(device, int) else device, object()
+
+
+@pytest.fixture
+def card(monkeypatch):
+    def install(ends):
+        card = Card(ends)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+        monkeypatch.setattr(torch.cuda, "Stream", stream)
+        monkeypatch.setattr(torch.cuda, "stream", card.on)
+        monkeypatch.setattr(torch.cuda, "graph", card.graph)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
+        passes._stream.cache_clear()
+        return card
+
+    yield install
+    passes._stream.cache_clear()
+
+
+def test_a_recording_that_fails_leaves_the_card_as_it_was(card):
+    there = card([RuntimeError("operation failed due to a previous error during capture"), None])
+    with pytest.raises(RuntimeError, match="previous error"):
+        passes.CudaGraph(torch.device("cuda:1")).record(dict)
+    assert there.stream == "the host's" and there.draws
+    assert {device for device, _ in there.recorded_on} == {torch.device("cuda:1")}
+
+
+def test_a_card_that_records_nothing_more_tells_its_first_error(card):
+    there = card([RuntimeError("first"), RuntimeError("second")])
+    with pytest.raises(RuntimeError, match="first"):
+        passes.CudaGraph(torch.device("cuda:0")).record(dict)
+    assert there.stream == "the host's"
+
+
+def test_each_card_has_one_stream_for_all_recordings(card):
+    there = card([None] * 3)
+    for device in ("cuda:0", "cuda:1", "cuda:0"):
+        passes.CudaGraph(torch.device(device)).record(dict)
+    assert [device.index for device, _ in there.recorded_on] == [0, 1, 0]
+    assert there.recorded_on[0] is there.recorded_on[2]
 
 
 @pytest.mark.parametrize(("changes", "processes", "recorded"), [
