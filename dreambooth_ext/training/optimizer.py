@@ -21,6 +21,7 @@ from .optimizers.lion import Lion
 from .optimizers.offloaded import OffloadedAdamW
 from .optimizers.prodigy import Prodigy
 
+HOW_TORCH_COMPUTES = ("foreach", "fused")
 Groups = list[dict[str, Any]]
 Shape = tuple[int, ...]
 
@@ -43,6 +44,15 @@ def build(groups: Groups, config: TrainConfig, plan: Plan,
         del arguments["seed"]
         return CopiedAdamW(groups, copies, **arguments)
     return OPTIMIZERS[plan.optimizer].build(groups, config, plan)
+
+
+def load(optimizer: Any, state: Mapping[str, Any]) -> None:
+    """Go on from what `optimizer.state_dict()` was. How torch's own computes is told there, too, and is this run's choice:
+    a state that was made by kernels of ours would have it launch operation by operation, weight by weight."""
+    groups = [{**saved, **{name: own[name] for name in HOW_TORCH_COMPUTES if name in own}}
+              for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    lay_out(optimizer)
 
 
 @torch.no_grad()

@@ -306,8 +306,7 @@ class Session:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.sharding is not None:
             state = self._own_pieces(self.sharding, state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        optimizers.lay_out(self.optimizer)
+        optimizers.load(self.optimizer, state["optimizer"])
         self._skipped = state["skipped"]
         if self._fused is not None and state.get("clipping"):  # earlier versions clipped otherwise
             self._fused.load_state_dict(state["clipping"])

@@ -164,6 +164,23 @@ def test_narrow_gradients_teach_the_same(tiny, tiny_model, tiny_dataset, config,
     assert apart < 0.01 * moved  # a copy that is rounded the other way changes what follows
 
 
+@pytest.mark.parametrize(("before", "after"), [("auto", "torch"), ("torch", "auto")])
+def test_a_run_that_goes_on_by_other_kernels_computes_as_if_it_had_begun_so(before, after, tiny, tiny_model, tiny_dataset, config,
+                                                                            tmp_path, monkeypatch, with_kernels):
+    config = dataclasses.replace(config, memory_profile="fast", steps=2)
+    sessions, make = [], passes.pass_for
+    monkeypatch.setattr(loop, "pass_for", lambda session, *rest: sessions.append(session) or make(session, *rest))
+    stopped = Progress()
+    stopped.listen(lambda report: stopped.cancel() if report.phase == "training" and report.done == 1 else None)
+    with pytest.raises(Cancelled):
+        trained(dataclasses.replace(config, kernels=before), tiny, tiny_model, tiny_dataset, tmp_path / "run", stopped)
+    trained(dataclasses.replace(config, kernels=after), tiny, tiny_model, tiny_dataset, tmp_path / "run", resume=True)
+    trained(dataclasses.replace(config, kernels=after), tiny, tiny_model, tiny_dataset, tmp_path / "other")
+    _, gone_on, begun_so = ([{name: value for name, value in group.items() if name != "params"}
+                             for group in session.optimizer.param_groups] for session in sessions)
+    assert gone_on == begun_so
+
+
 def test_a_cut_run_with_narrow_gradients_ends_like_a_whole_one(tiny, tiny_model, tiny_dataset, config, tmp_path, with_kernels):
     test_a_cut_run_ends_like_a_whole_one({"ema_decay": 0.9}, tiny, tiny_model, tiny_dataset, config, tmp_path, None)
 
