@@ -12,7 +12,10 @@ from pathlib import Path
 import torch
 
 
-@cache
+class _Full(Exception):
+    """Somebody has all of the GPU's memory."""
+
+
 def why_none(device: str) -> str:
     """What keeps our kernels from running on "cuda", "cuda:1", ..., found by running them; empty if nothing does.
 
@@ -20,6 +23,14 @@ def why_none(device: str) -> str:
     """
     if not device.startswith("cuda"):
         return "they are for GPUs"
+    try:
+        return _found(device)
+    except _Full as full:
+        return str(full)
+
+
+@cache
+def _found(device: str) -> str:
     return _why_nothing_compiles() or tried(device)
 
 
@@ -33,7 +44,10 @@ def _why_nothing_compiles() -> str:
 
 
 def tried(device: str) -> str:
-    """The same without a look at what device it is: on a CPU Triton's interpreter computes, for tests."""
+    """The same without a look at what device it is: on a CPU Triton's interpreter computes, for tests.
+
+    Raises _Full where it would be otherwise once there is memory: nothing is found that could be kept.
+    """
     on_gpu = torch.device(device).type == "cuda"
     try:
         from .trial import wrong_ones
@@ -41,5 +55,8 @@ def tried(device: str) -> str:
         with torch.cuda.device(device) if on_gpu else nullcontext(), torch.enable_grad(), torch.inference_mode(False):
             wrong = wrong_ones(device)
     except Exception as error:  # noqa: BLE001  Triton is missing, or a compiler, or support for this card
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        told = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        if "out of memory" in str(error):  # torch's or the driver's
+            raise _Full(told) from None
+        return told
     return f"what they compute is wrong: {', '.join(wrong)}" if wrong else ""

@@ -58,7 +58,27 @@ def test_what_triton_compiles_with_is_looked_for_first(monkeypatch, tmp_path, mi
     monkeypatch.setattr(probe.shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(probe, "tried", lambda device: pytest.fail("tried"))
-    assert told in probe.why_none.__wrapped__("cuda")
+    probe._found.cache_clear()
+    assert told in probe.why_none("cuda")
+    probe._found.cache_clear()
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB"),
+                                   RuntimeError("Triton Error [CUDA]: out of memory")], ids=lambda error: type(error).__name__)
+def test_a_card_that_is_full_is_asked_again(error, trial, monkeypatch):
+    """The WebUI's own model may lie there, when the form asks first."""
+    def full(device):
+        raise error
+
+    own = probe.tried
+    monkeypatch.setattr(probe, "_why_nothing_compiles", lambda: "")
+    monkeypatch.setattr(probe, "tried", lambda device: own("cpu"))
+    monkeypatch.setattr(trial, "wrong_ones", full)
+    probe._found.cache_clear()
+    assert "out of memory" in probe.why_none("cuda")
+    monkeypatch.setattr(trial, "wrong_ones", lambda device: [])
+    assert probe.why_none("cuda") == ""
+    probe._found.cache_clear()
 
 
 def test_the_reason_is_one_line(trial, monkeypatch):
