@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Cancelled, DreamboothError, HostError
 from ..host import Checkpoint, OwnPictures, Txt2Img
 from ..progress import SILENT, Progress
+from ..ram import let_go
 from . import webui_limits, webui_memory, webui_queue, webui_settings
 from .batch import pictures_at_once
 from .webui_tools import WebuiTools
@@ -144,8 +144,7 @@ class A1111Host(WebuiTools):
         try:
             yield
         except BaseException as error:
-            # What failed still holds its tensors; there must be room to put the host's model back.
-            traceback.clear_frames(error.__traceback__)
+            let_go(error)  # there must be room to put the host's model back
             raise
         finally:
             webui_memory.sweep()
@@ -241,7 +240,7 @@ class A1111Host(WebuiTools):
             except (Cancelled, DreamboothError):
                 raise
             except Exception as error:
-                traceback.clear_frames(error.__traceback__)  # they hold a model, and the user's own is loaded next
+                let_go(error)  # its frames hold a model, and the user's own is loaded next
                 why = (str(error).strip().splitlines() or [""])[0]  # of a file that does not fit, torch lists all tensors
                 raise HostError(f"{len(request.seeds)} pictures are to be rendered with {base.name}",
                                 f"the WebUI failed ({type(error).__name__}: {why[:300]})",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,6 +15,7 @@ from ..files import write_json
 from ..gpu import free_and_total, release, require_device
 from ..host import Checkpoint, OwnPictures, Txt2Img
 from ..progress import Progress
+from ..ram import let_go
 from .batch import pictures_at_once
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class StandaloneHost:
         try:
             yield
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # what failed still holds its model
+            let_go(error)
             raise
 
     def own_pictures(self) -> OwnPictures:

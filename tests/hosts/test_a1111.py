@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dreambooth_ext.errors import Cancelled, HostError
+from dreambooth_ext.errors import Cancelled, HostError, OutOfMemory
 from dreambooth_ext.host import Host, OwnPictures, Txt2Img
 from dreambooth_ext.hosts import webui_queue
 from dreambooth_ext.progress import Progress
@@ -380,7 +380,8 @@ def test_it_comes_back_after_a_failure(host, webui, progress, error, ram_too):
     assert loaded(webui).sd_checkpoint_info.name == "a-first.ckpt" and loaded(webui).device == "cuda"
 
 
-def test_what_a_failed_training_held_is_let_go(host, webui, progress):
+@pytest.mark.parametrize("told_as", [None, OutOfMemory], ids=["plainly", "in other words"])
+def test_what_a_failed_training_held_is_let_go(host, webui, progress, told_as):
     import weakref
 
     class Tensor:
@@ -393,14 +394,22 @@ def test_what_a_failed_training_held_is_let_go(host, webui, progress):
         seen.append(weakref.ref(weights))
         raise RuntimeError("out of memory")
 
+    def told():
+        try:
+            train()
+        except RuntimeError as error:
+            if told_as is not None:
+                raise told_as("training", "the GPU ran out of memory", "Choose a leaner profile.") from error
+            raise
+
     def check_then_return(*_):
         seen.append(seen[0]())
 
     webui.sd_models.send_model_to_device = check_then_return
     try:
         with host.job("run", progress), host.free_gpu():
-            train()
-    except RuntimeError:
+            told()
+    except (RuntimeError, OutOfMemory):
         assert seen[1] is None
 
 
