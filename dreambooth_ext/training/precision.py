@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -112,18 +112,39 @@ def reset_accelerate() -> None:
         state._shared_state.clear()
 
 
-def _read_flags() -> tuple[Any, ...]:
-    return (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark,
-            torch.is_grad_enabled(), torch.get_float32_matmul_precision(),
-            torch.cuda.current_device() if torch.cuda.is_available() else None)
+def _flags() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
+    """How to read and write each, in the order of writing: the older names of what has two say less."""
+    def of(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+        return partial(getattr, owner, name), partial(setattr, owner, name)
+
+    backends: Any = torch.backends
+    yield of(backends.cudnn, "benchmark")
+    yield of(backends.cuda.matmul, "allow_tf32")
+    yield of(backends.cudnn, "allow_tf32")
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9
+        yield of(backends.cuda.matmul, "fp32_precision")
+        yield of(backends.cudnn.conv, "fp32_precision")
+        yield of(backends.cudnn.rnn, "fp32_precision")
+    yield torch.is_grad_enabled, torch.set_grad_enabled
+    if torch.cuda.is_available():
+        yield torch.cuda.current_device, torch.cuda.set_device
 
 
-def _write_flags(flags: tuple[Any, ...]) -> None:
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = flags[:3]
-    torch.set_float32_matmul_precision(flags[4])  # after its older name, which knows no "medium"
-    torch.set_grad_enabled(flags[3])
-    if flags[5] is not None:
-        torch.cuda.set_device(flags[5])
+def _read_flags() -> list[Any]:
+    found: list[Any] = []
+    for read, _ in _flags():
+        try:
+            found.append(read())
+        except RuntimeError:  # of an older name, where the host has used the newer ones
+            found.append(None)
+    return found
+
+
+def _write_flags(flags: list[Any]) -> None:
+    for (_, write), value in zip(_flags(), flags, strict=True):
+        if value is not None:
+            write(value)
 
 
 def _read_random_states() -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -224,6 +224,21 @@ def test_a_job_leaves_torchs_flags_as_it_found_them(config, precision_of_product
     assert before == after
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch knows the older names alone")
+@pytest.mark.parametrize("wanted", ["tf32", "ieee"])
+def test_a_host_may_use_the_newer_names_of_torchs_flags(config, wanted):
+    """After which torch tells nothing by the older ones."""
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = wanted
+    try:
+        with memory.precision.accelerator_for(config, "no"):
+            torch.set_float32_matmul_precision("high")  # as on a GPU
+            torch.backends.cudnn.allow_tf32 = True
+        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == wanted
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize(("variable", "settings", "told"), [
     ({"ACCELERATE_USE_FSDP": "true"}, {}, "this launch has one"),
     ({"ACCELERATE_USE_FSDP": "1", "WORLD_SIZE": "2", "FSDP_VERSION": "2"}, {}, "launch with --fsdp_version 1"),
