@@ -7,6 +7,7 @@ import shutil
 import sysconfig
 from contextlib import nullcontext
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -36,6 +37,10 @@ def _found(device: str) -> str:
 
 def _why_nothing_compiles() -> str:
     """What Triton compiles a few lines of C with; it would print the compiler's complaints into the console."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if os.name == "nt":  # its builds for Windows bring a compiler
+        return ""
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "Python's headers are not installed (the package python3-dev or the like)"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):

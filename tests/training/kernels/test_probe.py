@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,12 +56,30 @@ def test_an_update_that_is_wrong_is_seen(trial, monkeypatch, module, told):
 def test_what_triton_compiles_with_is_looked_for_first(monkeypatch, tmp_path, missing, told):
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(probe.sysconfig, "get_path", lambda name: str(tmp_path / "nowhere" if missing == "headers" else tmp_path))
+    monkeypatch.setattr(probe, "find_spec", lambda name: "there")
     monkeypatch.setattr(probe.shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(probe, "tried", lambda device: pytest.fail("tried"))
     probe._found.cache_clear()
     assert told in probe.why_none("cuda")
     probe._found.cache_clear()
+
+
+def test_without_triton_no_compiler_is_asked_for(monkeypatch):
+    """It would not help."""
+    monkeypatch.setattr(probe, "find_spec", lambda name: None)
+    monkeypatch.setattr(probe.shutil, "which", lambda name: None)
+    probe._found.cache_clear()
+    assert probe.why_none("cuda") == "Triton is not installed"
+    probe._found.cache_clear()
+
+
+def test_on_windows_triton_brings_its_compiler(monkeypatch):
+    monkeypatch.setattr(probe, "find_spec", lambda name: "there")
+    monkeypatch.setattr(probe.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(probe, "os", SimpleNamespace(name="nt", environ={}))
+    assert probe._why_nothing_compiles() == ""
 
 
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB"),
