@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,8 +37,9 @@ def _found(device: str) -> str:
 
 def _why_nothing_compiles() -> str:
     """What Triton compiles a few lines of C with; it would print the compiler's complaints into the console."""
-    if find_spec("triton") is None:
-        return "Triton is not installed"
+    with suppress(ValueError):  # of a stand-in that a host has put in its place, which is tried like any other
+        if find_spec("triton") is None:
+            return "Triton is not installed"
     if os.name == "nt":  # its builds for Windows bring a compiler
         return ""
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():

@@ -1,5 +1,6 @@
 import dataclasses
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,13 @@ def test_without_triton_no_compiler_is_asked_for(monkeypatch):
     probe._found.cache_clear()
     assert probe.why_none("cuda") == "Triton is not installed"
     probe._found.cache_clear()
+
+
+def test_a_stand_in_for_triton_breaks_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setattr(probe.shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(probe.Path, "is_file", lambda path: True)
+    assert probe._why_nothing_compiles() == ""
 
 
 def test_on_windows_triton_brings_its_compiler(monkeypatch):
