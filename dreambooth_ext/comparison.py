@@ -89,12 +89,16 @@ class Comparison:
 
     @property
     def best(self) -> Column | None:
-        """The earliest of those that hardly differ from the one of most value: not more than other seeds would make them."""
+        """The earliest of those that hardly differ from the one of most value: not more than other seeds would make them.
+
+        What few seeds cannot tell apart may be a snapshot that has learnt next to nothing: it has half of that value at least.
+        """
         valued = [(column.value, column) for column in self.columns if column.name != BASE and column.value is not None]
         most = max((value for value, _ in valued), default=None)
         if most is None:
             return None
-        return next(column for value, column in valued if value >= most - max(HARDLY_DIFFER, column.error or 0.0))
+        return next(column for value, column in valued
+                    if value >= most - HARDLY_DIFFER or value >= max(most - (column.error or 0.0), most / 2))
 
     @property
     def why(self) -> str:
