@@ -223,6 +223,8 @@ class A1111Host(WebuiTools):
 
         info = self._listed(base)
         values = {**webui_settings.neutral_values(shared.opts), "sd_model_checkpoint": info.title}
+        if "multiple_tqdm" in shared.opts.data_labels:
+            values["multiple_tqdm"] = False  # its "Total progress" takes our count of pictures for one of calls, and never ends
         if "CLIP_stop_at_last_layers" in values:
             values["CLIP_stop_at_last_layers"] = request.clip_skip
         if request.vae is not None and "forge_additional_modules" in values:

@@ -265,6 +265,15 @@ def test_the_users_settings_are_in_effect_again_afterwards(host, webui, base, pr
     assert loaded(webui).sd_checkpoint_info.name == "a-first.ckpt" and loaded(webui).vae == "user.vae.pt"
 
 
+def test_the_consoles_bar_of_all_progress_is_left_out_while_class_images_are_rendered(host, webui, base, progress):
+    """It multiplies our count of pictures by the steps of one call, which renders several: it stood at 15 % at the end."""
+    shown = []
+    webui.processing.at_step = lambda step: shown.append(webui.opts.multiple_tqdm)
+    with host.job("run", progress):
+        list(host.txt2img(base, REQUEST, progress))
+    assert shown and not any(shown) and webui.opts.multiple_tqdm
+
+
 def test_they_are_in_effect_again_after_a_failure_too(host, webui, base, progress):
     before = dict(webui.opts.data)
 

@@ -18,7 +18,7 @@ total_tqdm = types.SimpleNamespace(clear=lambda: None)
 opts = Options({name: OptionInfo(default) for name, default in {
     "sd_model_checkpoint": None, "CLIP_stop_at_last_layers": 2, "sd_vae": "user.vae.pt", "token_merging_ratio": 0.5,
     "sd_vae_overrides_per_model_preferences": True, "tiling": True, "face_restoration": True, "randn_source": "GPU",
-    "eta_noise_seed_delta": 31337, "sd_lora": "None", "emphasis": "Original", "dreambooth_free_ram": False,
+    "eta_noise_seed_delta": 31337, "sd_lora": "None", "emphasis": "Original", "dreambooth_free_ram": False, "multiple_tqdm": True,
 }.items()}, cmd_opts)
 
 
