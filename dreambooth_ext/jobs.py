@@ -18,6 +18,7 @@ from .errors import Cancelled, DreamboothError, RunBusy
 from .progress import Progress, Report
 
 ENDED = ("finished", "cancelled", "failed")
+KEPT = "what was finished is kept"  # of a job that was stopped
 LOG_LINES_KEPT = 500
 ENDED_JOBS_KEPT = 50
 
@@ -149,7 +150,7 @@ class Jobs:
         try:
             job.result = job.work(job.progress)
         except Cancelled as stopped:
-            return "cancelled", str(stopped) or "what was finished is kept"
+            return "cancelled", str(stopped) or KEPT
         except DreamboothError as error:
             return "failed", str(error)
         except BaseException as error:  # noqa: BLE001  the thread's last line of defence: whatever it is, it is told

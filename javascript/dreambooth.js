@@ -193,6 +193,8 @@
         left.classList.toggle('dreambooth-is-locked', locked);
         const right = byId('dreambooth_right');
         if (right) right.classList.toggle('dreambooth-idle', !isBusy(data.state));
+        const tabs = byId('dreambooth_tabs');
+        if (tabs) tabs.classList.toggle('dreambooth-is-comparing', data.phase === 'comparing' && isBusy(data.state));
         // In a narrow window the progress stands below a long form, in a wide one beside its top.
         if (page.pressed && isBusy(data.state)) {
             page.pressed = false;
@@ -335,9 +337,19 @@
             setText('txt2img_prompt', text);
             page.prompt = text;
         }
+        fitSize(data.side);
         const wanted = root().querySelector('#dreambooth_sample_settings input');
         if (wanted && wanted.checked && data.samples === 'yes') click('dreambooth_apply_sample_settings');
         if (typeof switch_to_txt2img === 'function') switch_to_txt2img();
+    }
+
+    // At txt2img's own 512 px a model of another size draws badly. A size that somebody has set stays.
+    function fitSize(side) {
+        const sizes = ['txt2img_width', 'txt2img_height'];
+        const shown = sizes.map((id) => root().querySelector('#' + id + ' input'));
+        if (!side || shown.some((field) => !field || !['512', page.side].includes(field.value))) return;
+        sizes.forEach((id) => setText(id, side));
+        page.side = side;
     }
 
     // ---- clicks inside HTML that the server made

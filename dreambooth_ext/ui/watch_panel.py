@@ -11,7 +11,7 @@ import gradio as gr
 
 from .. import desktop
 from ..errors import DreamboothError
-from ..jobs import Job
+from ..jobs import KEPT, Job
 from ..lookups import PATIENCE_S, Lookups
 from ..metrics import MetricsTail
 from ..plot import curve
@@ -139,7 +139,7 @@ def status_html(service: Service, said: str = "") -> str:
     status = job.status()
     share = status["done"] / status["total"] if status["total"] else 0.0
     body = html.bar(1.0 if status["state"] == "finished" else share, _label(status)) + html.figures(status)
-    body += html.note(said) + _outcome(job, status, service.host.lora_dir)
+    body += html.note(said) + _outcome(job, status, service.host.lora_dir, _goes_on(run_of(service, job), status))
     waiting = [other for other in service.jobs.all() if other.state == "queued"]
     if waiting:
         body += html.note("Waiting: " + ", ".join(other.name for other in waiting))
@@ -175,6 +175,7 @@ def _for_script(job: Job, run: RunFolder | None) -> dict[str, str]:
         data["published"] = published[0].name
         data["prompt"] = config.concepts[0].instance_text.replace("[filewords]", "").strip()
         data["select"] = "yes" if config.auto_select else "no"
+        data["side"] = str(config.resolution or "")
         data["samples"] = "yes" if config.resolution == SAMPLE_RESOLUTION and not config.lora_rank else "no"
         if config.lora_rank:
             data["prompt"] += f" <lora:{published[0].stem}:1>"
@@ -193,7 +194,9 @@ def _label(status: dict[str, Any]) -> str:
     if status["state"] == "queued":
         return f"{status['name']} waits for its turn"
     if status["state"] != "running":
-        return f"{status['name']}: {'stopped' if status['state'] == 'cancelled' else status['state']}"
+        at = f" at step {status['done']} of {status['total']}" if status["phase"] == "training" and status["total"] else ""
+        state = "stopped" if status["state"] == "cancelled" else status["state"]
+        return f"{status['name']}: {state}{at if state != 'finished' else ''}"
     phase = status["phase"] or "starting"
     if phase == "publishing":  # counted in bytes
         return f"{status['name']}: writing the model"
@@ -202,13 +205,19 @@ def _label(status: dict[str, Any]) -> str:
     return f"{status['name']}: {count}"
 
 
-def _outcome(job: Job, status: dict[str, Any], lora_dir: Path) -> str:
+def _goes_on(run: RunFolder | None, status: dict[str, Any]) -> str:
+    """Where a run that was stopped goes on."""
+    is_stopped = status["state"] == "cancelled" and status["message"] == KEPT and status["phase"] != "comparing"
+    return "; Resume, in Runs, goes on with it" if is_stopped and run and run.state().state == "interrupted" else ""
+
+
+def _outcome(job: Job, status: dict[str, Any], lora_dir: Path, goes_on: str) -> str:
     if status["state"] == "running" and job.progress.cancelled:
         return html.note(f"Stopping, as asked by {job.stopped_by or STOPPED_BY_HOST} ...", "warning")
     if status["state"] == "running":
         return html.note(status["text"])
     if status["state"] == "cancelled":
-        return html.note(f"Stopped by {job.stopped_by or STOPPED_BY_HOST}: {status['message']}", "warning")
+        return html.note(f"Stopped by {job.stopped_by or STOPPED_BY_HOST}: {status['message']}{goes_on}.", "warning")
     if status["state"] == "failed":
         return html.note(status["message"], "fault")
     if status["state"] == "finished":

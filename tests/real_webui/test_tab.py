@@ -86,6 +86,7 @@ def test_from_pictures_to_the_subject_in_txt2img(browser, webui, tmp_path):
         f"document.querySelector('#setting_sd_model_checkpoint input').value.startsWith('{name}.ckpt')", timeout=60_000)
     page.wait_for_selector("#txt2img_prompt textarea", state="visible")
     assert page.input_value("#txt2img_prompt textarea") == PROMPT
+    assert [page.locator(f"#txt2img_{side} input").first.input_value() for side in ("width", "height")] == ["64", "64"]
     shown = sum(subject.recognises(picture) for picture in generate(page))
     shot(page, "txt2img")
     print(f"the subject is recognised in {shown} of {PICTURES} pictures that Generate rendered")

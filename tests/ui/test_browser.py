@@ -231,7 +231,7 @@ def test_nothing_fades_while_its_answer_is_awaited(page):
 
 
 def test_pictures_in_train_pressed_model_selected_prompt_filled_in(page, webui):
-    fill(page, **settings(webui, "whole", steps=20))
+    fill(page, **settings(webui, "whole", steps=20), resolution=64)
     sync_api.expect(page.locator("#dreambooth_note_pictures").first).to_contain_text("4 pictures: ")
     sync_api.expect(page.locator("#dreambooth_note_class").first).to_contain_text('Trains "rxz dog" against "dog"')
     with held(webui, 12):
@@ -244,6 +244,7 @@ def test_pictures_in_train_pressed_model_selected_prompt_filled_in(page, webui):
     page.wait_for_function("document.querySelector('#txt2img_prompt textarea').value === 'rxz dog'")
     page.wait_for_function("document.querySelector('#setting_sd_model_checkpoint input').value.startsWith('whole.ckpt')")
     page.wait_for_selector("#txt2img_prompt textarea", state="visible")
+    assert [page.locator(f"#txt2img_{name} input").first.input_value() for name in ("width", "height")] == ["64", "64"]
     page.click("#txt2img_generate")
     page.wait_for_function("document.querySelector('#txt2img_gallery textarea, #txt2img_gallery input').value"
                            ".startsWith('rxz dog by whole.ckpt')")
@@ -268,11 +269,14 @@ def test_the_webui_draws_its_cards_anew_when_there_is_a_new_model(page, webui):
 def test_a_prompt_that_somebody_typed_stays(page, webui):
     to_tab(page, "txt2img", "tabs")
     page.fill("#txt2img_prompt textarea", "my own prompt")
+    page.locator("#txt2img_width input").first.fill("128")
     to_tab(page, "Dreambooth", "tabs")
+    fill(page, resolution=64)
     start(page, webui, "typed", steps=5)
     wait_for(page, "finished")
     page.wait_for_function("document.querySelector('#setting_sd_model_checkpoint input').value.startsWith('typed.ckpt')")
     assert page.input_value("#txt2img_prompt textarea") == "my own prompt"
+    assert [page.locator(f"#txt2img_{name} input").first.input_value() for name in ("width", "height")] == ["128", "512"]
 
 
 @ANY

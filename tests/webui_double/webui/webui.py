@@ -73,6 +73,9 @@ def page(extension):
     with gr.Blocks(analytics_enabled=False) as txt2img:
         prompt = textbox("Prompt", "txt2img_prompt", lines=2)
         steps = seen(gr.Number(label="Sampling steps", value=20, elem_id="txt2img_steps"), elem_id="txt2img_steps")
+        for name in ("width", "height"):
+            seen(gr.Slider(64, 2048, 512, step=8, label=name, interactive=True, elem_id=f"txt2img_{name}"),
+                 elem_id=f"txt2img_{name}")
         generate = gr.Button("Generate", elem_id="txt2img_generate")
         gallery = seen(gr.Textbox(label="rendered", elem_id="txt2img_gallery"), elem_id="txt2img_gallery")
         generate.click(render, [prompt, steps], [gallery])
