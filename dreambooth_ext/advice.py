@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Collection, Hashable
@@ -64,9 +65,10 @@ def _about_base(path: Path, mtime_ns: int) -> str:
 
 
 def base_of(runs_dir: Path, model: Path) -> Path | None:
-    """The base of the run that has published a model; None if none of these runs has."""
+    """The base of the run that has published a model, or one of its snapshots as such; None if none of these runs has."""
+    of_snapshot = re.fullmatch(r"(.+)-step\d+", model.stem)  # as Choose names it
     for run in list_runs(runs_dir):
-        if str(model) in run.state().published:
+        if str(model) in run.state().published or (of_snapshot and of_snapshot[1] == run.path.name):
             try:
                 return Path(run.config().base)
             except DreamboothError:

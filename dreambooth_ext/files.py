@@ -322,8 +322,10 @@ def expanded(text: str) -> Path:
 
 
 def gib(count_bytes: float) -> str:
-    """3221225472 -> "3.0 GiB"; small amounts in MiB."""
-    return f"{count_bytes / 2**30:.1f} GiB" if count_bytes >= 2**30 else f"{count_bytes / 2**20:.0f} MiB"
+    """3221225472 -> "3.0 GiB"; small amounts in MiB, and what would be 0 of those in KiB."""
+    if count_bytes >= 2**30:
+        return f"{count_bytes / 2**30:.1f} GiB"
+    return f"{count_bytes / 2**20:.0f} MiB" if count_bytes >= 2**19 or count_bytes <= 0 else f"{count_bytes / 2**10:.0f} KiB"
 
 
 def _umask() -> int:

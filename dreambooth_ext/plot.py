@@ -19,7 +19,7 @@ def curve(points: Points, label: str = "loss", validation: Points = (), smoothin
     """
     finite = _finite(points)
     if len(finite) < 2:
-        return '<p class="dreambooth-empty">The curve appears after two steps.</p>'
+        return '<p class="dreambooth-empty">The curve begins with the second step.</p>'
     smooth = _thinned(list(zip((step for step, _ in finite), smoothed([value for _, value in finite], smoothing), strict=True)))
     first, last = finite[0][0], finite[-1][0]
     raw, fixed = _thinned(finite), [(step, value) for step, value in _finite(validation) if first <= step <= last]

@@ -40,7 +40,8 @@ def report_html(run: RunFolder, *, with_paths: bool = False) -> str:
     message = state.message if with_paths else _without(state.message, _paths_of(config, run))
     prompts = config.preview_prompts or tuple(
         text for concept in config.concepts for text in (concept.instance_text, concept.class_texts[0]))
-    facts = [("state", state.state), ("message", message), ("steps", f"{state.step} of {state.steps}"),
+    why, _, instead = message.partition("\n")
+    facts = [("state", state.state), ("message", why), ("what to do", instead), ("steps", f"{state.step} of {state.steps}"),
              ("started", _date(state.started_s)), ("last change", _date(state.updated_s))]
     parts = {
         "Which snapshot": sections.grid(run), "Previews of training": sections.timeline(run, list(prompts)),

@@ -162,7 +162,7 @@ APPROVED = {
                     "Choose a leaner memory profile (low, then ultra), or a smaller batch size or resolution, and resume: what was "
                     "learnt up to the last snapshot is kept."),
     "Diverged": ("training at learning rate 10", "the loss became nan at step 2",
-                 "No snapshot was made before. The same settings would lead there again: go on at a lower learning rate, "
+                 "No snapshot was made before. The same settings would lead there again: start anew at a lower learning rate, "
                  "such as 5."),
 }
 

@@ -31,6 +31,11 @@ def test_a_name_that_is_no_text_comes_back_from_what_is_written(tmp_path):
     assert json.loads((tmp_path / "names.json").read_text(encoding="utf-8")) == ["caf\udce9.png", "é\n"]
 
 
+@pytest.mark.parametrize(("size", "told"), [(0, "0 MiB"), (20_000, "20 KiB"), (2**20, "1 MiB"), (3 * 2**30, "3.0 GiB")])
+def test_what_is_there_is_never_told_as_nothing(size, told):
+    assert files.gib(size) == told
+
+
 def test_a_home_of_nobody_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

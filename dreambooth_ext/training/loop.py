@@ -232,7 +232,7 @@ class _Loop:
         kept = checkpoint.snapshots(self._run.checkpoints_dir)
         where = f"The last good snapshot is of step {kept[-1][0]}." if kept else "No snapshot was made before."
         what = f"the gradients' norm became {norm:g}" if lost else f"the loss became {loss:g}"
-        raise diverged(self._config, f"{what} at step {step}", where)
+        raise diverged(self._config, f"{what} at step {step}", where, "go on" if kept else "start anew")
 
     @property
     def _snapshot_every(self) -> int:

@@ -357,9 +357,9 @@ class Session:
         return self.config.learning_rate if own is None else own
 
 
-def diverged(config: TrainConfig, why: str, where: str) -> Diverged:
+def diverged(config: TrainConfig, why: str, where: str, what_to_do: str = "go on") -> Diverged:
     """The error of a run whose numbers are numbers no more; `where` says from what it can go on."""
     narrow = ", or start it anew in bf16 or fp32 instead of fp16" if config.mixed_precision == "fp16" else ""
     return Diverged(f"training at learning rate {config.learning_rate:g}", why,
-                    f"{where} The same settings would lead there again: go on at a lower learning rate, such as "
+                    f"{where} The same settings would lead there again: {what_to_do} at a lower learning rate, such as "
                     f"{half_of(config.learning_rate)}{narrow}.")

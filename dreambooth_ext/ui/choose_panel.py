@@ -17,7 +17,7 @@ from ..service import Service
 from . import fields, html
 from .compare_grid import grid_html, is_comparing, mark_of
 from .compat import hidden, on, on_script
-from .run_cards import run_list
+from .run_cards import following
 from .watch_panel import WatchPanel, status_html
 
 PATIENCE_S, KEPT = 0.1, 8  # a grid that is drawn by then comes at once; one has some megabytes
@@ -51,12 +51,11 @@ def build(service: Service, watch: WatchPanel) -> None:
             never = gr.Button("No", elem_id="dreambooth_back_no")
     cell = hidden(gr.Textbox, "dreambooth_choose_cell", label="chosen snapshot")
     act, poll = (hidden(gr.Button, f"dreambooth_choose_{name}", value=name) for name in ("act", "poll"))
-    seen = gr.State(["", None, None])
+    seen, newest = gr.State(["", None, None]), gr.State(None)
     shown, drawings = [grid, drawing, snapshot, seen], Lookups(PATIENCE_S, KEPT)
 
-    on_script(again, lambda name, seen, which: [run_list(service, name),
-                                                *_shown(service, drawings, name or _first(service), seen, which)],
-              [chosen, seen, snapshot], [chosen, *shown])
+    on_script(again, lambda name, newest, seen, which: _refreshed(service, drawings, name, newest, seen, which),
+              [chosen, newest, seen, snapshot], [chosen, newest, *shown])
     on(chosen.change, lambda name, seen, which: _shown(service, drawings, name, seen, which), [chosen, seen, snapshot], shown)
     on_script(poll, lambda name, seen, which: [*_shown(service, drawings, name or _first(service), seen, which),
                                                _news(service, name or _first(service))],
@@ -93,6 +92,12 @@ def _wishes() -> tuple[list[Any], Any, Any]:
             if name not in widgets:
                 add(name)
     return [widgets[name] for name in WISHES], compare, stop
+
+
+def _refreshed(service: Service, drawings: Lookups, name: str | None, newest: str | None, seen: list[Any],
+               which: str | None) -> list[Any]:
+    listed, name, newest = following(service, name, newest)
+    return [listed, newest, *_shown(service, drawings, name, seen, which)]
 
 
 def _shown(service: Service, drawings: Lookups, name: str | None, seen: list[Any], chosen: str | None) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gradio as gr
 
@@ -19,6 +19,7 @@ from . import html
 
 PICTURE_PX = 112
 PATIENCE_S, AT_ONCE_S = 0.05, 0.001
+LAST_KEPT = 2048  # pictures and sizes; a picture has some KB
 PENDING = '<span class="dreambooth-pending"></span>'  # the page's script asks again
 _KINDS = {"finished": "good", "failed": "fault", "interrupted": "warning"}
 
@@ -27,8 +28,20 @@ def run_list(service: Service, chosen: str | None) -> Any:
     """A list of runs, brought up to date. What is chosen is left to the page, where it may be another one by now; only one
     that is gone gives way to the newest.
     """
+    return following(service, chosen, None)[0]
+
+
+def following(service: Service, chosen: str | None, newest: str | None) -> tuple[Any, str, str | None]:
+    """The list, what is chosen in it, and the newest run, which stands chosen until a person chooses another one.
+
+    `newest`: the one of the last time. If it is chosen still, a run that has come since takes its place: who goes to Choose
+    after training is to find what was trained, and not the run before.
+    """
     names = service.run_names()
-    return gr.update(choices=names, **({} if chosen in names else {"value": next(iter(names), None)}))
+    now = next(iter(names), None)
+    if chosen in names and chosen not in (newest, now):
+        return gr.update(choices=names), chosen or "", newest
+    return gr.update(choices=names, **({} if chosen == now and now else {"value": now})), now or "", now
 
 
 def runs_html(service: Service, chosen: str = "", patience_s: float = PATIENCE_S) -> str:
@@ -43,26 +56,36 @@ def runs_html(service: Service, chosen: str = "", patience_s: float = PATIENCE_S
     slow, cards = _Slow(patience_s), ""
     for run in runs:
         row = run.summary()
-        picture, size = slow.of(_picture, service, row["name"]), slow.of(_size, run.path, _mark(run))
-        cards += _card(row, picture, size, row["name"] == chosen)
+        picture, _ = slow.of(run, _picture, service, row["name"])
+        size, is_of_now = slow.of(run, _size, run.path, _mark(run))
+        cards += _card(row, picture or "", (size or "") + ("" if is_of_now else PENDING), row["name"] == chosen)
     return f'{queue}<div class="dreambooth-cards" role="group" aria-label="Runs">{cards}</div>'
 
 
 class _Slow:
     """Things that take long the first time, made while there is time left; what was made before does not count."""
 
+    _last: ClassVar[dict[tuple[str, Path], str]] = {}
+
     def __init__(self, seconds: float) -> None:
         self._left_s = seconds
 
-    def of(self, make: Callable[..., str], *given: Any) -> str | None:
-        """None if there was no time for it."""
+    def of(self, run: RunFolder, make: Callable[..., str], *given: Any) -> tuple[str | None, bool]:
+        """What was made, and True; what was made of this run the last time, if anything, where there was no time for it.
+
+        On a busy machine nothing is quick: cards that were there must not become empty each time that the list is drawn.
+        """
+        key = (make.__name__, run.path)
         if self._left_s <= 0:
-            return None
+            return self._last.get(key), False
         started = time.perf_counter()
         made = make(*given)
         took_s = time.perf_counter() - started
         self._left_s -= took_s if took_s > AT_ONCE_S else 0.0
-        return made
+        if len(self._last) >= LAST_KEPT:
+            self._last.clear()
+        self._last[key] = made
+        return made, True
 
 
 @lru_cache(maxsize=1024)
@@ -102,13 +125,13 @@ def _act(text: str, wish: str, label: str, disabled: bool = False) -> str:
             f'data-value="{html.escaped(wish)}" aria-label="{label}" title="{label}"{off}>{text}</button>')
 
 
-def _card(row: dict[str, Any], picture: str | None, size: str | None, is_chosen: bool) -> str:
-    """`picture` and `size` are None while there was no time for them."""
+def _card(row: dict[str, Any], picture: str, size: str, is_chosen: bool) -> str:
+    """`picture` is empty while there was no time for it."""
     name, state, message = html.escaped(row["name"]), html.escaped(row["state"]), str(row["message"])
     kind = _KINDS.get(row["state"], "note")
     first = html.escaped(message.partition("\n")[0])
     facts = [html.escaped(", ".join(row["prompts"])), f"on {html.escaped(row['base'])}" if row["base"] else "",
-             f"{row['step']} of {row['steps']} steps &middot; {size or PENDING} &middot; {_when(row['started_s'])}"]
+             f"{row['step']} of {row['steps']} steps &middot; {size} &middot; {_when(row['started_s'])}"]
     body = "".join(f"<span>{fact}</span>" for fact in facts if fact)
     if first:
         body += f'<small title="{html.escaped(message)}">{first}</small>'

@@ -14,7 +14,7 @@ from ..service import Service
 from . import fields, html
 from .compat import hidden, on, on_script
 from .errands import Errands
-from .run_cards import PENDING, run_list, runs_html
+from .run_cards import PENDING, following, run_list, runs_html
 from .train_panel import TrainPanel, values_of_run
 from .watch_panel import WatchPanel, status_html
 
@@ -35,7 +35,8 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
         buttons = {name: gr.Button(text, elem_id=f"dreambooth_run_{name}" if name in ("open", "folder") else f"dreambooth_{name}",
                                    size="sm", **({"variant": "stop"} if name == "delete" else {}))
                    for name, text in BUTTONS.items()}
-    confirm, really, never = _confirmation()
+    confirm, question, doomed, really, never = _confirmation()
+    newest = gr.State(None)
     asked, choices, make = _explanation_choices()
     made = gr.File(label="Your file", visible=False, interactive=False, elem_id="dreambooth_made")
     said = gr.HTML(value="", elem_id="dreambooth_runs_said", elem_classes=["dreambooth-said"])
@@ -46,7 +47,7 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     wish = hidden(gr.Textbox, "dreambooth_runs_wish", label="wish")
 
     for attach, button in ((on, again.click), (on_script, poll)):
-        attach(button, lambda name: _refreshed(service, name), [chosen], [chosen, listed])
+        attach(button, lambda name, newest: _refreshed(service, name, newest), [chosen, newest], [chosen, listed, newest])
     on_script(act, lambda name, wish: _fulfil(service, name or "", wish or ""), [chosen, wish],
             [chosen, listed, said, watch.status])
     for name, start in (("resume", service.resume), ("publish", service.publish)):
@@ -54,7 +55,8 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     on(buttons["clone"].click, lambda name: _clone(service, form, name or ""), [chosen], [*form.widgets.values(), said])
     on(buttons["folder"].click, lambda name: _show_folder(service, name or ""), [chosen], [said])
     on(buttons["explain"].click, lambda: gr.update(visible=True), [], [asked])
-    on(buttons["delete"].click, lambda: gr.update(visible=True), [], [confirm])
+    on(buttons["delete"].click, lambda name: [gr.update(visible=True), _asked_about(name or ""), name or ""], [chosen],
+       [confirm, question, doomed])
     for button in (never, really):
         on(button.click, lambda: gr.update(visible=False), [], [confirm])
 
@@ -66,15 +68,20 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
                lambda name, *told: dict(zip([made, said], _explanation(service, name or "", *told), strict=True)),
                [chosen, *choices])
     errands.on(really.click, "Deleting the run",
-               lambda name: dict(zip([said, listed, opened], _delete(service, name or ""), strict=True)), [chosen])
+               lambda name: dict(zip([said, listed, opened], _delete(service, name or ""), strict=True)), [doomed])
 
 
-def _confirmation() -> tuple[Any, Any, Any]:
+def _confirmation() -> tuple[Any, Any, Any, Any, Any]:
+    """The row, its question, the run that it is about, yes, no. Another run may be chosen by the time of the answer."""
     with gr.Row(visible=False, elem_id="dreambooth_confirm", elem_classes=["dreambooth-asked"]) as row:
-        gr.HTML(value=html.note("Its snapshots, previews and log will be gone. Published models stay.", "warning"))
+        question, doomed = gr.HTML(value=""), gr.State("")
         really = gr.Button("Yes, delete it", elem_id="dreambooth_delete_yes", variant="stop")
         never = gr.Button("No", elem_id="dreambooth_delete_no")
-    return row, really, never
+    return row, question, doomed, really, never
+
+
+def _asked_about(name: str) -> str:
+    return html.note(f"{name}: its snapshots, previews and log will be gone. Published models stay.", "warning")
 
 
 def _explanation_choices() -> tuple[Any, list[Any], Any]:
@@ -85,9 +92,10 @@ def _explanation_choices() -> tuple[Any, list[Any], Any]:
     return row, [paths, prompts], make
 
 
-def _refreshed(service: Service, chosen: str | None) -> list[Any]:
-    """The runs there are now; where none was chosen, the newest is what the buttons are about."""
-    return [run_list(service, chosen), runs_html(service, chosen or "")]
+def _refreshed(service: Service, chosen: str | None, newest: str | None = None) -> list[Any]:
+    """The runs there are now; where no other one was chosen, the newest is what the buttons are about."""
+    listed, name, newest = following(service, chosen, newest)
+    return [listed, runs_html(service, name), newest]
 
 
 def _fulfil(service: Service, chosen: str, wish: str) -> list[Any]:

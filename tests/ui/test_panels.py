@@ -19,7 +19,7 @@ from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.service import Work
 from dreambooth_ext.ui import choose_panel, fields, runs_panel, tab, train_panel, watch_panel
 from dreambooth_ext.ui.errands import Errands
-from dreambooth_ext.ui.run_cards import run_list
+from dreambooth_ext.ui.run_cards import following, run_list
 from dreambooth_ext.ui.sentences import Sentences
 from dreambooth_ext.words import counted, duration
 
@@ -57,6 +57,7 @@ def test_each_end_of_a_job_is_told(service, error, state, told):
     run_job(service, work)
     shown = watch_panel.status_html(service)
     assert f'data-state="{state}"' in shown and told in shown and "<script" not in shown
+    assert (" at step 4 of 10" in shown) == (state != "finished")
 
 
 def test_a_token_that_was_drawn_is_no_published_model(service, tmp_path):
@@ -448,8 +449,6 @@ def test_a_runs_report_and_its_failure_explained(service, values):
 
 
 def test_a_model_that_was_trained_here_is_not_trained_further_by_accident(service, values, tmp_path):
-    from dataclasses import replace
-
     config = service.settings(values)
     run = RunFolder.for_config(config)
     run.create(config)
@@ -461,6 +460,32 @@ def test_a_model_that_was_trained_here_is_not_trained_further_by_accident(servic
     assert train_panel.checkpoint_titles(service) == (["base.ckpt", "rex.ckpt"], "base.ckpt")
     told = told_at_last(form_of(service), {**values, "base": "rex.ckpt"})[0]
     assert "trained here from base.ckpt" in told
+    of_snapshot = made.with_name("rex-step20.ckpt")
+    of_snapshot.write_bytes(b"x")
+    service.host.select(of_snapshot)
+    assert train_panel.checkpoint_titles(service)[1] == "base.ckpt"
+
+
+def test_who_has_stopped_a_run_is_told_where_it_goes_on(service, values):
+    config = service.settings(values)
+    run = RunFolder.for_config(config)
+    run.create(config)
+    begun = threading.Event()
+
+    def work(progress):
+        begun.set()
+        while not progress.cancelled:
+            time.sleep(0.01)
+        run.write_state(replace(run.state(), state="interrupted"))
+        progress.check()
+
+    job = service._train(run, work)
+    assert begun.wait(120) and service.stop(job.id, "this tab") and job.done.wait(120)
+    shown = watch_panel.status_html(service)
+    assert "what was finished is kept; Resume, in Runs, goes on with it." in shown
+    run_job(service, lambda progress: progress.start("comparing", 3) or progress.cancel() or progress.check())
+    assert "what was finished is kept." in watch_panel.status_html(service)
+    assert "Resume" not in watch_panel.status_html(service)  # it was no training
 
 
 def test_a_discarded_run_is_not_said_to_be_kept(service, values):
@@ -543,6 +568,43 @@ def test_refreshing_chooses_the_newest_run_where_none_is_chosen_that_is_there(se
     for gone in (None, "", "former"):
         assert run_list(service, gone)["value"] == "rex"
     assert "value" not in run_list(service, "rex")  # by now the page may have another one
+
+
+def test_a_run_that_has_come_since_is_chosen_unless_a_person_has_chosen_another_one(service, values):
+    def create(name, started_s):
+        config = service.settings({**values, "output_name": name})
+        run = RunFolder.for_config(config)
+        run.create(config)
+        run.write_state(replace(run.state(), started_s=started_s))
+
+    create("first", 1.0)
+    listed, name, newest = following(service, None, None)
+    assert (listed["value"], name, newest) == ("first", "first", "first")
+    create("second", 2.0)
+    listed, name, newest = following(service, "first", newest)
+    assert (listed["value"], name, newest) == ("second", "second", "second")
+    assert "value" not in following(service, "second", newest)[0]
+    create("third", 3.0)
+    listed, name, newest = following(service, "first", newest)  # a click on its card
+    assert "value" not in listed and (name, newest) == ("first", "second")
+    assert following(service, "third", newest)[1:] == ("third", "third")
+
+
+def test_who_is_asked_about_a_deletion_is_told_which_run_it_is(service):
+    assert "rex: its snapshots" in runs_panel._asked_about("rex") and NASTY not in runs_panel._asked_about(NASTY)
+
+
+def test_cards_that_were_there_do_not_become_empty_where_nothing_is_quick(service, values):
+    config = service.settings(values)
+    run = RunFolder.for_config(config)
+    run.create(config)
+    run.previews_dir.mkdir()
+    Image.new("RGB", (64, 64), "red").save(run.previews_dir / "step-000000-0.png")
+    assert "data:image" not in runs_panel.runs_html(service, patience_s=0.0)
+    whole = runs_panel.runs_html(service, patience_s=60)
+    assert "data:image" in whole and "dreambooth-pending" not in whole
+    again = runs_panel.runs_html(service, patience_s=0.0)
+    assert "data:image" in again and "dreambooth-pending" in again  # as it was, and asked for again
 
 
 def test_cards_of_many_runs_come_at_once_and_their_pictures_and_sizes_as_they_are_found(service, values):
