@@ -97,8 +97,9 @@ class Comparison:
         most = max((value for value, _ in valued), default=None)
         if most is None:
             return None
+        half = most / 2 if most > 0 else -math.inf
         return next(column for value, column in valued
-                    if value >= most - HARDLY_DIFFER or value >= max(most - (column.error or 0.0), most / 2))
+                    if value >= most - HARDLY_DIFFER or value >= max(most - (column.error or 0.0), half))
 
     @property
     def why(self) -> str:

@@ -28,6 +28,7 @@ def comparison(*measures):
     ([(0.9, 0.1, 0.2), (1.05, 0.1, 0.0)], 100, "hardly differs"),  # within what other seeds would make of them
     ([(0.9, 0.1, 0.1), (1.05, 0.1, 0.0)], 200, "Step 200"),
     ([(0.05, 0.01, 0.4), (0.61, 0.34, 0.0)], 200, "Step 200"),  # of two seeds: the first one is next to the base itself
+    ([(0.4, 0.6, 0.15), (0.5, 0.6, 0.0)], 100, "hardly differs"),  # all drift more than they are near
     ([(0.95, None), (0.5, None)], 100, "Step 100"),  # no prompt of the class
 ])
 def test_the_best_one_and_why(measures, best, told):
