@@ -2,13 +2,15 @@
 
 On a GPU of 24 GB and more it takes some minutes; each table is printed as it comes, and what does not fit into --minutes is
 named. On a CPU the packaged base's steps are measured, and the leanest profile at 64 px. What trains needs torch,
-diffusers, transformers, accelerate, safetensors, psutil and Pillow, no network, and up to 30 GB of room for temporary files.
+diffusers, transformers, accelerate, safetensors, psutil and Pillow, no network, and up to 30 GB of room for temporary files:
+in RAM where there is much of it, since a disk needs half a minute for each snapshot of full size.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +44,8 @@ ON_A_CPU: tuple[Part, ...] = (
     ("bench_optimizer", ("--millions", "10")),
     ("bench_memory", ("--profiles", "ultra", "--resolution", "64", "--steps", "4")),  # the full-size model: minutes
 )
+TEMPORARY_BYTES, RAM_BYTES = 40 * 10**9, 80 * 10**9  # room for temporary files, and how much RAM has to be free for them
+IN_RAM = Path("/dev/shm")
 TIDY_UP_S = 20  # a part that was told to end has so long to go
 
 
@@ -51,11 +55,19 @@ def main() -> None:
     end = time.monotonic() + 60 * parser.parse_args().minutes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # by the way that removes files and ends processes
     on_gpu = torch.cuda.is_available()
-    with tempfile.TemporaryDirectory(prefix="benchmarks-") as name, ThreadPoolExecutor(1) as writer:
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=_roomiest()) as name, ThreadPoolExecutor(1) as writer:
         bases = {place: writer.submit(_written, family, Path(name)) for place, family in
                  ((SD1_BASE, SD1), (SDXL_BASE, SDXL)) if on_gpu}  # the second while the first parts run
         for part, flags in ON_A_GPU if on_gpu else ON_A_CPU:
             _run(part, flags, bases, Path(name), end)
+
+
+def _roomiest() -> Path | None:
+    """Where temporary files go; None is where they always do."""
+    import psutil  # comes with accelerate
+
+    fits = IN_RAM.is_dir() and shutil.disk_usage(IN_RAM).free > TEMPORARY_BYTES and psutil.virtual_memory().available > RAM_BYTES
+    return IN_RAM if fits else None
 
 
 def _written(family: Family, folder: Path) -> Path:

@@ -5,6 +5,7 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,3 +147,11 @@ def test_attention_is_torchs_own_again_after_it_was_another():
     assert order() == usual
     with attention_by("torch"):
         assert order() == usual
+
+
+@pytest.mark.parametrize(("room", "ram", "in_ram"), [(50, 100, True), (30, 100, False), (50, 60, False)])
+def test_temporary_files_lie_in_ram_where_there_is_much_of_it(room, ram, in_ram, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "IN_RAM", tmp_path)
+    monkeypatch.setattr(command.shutil, "disk_usage", lambda place: SimpleNamespace(free=room * 10**9))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=ram * 10**9))
+    assert command._roomiest() == (tmp_path if in_ram else None)
