@@ -6,9 +6,11 @@ import argparse
 from typing import Any
 
 from .. import recipe
+from ..config import TrainConfig
+from ..errors import ConfigError
 from ..files import gib
 from ..flags import add_config_flags, config_from_flags
-from ..gpu import require_device
+from ..gpu import ImaginedGpu, imagined, require_device
 from ..progress import Progress
 from .command import Command, say
 
@@ -20,6 +22,9 @@ _COLUMNS = ("weights", "gradients", "optimizer_state", "averages", "activations"
 
 def estimate(parsed: argparse.Namespace, progress: Progress) -> None:
     config = config_from_flags(parsed)
+    if parsed.gpu_gib is not None:
+        _estimate_elsewhere(parsed, config)
+        return
     require_device(config.device)
     values = [row.to_dict() for row in recipe.estimate(config)]
     if not parsed.dry_run:
@@ -29,6 +34,18 @@ def estimate(parsed: argparse.Namespace, progress: Progress) -> None:
     told = (f"{trial.profile}: two steps, a snapshot and a preview took {gib(trial.peak)} at the most; "
             f"{gib(trial.estimated)} were estimated. {trial.seconds_a_step:.2f} s a step.")
     say(parsed, f"{_table(values)}\n{told}", estimates=values, dry_run=trial.to_dict())
+
+
+def _estimate_elsewhere(parsed: argparse.Namespace, config: TrainConfig) -> None:
+    """On a card that is not here."""
+    found = [f"--gpu-gib: a card with {parsed.gpu_gib:g} GiB is no card"] if not 0 < parsed.gpu_gib < 1e6 else []
+    found += ["--gpu-gib: on a card that is not here nothing can be tried; leave out --dry-run"] if parsed.dry_run else []
+    found += [f"--gpu-gib: --device {config.device} is given as well"] if config.device not in ("auto", "cuda") else []
+    if found:
+        raise ConfigError(found)
+    with imagined(ImaginedGpu(int(parsed.gpu_gib * 2**30), not parsed.gpu_without_bf16)):
+        values = [row.to_dict() for row in recipe.estimate(config)]
+    say(parsed, f"{_table(values)} (of a card that is imagined)", estimates=values, imagined=True)
 
 
 def _table(values: list[dict[str, Any]]) -> str:
@@ -42,6 +59,10 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
     parser.add_argument("--dry-run", action="store_true",
                         help="try it: two steps, a snapshot and a preview on noise, which are thrown away (needs --base)")
+    parser.add_argument("--gpu-gib", type=float, metavar="N",
+                        help="answer for a GPU with N GiB free that is not here: which card to rent or buy "
+                             "(on Windows with --kernels torch)")
+    parser.add_argument("--gpu-without-bf16", action="store_true", help="that card is older than NVIDIA's RTX 30 series")
     add_config_flags(parser, _OPTIONS)
 
 

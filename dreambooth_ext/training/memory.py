@@ -13,7 +13,7 @@ import torch
 
 from ..config import TrainConfig
 from ..errors import OutOfMemory
-from ..gpu import free_and_total, release, why_not
+from ..gpu import free_and_total, imagined_gpu, release, why_not
 from ..models.load import StableDiffusion, load_checkpoint
 from . import precision, sharding
 from .kernels.probe import why_none as why_no_kernels
@@ -114,7 +114,7 @@ def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | N
     if config.lora_rank:
         plan = _under_adapters(plan, config, device)
     plan = replace(plan, device=device, optimizer=optimizer or plan.optimizer, speed_up=config.speed_up,
-                   kernels=config.kernels == "auto" and not why_no_kernels(device),
+                   kernels=config.kernels == "auto" and _has_kernels(device),
                    gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
     if plan.kernels and plan.optimizer in FLAT_ON_THE_DEVICE and plan.weights == "bf16" and not config.lora_rank:
         plan = replace(plan, channels_last=True)
@@ -132,6 +132,11 @@ def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | N
         found = BITSANDBYTES if vendor.version_that_works(device) else OWN
         plan = replace(plan, eight_bit=eight_bit or found)
     return plan
+
+
+def _has_kernels(device: str) -> bool:
+    """Of a card that is not here nobody knows: as on Linux, then, where torch brings Triton."""
+    return (imagined_gpu() is not None and device == "cuda") or not why_no_kernels(device)
 
 
 def _can_be_recorded(config: TrainConfig, plan: Plan) -> bool:

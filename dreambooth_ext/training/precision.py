@@ -11,7 +11,7 @@ import torch
 
 from ..config import TrainConfig
 from ..errors import ConfigError
-from ..gpu import why_not
+from ..gpu import imagined_gpu, why_not
 from . import sharding
 
 COMPILER = "inductor"
@@ -34,13 +34,15 @@ def device_of(config: TrainConfig) -> str:
     """The device a run trains on: the one named, else the first GPU, else the CPU. See host.on_device_of for a host's own."""
     if config.device != "auto":
         return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if imagined_gpu() or torch.cuda.is_available() else "cpu"
 
 
 def has_bf16(device: str) -> bool:
     """Whether it computes in bf16 itself: torch also says yes where it only pretends to."""
     if not device.startswith("cuda") or torch.version.hip is not None:
         return True
+    if (card := imagined_gpu()) is not None:
+        return card.has_bf16
     return torch.cuda.get_device_capability(torch.device(device))[0] >= 8
 
 

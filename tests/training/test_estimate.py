@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+from dreambooth_ext import gpu
 from dreambooth_ext.cli import run
 from dreambooth_ext.config import TrainConfig
 from dreambooth_ext.errors import OutOfMemory
@@ -217,3 +218,34 @@ def test_two_estimates_at_once_do_not_disturb_each_other():
     first_is_out.set()
     thread.join()
     assert kinds == ["_AttentionBackward"] * 2 and torch.nn.functional.scaled_dot_product_attention is own
+
+
+def of_a_card(capsys, *flags):
+    """The rows that are told of a card that is not here, by profile."""
+    assert run(["estimate", "--json", *flags]) == 0
+    return {row["profile"]: row for row in json.loads(capsys.readouterr().out)["estimates"]}
+
+
+def test_a_card_that_is_not_here_is_answered_for(capsys):
+    """With what it has: SD 1.5 as it is promised, in the total 0.5 GiB for the driver."""
+    fits = {gib: [name for name, row in of_a_card(capsys, "--gpu-gib", str(gib)).items() if row["fits"]] for gib in (4, 6, 12, 24)}
+    lean = ["ultra", "offload"]
+    assert fits == {4: lean, 6: ["low", *lean], 12: ["balanced", "low", *lean], 24: ["none", "fast", "balanced", "low", *lean]}
+    assert gpu.imagined_gpu() is None
+
+
+def test_what_that_card_lacks_counts(capsys):
+    rows = of_a_card(capsys, "--gpu-gib", "24")
+    assert rows["fast"]["total"] < of_a_card(capsys, "--gpu-gib", "24", "--kernels", "torch")["fast"]["total"]
+    old = of_a_card(capsys, "--gpu-gib", "24", "--gpu-without-bf16")
+    assert "no bf16" in old["low"]["verdict"] and old["fast"]["fits"]
+
+
+@pytest.mark.parametrize(("flags", "told"), [
+    (["--gpu-gib", "nan"], "is no card"), (["--gpu-gib", "-1"], "is no card"),
+    (["--gpu-gib", "8", "--dry-run"], "nothing can be tried"),
+    (["--gpu-gib", "8", "--device", "cpu"], "--device cpu is given as well"),
+])
+def test_what_cannot_be_asked_of_such_a_card(flags, told, capsys):
+    assert run(["estimate", *flags]) == 2
+    assert told in capsys.readouterr().err
