@@ -114,6 +114,14 @@ def reset_accelerate() -> None:
         state._shared_state.clear()
 
 
+def knows_newer_names() -> bool:
+    """True from torch 2.9 on. torch 2.1, which WebUI 1.10.1 has, asserts that it knows the name: hasattr does not expect that."""
+    try:
+        return bool(torch.backends.cuda.matmul.fp32_precision)
+    except (AttributeError, AssertionError):
+        return False
+
+
 def _flags() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
     """How to read and write each, in the order of writing: the older names of what has two say less."""
     def of(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
@@ -124,7 +132,7 @@ def _flags() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
     yield of(backends.cuda.matmul, "allow_tf32")
     yield of(backends.cudnn, "allow_tf32")
     yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
-    if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9
+    if knows_newer_names():
         yield of(backends.cuda.matmul, "fp32_precision")
         yield of(backends.cudnn.conv, "fp32_precision")
         yield of(backends.cudnn.rnn, "fp32_precision")

@@ -224,7 +224,21 @@ def test_a_job_leaves_torchs_flags_as_it_found_them(config, precision_of_product
     assert before == after
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch knows the older names alone")
+def test_a_torch_that_asserts_that_it_knows_a_flag_trains_all_the_same(config, monkeypatch):
+    """As 2.1.2 does, the WebUI's: `torch.backends.cuda.matmul` of its own kind."""
+    class Matmul:
+        allow_tf32 = False
+
+        def __getattr__(self, name):
+            raise AssertionError("Unknown attribute " + name)
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Matmul())
+    with memory.precision.accelerator_for(config, "no"):
+        torch.backends.cuda.matmul.allow_tf32 = True
+    assert torch.backends.cuda.matmul.allow_tf32 is False
+
+
+@pytest.mark.skipif(not memory.precision.knows_newer_names(), reason="this torch knows the older names alone")
 @pytest.mark.parametrize("wanted", ["tf32", "ieee"])
 def test_a_host_may_use_the_newer_names_of_torchs_flags(config, wanted):
     """After which torch tells nothing by the older ones."""
