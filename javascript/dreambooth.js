@@ -4,7 +4,7 @@
 (function() {
     if (window.dreamboothPage) return;
     const CONFIRM_AFTER_MS = [800, 3000];
-    const FAST_MS = 1000, SLOW_MS = 8000, UPLOAD_AT_MOST_MS = 600000, ANSWER_AT_MOST_MS = 30000, LOST_MS = 5000;
+    const FAST_MS = 1000, SLOW_MS = 8000, UPLOAD_AT_MOST_MS = 600000, ANSWER_AT_MOST_MS = 30000, LOST_MS = 5000, TYPED_MS = 150;
     const page = window.dreamboothPage = {last: null, job: null, asked: 0, polls: 0};
 
     const root = () => (typeof gradioApp === 'function' ? gradioApp() : document);
@@ -486,6 +486,14 @@
         if (!step || step.offsetParent === null || step.closest('[inert]')) return;
         const pictures = Array.from((event.clipboardData || {}).files || []).filter((file) => file.type.startsWith('image/'));
         if (pictures.length && send(pictures)) event.preventDefault();
+    });
+
+    // ---- a caption is counted while it is typed
+
+    document.addEventListener('input', (event) => {
+        if (!event.target.closest || !event.target.closest('#dreambooth_caption')) return;
+        clearTimeout(page.typing);
+        page.typing = setTimeout(() => click('dreambooth_caption_count'), TYPED_MS);
     });
 
     // ---- search among the advanced options

@@ -13,7 +13,7 @@ from ..errors import DreamboothError, HostError, PictureError
 from ..jobs import Job
 from ..service import Service
 from . import html
-from .compat import on
+from .compat import hidden, on, on_script
 
 Values = Mapping[str, Any]
 
@@ -26,24 +26,29 @@ class CaptionEditor:
         captioners = _captioners(service)
         self.text = gr.Textbox(label="Caption", lines=2, interactive=True, elem_id="dreambooth_caption",
                                info="Kept in a .txt file beside the picture. Empty: the instance prompt.")
-        self.told = gr.HTML(value="", elem_id="dreambooth_caption_told", elem_classes=["dreambooth-said"])
+        # What is told grows by a line while somebody types: below the buttons, else they would move away under the mouse.
         with gr.Row(elem_classes=["dreambooth-buttons"]):
             self.save = gr.Button("Save the caption", size="sm", elem_id="dreambooth_caption_save")
             self.describe = [(name, gr.Button(f"Caption all that have none with {name}", size="sm",
                                               elem_id=f"dreambooth_caption_{name.lower()}")) for name in captioners]
+        # Apart from each other: a count that comes late would take "Saved" away.
+        self.done = gr.HTML(value="", elem_id="dreambooth_caption_done", elem_classes=["dreambooth-said"])
+        self.told = gr.HTML(value="", elem_id="dreambooth_caption_told", elem_classes=["dreambooth-said"])
+        # Clicked by the page's script: what is typed or pasted while a count is on its way would go uncounted otherwise.
+        self.count = hidden(gr.Button, "dreambooth_caption_count", value="count")
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.text, self.told]
+        return [self.text, self.done, self.told]
 
     def wire(self, name: Any, inputs: list[Any], with_values: Callable[[Any], Any], folder: Callable[[Values], Path]) -> None:
-        on(self.text.input if hasattr(self.text, "input") else self.text.change, with_values(self._count), [self.text, *inputs],
-           [self.told])
+        on(self.text.change, None, [], [self.done], js="() => ['']")
+        on_script(self.count, with_values(self._count), [self.text, *inputs], [self.told])
         on(self.save.click, with_values(lambda picture, text, values: self._saved(folder, picture, text, values)),
-           [name, self.text, *inputs], [self.told])
+           [name, self.text, *inputs], [self.done, self.told])
         for captioner, button in self.describe:
             on(button.click, with_values(lambda values, captioner=captioner: self._describe(folder, captioner, values)), inputs,
-               [self.told])
+               [self.done])
 
     def shown(self, folder: Path, name: str, values: Values) -> list[str]:
         """The caption of a picture and what is to be said of it."""
@@ -52,8 +57,8 @@ class CaptionEditor:
         try:
             text = caption_of(_picture(folder, name)) or ""
         except DreamboothError as error:
-            return ["", html.note(str(error), "fault")]
-        return [text, self._count(text, values)]
+            return ["", html.note(str(error), "fault"), ""]
+        return [text, "", self._count(text, values)]
 
     @staticmethod
     def _count(text: str, values: Values) -> str:
@@ -62,15 +67,15 @@ class CaptionEditor:
         prompt, count = caption_told(_concept(values), text or "")
         return html.note(f'Trained as "{prompt}": {count}.', "warning" if "unread" in count else "note")
 
-    def _saved(self, folder: Callable[[Values], Path], name: str, text: str, values: Values) -> str:
+    def _saved(self, folder: Callable[[Values], Path], name: str, text: str, values: Values) -> list[Any]:
         from ..dataset.captions import write_caption
 
         try:
             path = write_caption(_picture(folder(values), name), text or "")
         except DreamboothError as error:
-            return html.note(str(error), "fault")
+            return [html.note(str(error), "fault"), gr.update()]
         done = f"Saved in {path.name}." if (text or "").strip() else f"{path.name} is removed."
-        return html.note(done, "good") + self._count(text, values)
+        return [html.note(done, "good"), self._count(text, values)]
 
     def _describe(self, folder: Callable[[Values], Path], captioner: str, values: Values) -> str:
         from ..picture_room import caption_with

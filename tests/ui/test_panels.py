@@ -347,7 +347,7 @@ def test_without_a_named_folder_no_other_one_is_worked_on(service, tmp_path, mon
     Image.new("RGB", (8, 8)).save("a.png")
     form = form_of(service)
     folder, nothing = Sentences(service).folder, {"instance_dir": ""}
-    for told in (form.review.captions._saved(folder, "a.png", "a text", nothing), form.review._again("a.png", nothing),
+    for told in (form.review.captions._saved(folder, "a.png", "a text", nothing)[0], form.review._again("a.png", nothing),
                  form.review.captions._describe(folder, "BLIP", nothing), form.review._toggled("a.png", nothing)):
         assert "no folder is named" in told
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["a.png"] and service.jobs.all() == []

@@ -1,0 +1,125 @@
+"""Captions that are typed in Review, in a real headless browser; what the page asks may be answered late."""
+
+import pytest
+from browsing import CHROMIUM, QUESTIONS, answered, field, fill, launched, open_page, ready, unfold
+from PIL import Image
+
+sync_api = pytest.importorskip("playwright.sync_api")
+gradio = pytest.importorskip("gradio")
+
+from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
+from dreambooth_ext.ui import app  # noqa: E402
+
+pytestmark = [pytest.mark.browser, pytest.mark.any_gradio,
+              pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
+LONG = "a photo of the toy on a table in the kitchen, beside a window where the sun comes in and a cat looks at the birds outside"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(address, folder): the tab alone, and a folder with one picture."""
+    folder = tmp_path_factory.mktemp("captions")
+    for name in ("pictures", "models", "runs"):
+        (folder / name).mkdir()
+    Image.effect_noise((96, 96), 90).convert("RGB").save(folder / "pictures" / "one.png")
+    yield app.launch(StandaloneHost(folder / "models", folder / "runs"), open_browser=False, block=False), folder
+    gradio.close_all()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        running = launched(playwright)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(served, browser):
+    """The picture is open, and has no caption."""
+    caption_of(served).unlink(missing_ok=True)
+    page = ready(open_page(browser, served[0], height=1500))
+    fill(page, instance_dir=served[1] / "pictures", token="rxz", class_noun="toy")
+    unfold(page, "review_fold", "Review the pictures")
+    page.click(".dreambooth-shown")
+    sync_api.expect(told(page)).to_contain_text('Trained as "rxz toy"')
+    answered(page)
+    page.locator("#dreambooth_caption_save").scroll_into_view_if_needed()
+    field(page, "dreambooth_caption").click()
+    yield page
+    assert page.mistakes == []
+    page.close()
+
+
+def caption_of(served):
+    return served[1] / "pictures" / "one.txt"
+
+
+def told(page):
+    return page.locator("#dreambooth_caption_told").first
+
+
+def saved(page):
+    return page.locator("#dreambooth_caption_done").first
+
+
+def held(page, word):
+    """Questions with that word in them, in their order, which wait for an answer from now on."""
+    late = []
+    page.route(QUESTIONS, lambda route: late.append(route) if word in (route.request.post_data or "") else route.continue_())
+    return late
+
+
+def come(page, late, count):
+    for _ in range(400):
+        if len(late) >= count:
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError(f"{len(late)} questions came, {count} are expected")
+
+
+def test_save_stays_under_the_mouse_while_the_caption_is_counted(page, served):
+    """What is told of a long caption takes another line, and may come between pressing the button and letting it go."""
+    late = held(page, "birds")
+    page.keyboard.insert_text(LONG)
+    come(page, late, 1)
+    page.locator("#dreambooth_caption_save").hover()
+    page.mouse.down()
+    page.unroute(QUESTIONS)
+    late[0].continue_()
+    sync_api.expect(told(page)).to_contain_text("birds outside")
+    page.mouse.up()
+    sync_api.expect(saved(page)).to_contain_text("Saved in one.txt.")
+    assert caption_of(served).read_text() == LONG + "\n"
+
+
+def test_a_count_that_comes_late_leaves_what_save_says(page, served):
+    late = held(page, "sitting")
+    page.keyboard.insert_text("a toy, sitting")
+    come(page, late, 1)
+    page.click("#dreambooth_caption_save")
+    come(page, late, 2)
+    page.unroute(QUESTIONS)
+    for route in reversed(late):
+        route.continue_()
+        answered_so_far = "Saved in one.txt." if route is late[-1] else 'Trained as "a rxz toy, sitting"'
+        sync_api.expect(page.locator("#dreambooth_picture").first).to_contain_text(answered_so_far)
+    answered(page)
+    sync_api.expect(saved(page)).to_contain_text("Saved in one.txt.")
+    page.keyboard.press("Shift+Tab")
+    field(page, "dreambooth_caption").press("End")
+    page.keyboard.type(" there")
+    sync_api.expect(saved(page)).not_to_contain_text("Saved")  # what stands there now is not saved
+    sync_api.expect(told(page)).to_contain_text("sitting there")
+
+
+def test_what_is_typed_while_a_count_is_on_its_way_is_counted_too(page):
+    late = held(page, "hidden")
+    page.keyboard.insert_text("a hidden")
+    come(page, late, 1)
+    page.keyboard.type(" toy box")
+    page.wait_for_timeout(500)
+    page.unroute(QUESTIONS)
+    for route in late:
+        route.continue_()
+    sync_api.expect(told(page)).to_contain_text("hidden rxz toy box")
