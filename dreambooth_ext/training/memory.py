@@ -31,7 +31,7 @@ class Plan:
     are fp32 always, "fp16" too.
     autocast: Accelerate's mixed precision, "no", "fp16" or "bf16".
     half_copies: fp32 weights are trained through bf16 copies of the networks, instead of autocast.
-    narrow_gradients: gradients stay the copies' own, in bf16: our kernel reads them and writes the copies.
+    narrow_gradients: gradients stay the copies' own, in bf16: our kernels read them and write the copies.
     """
 
     name: str
@@ -109,28 +109,24 @@ def plan_for(config: TrainConfig, profile: str | None = None, optimizer: str | N
         plan = Plan("none", config.optimizer, autocast=config.mixed_precision)
     else:
         plan = PROFILES[name]
-    if plan.autocast == "amp":
-        plan = _with_mixed_precision(plan, config, device)
-    if config.lora_rank:
-        plan = _under_adapters(plan, config, device)
     plan = replace(plan, device=device, optimizer=optimizer or plan.optimizer, speed_up=config.speed_up,
-                   kernels=config.kernels == "auto" and _has_kernels(device),
+                   kernels=config.kernels == "auto" and _has_kernels(device), eight_bit=eight_bit or plan.eight_bit,
                    gradient_checkpointing=plan.gradient_checkpointing or config.gradient_checkpointing)
-    if plan.kernels and plan.optimizer in FLAT_ON_THE_DEVICE and plan.weights == "bf16" and not config.lora_rank:
+    if plan.autocast == "amp":
+        plan = _with_mixed_precision(plan, config)
+    if config.lora_rank:
+        plan = _under_adapters(plan, config, optimizer)
+    if plan.kernels and plan.optimizer in FLAT_ON_THE_DEVICE and plan.computes_in_bf16 and not config.lora_rank:
         plan = replace(plan, channels_last=True)
     if channels_last is not None:  # in whose order the state lies
         plan = replace(plan, channels_last=channels_last)
-    # What several processes or passes add up is added in fp32.
-    if (plan.kernels and plan.half_copies and plan.optimizer == "adamw" and config.draw_order == "native"
-            and processes() == config.gradient_accumulation_steps == 1):
-        plan = replace(plan, narrow_gradients=True)
     if sharding.launched():  # pieces of weights have one dimension: there is no layout to keep
         plan = replace(plan, sharded=True, channels_last=False)
     if config.speed_up == "auto":
         plan = replace(plan, speed_up="graphs" if _can_be_recorded(config, plan) else "none")
-    if plan.optimizer == "adamw_8bit" and (plan.weights == "fp32" or config.lora_rank):
-        found = BITSANDBYTES if vendor.version_that_works(device) else OWN
-        plan = replace(plan, eight_bit=eight_bit or found)
+    if (plan.optimizer == "adamw_8bit" and not eight_bit and not plan.narrow_gradients
+            and (plan.weights == "fp32" or config.lora_rank)):
+        plan = replace(plan, eight_bit=BITSANDBYTES if vendor.version_that_works(device) else OWN)
     return plan
 
 
@@ -145,26 +141,30 @@ def _can_be_recorded(config: TrainConfig, plan: Plan) -> bool:
             and torch.version.hip is None)
 
 
-def _with_mixed_precision(plan: Plan, config: TrainConfig, device: str) -> Plan:
-    """By bf16 copies where no memory is saved: they stay while the optimizer works, and autocast's do not.
+def _with_mixed_precision(plan: Plan, config: TrainConfig) -> Plan:
+    """By bf16 copies instead of autocast where they fit: they stay while the optimizer works, and autocast's do not.
 
-    Frozen weights under adapters need no second copy. Several processes average the copies' gradients, which gloo (Windows has
-    no NCCL) cannot do in bf16 in all versions of torch; and they could add up those of several passes in bf16 alone.
+    With our kernels gradients stay as narrow as the copies', and both together take no more than autocast's fp32 gradients. But
+    what several processes or passes add up is added in fp32. Frozen weights under adapters need no second copy. Several processes
+    average the copies' gradients, which gloo (Windows has no NCCL) cannot do in bf16 in all versions of torch; and they could add
+    up those of several passes in bf16 alone.
     """
-    best = precision.best_autocast(device)
-    fits_launch = processes() == 1 or (config.gradient_accumulation_steps == 1 and torch.distributed.is_nccl_available()
-                                       and not sharding.launched())
-    if best == "bf16" and plan.name == "fast" and fits_launch and not config.lora_rank:
-        return replace(plan, autocast="no", half_copies=True)
+    best = precision.best_autocast(plan.device)
+    one_pass = config.gradient_accumulation_steps == 1
+    fits_launch = processes() == 1 or (one_pass and torch.distributed.is_nccl_available() and not sharding.launched())
+    narrow = (plan.kernels and one_pass and processes() == 1 and config.draw_order == "native"
+              and plan.optimizer in ("adamw", "adamw_8bit") and plan.eight_bit == OWN)
+    if best == "bf16" and not config.lora_rank and (narrow or (plan.name == "fast" and fits_launch)):
+        return replace(plan, autocast="no", half_copies=True, narrow_gradients=narrow)
     return replace(plan, autocast=best)
 
 
-def _under_adapters(plan: Plan, config: TrainConfig, device: str) -> Plan:
+def _under_adapters(plan: Plan, config: TrainConfig, optimizer: str | None) -> Plan:
     """A LoRA trains little: gradients and state are small whatever is done, and the optimizer is the user's choice. What is frozen
     is kept as narrow as it computes: autocast would cast it in each pass, and keep both."""
     # SDXL's text encoders or VAE beside the UNet would outweigh a step.
-    plan = replace(plan, fused_backward=False, optimizer=config.optimizer, unet_yields=plan.gradient_checkpointing)
-    if plan.autocast == "no" or not device.startswith("cuda"):
+    plan = replace(plan, fused_backward=False, optimizer=optimizer or config.optimizer, unet_yields=plan.gradient_checkpointing)
+    if plan.autocast == "no" or not plan.on_gpu:
         return plan
     return replace(plan, weights=plan.autocast, autocast="no" if plan.autocast == "bf16" else plan.autocast)
 

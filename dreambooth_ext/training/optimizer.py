@@ -17,6 +17,7 @@ from .optimizers.adafactor import empty_state as adafactor_state
 from .optimizers.adamw import AdamW, is_fused_on
 from .optimizers.adamw import empty_state as adamw_state
 from .optimizers.copied_adamw import CopiedAdamW
+from .optimizers.copied_adamw_8bit import CopiedAdamW8bit
 from .optimizers.lion import Lion
 from .optimizers.offloaded import OffloadedAdamW
 from .optimizers.prodigy import Prodigy
@@ -41,6 +42,8 @@ def build(groups: Groups, config: TrainConfig, plan: Plan,
     """The optimizer of the plan, for groups of {"params", "lr", "name"}; `copies` have the gradients if they are narrow."""
     if plan.narrow_gradients and copies is not None:
         arguments = _adam_arguments(config)
+        if plan.optimizer == "adamw_8bit":
+            return CopiedAdamW8bit(groups, copies, **arguments)
         del arguments["seed"]
         return CopiedAdamW(groups, copies, **arguments)
     return OPTIMIZERS[plan.optimizer].build(groups, config, plan)

@@ -27,7 +27,6 @@ from .gradient_checkpointing import checkpoint_gradients
 from .half_copies import HalfCopies
 from .lora import FILE, Lora
 from .memory import DTYPES, Plan
-from .optimizers.copied_adamw import CopiedAdamW
 from .optimizers.fused import FusedBackward
 from .schedule import lr_factor
 from .sharding import Sharding, clipped
@@ -54,7 +53,7 @@ class Session:
         self._wishes: Figures | None = None  # of all processes, on their way
         self._skipped = 0  # updates that fp16's scaler left out
         self.optimizer = self._set_up_networks()
-        self._copied = self.optimizer if isinstance(self.optimizer, CopiedAdamW) else None
+        self._copied: Any = self.optimizer if plan.narrow_gradients else None
         if not plan.fused_backward:
             self.optimizer = accelerator.prepare(self.optimizer)
         self.computing: dict[str, Any] = self._halves.modules if self._halves is not None else self.modules
@@ -159,7 +158,7 @@ class Session:
         if not self.config.max_grad_norm:
             return torch.zeros((), device=self.device)
         if self._copied is not None:
-            return self._copied.clip(self.config.max_grad_norm)
+            return self._copied.clip(self.config.max_grad_norm)  # type: ignore[no-any-return]
         if self.sharding is not None:
             gradients = [parameter.grad for parameter in self.trained_parameters() if parameter.grad is not None]
             return clipped(gradients, self.config.max_grad_norm, self.accelerator.reduce, self.device)

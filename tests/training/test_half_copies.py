@@ -18,6 +18,7 @@ from dreambooth_ext.training import half_copies, kernels, loop, memory, passes, 
 from dreambooth_ext.training.half_copies import HalfCopies
 from dreambooth_ext.training.loop import train
 from dreambooth_ext.training.memory import faults, plan_for
+from dreambooth_ext.training.optimizers.adamw import _quantized_step
 
 from .played_graph import PlayedGraph, fresh
 
@@ -25,8 +26,7 @@ from .played_graph import PlayedGraph, fresh
 @pytest.fixture
 def with_copies(monkeypatch):
     """As if this CPU were a GPU that has bf16."""
-    monkeypatch.setattr(memory, "_with_mixed_precision",
-                        lambda plan, *rest: dataclasses.replace(plan, autocast="no", half_copies=True))
+    monkeypatch.setattr(precision, "best_autocast", lambda device: "bf16")
 
 
 def trained(config, tiny, former, dataset, path, progress=None, **more):
@@ -54,7 +54,7 @@ def test_it_learns_what_fp32_learns(tiny, tiny_model, tiny_dataset, config, tmp_
 
 @pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "gradient_accumulation_steps": 2, "clip_skip": 2}], ids=str)
 def test_a_cut_run_ends_like_a_whole_one(changes, tiny, tiny_model, tiny_dataset, config, tmp_path, with_copies):
-    config = dataclasses.replace(config, memory_profile="fast", steps=3, **changes)
+    config = dataclasses.replace(config, **{"memory_profile": "fast", "steps": 3, **changes})
     whole, ends = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "whole")
     stopped = Progress()
     stopped.listen(lambda report: stopped.cancel() if report.phase == "training" and report.done == 2 else None)
@@ -126,6 +126,10 @@ class PlainKernels:
         return torch.cat([tensors[4] for each in of for tensors in each]).float().norm()
 
     @staticmethod
+    def norm_of(gradients):
+        return torch.cat([gradient.flatten() for gradient in gradients]).float().norm()
+
+    @staticmethod
     def step(of, number, lr, betas, eps, weight_decay, scale):
         for weights, first, second, copy, gradient in of:
             wide = gradient.float() * (1.0 if scale is None else scale)
@@ -134,6 +138,30 @@ class PlainKernels:
             divisor = (second / (1 - betas[1] ** number)).sqrt() + eps
             weights.mul_(1 - lr * weight_decay).addcdiv_(first, divisor, value=-lr / (1 - betas[0] ** number))
             copy.copy_(weights)
+
+
+class PlainQuantizedKernel:
+    """The same of kernels/adamw.py."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Quantized:
+        weights: torch.Tensor
+        gradient: torch.Tensor
+        share_codes: torch.Tensor
+        root_codes: torch.Tensor
+        root_scales: torch.Tensor
+        seed: int
+        copy: torch.Tensor | None = None
+
+    @staticmethod
+    def step(parameters, number, lr, betas, eps, weight_decay, scale):
+        group = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        for each in parameters:
+            assert each.gradient.dtype == torch.bfloat16 and each.copy is not None
+            wide = each.gradient.float() * (1.0 if scale is None else scale)
+            state = {**vars(each), "step": number}
+            _quantized_step(each.weights, wide, state, slice(0, len(wide)), group, torch.Generator().manual_seed(each.seed))
+            each.copy.copy_(each.weights)
 
 
 KINDS = [torch.float32] * 3 + [torch.bfloat16] * 2
@@ -148,8 +176,9 @@ def read(count, address, dtype):
 def with_kernels(with_copies, monkeypatch):
     """As if this CPU were a GPU on which they run."""
     monkeypatch.setattr(memory, "why_no_kernels", lambda device: "")
-    monkeypatch.setitem(sys.modules, "dreambooth_ext.training.kernels.copied_adamw", PlainKernels)
-    monkeypatch.setattr(kernels, "copied_adamw", PlainKernels, raising=False)
+    for name, kernel in (("copied_adamw", PlainKernels), ("adamw", PlainQuantizedKernel)):
+        monkeypatch.setitem(sys.modules, f"dreambooth_ext.training.kernels.{name}", kernel)
+        monkeypatch.setattr(kernels, name, kernel, raising=False)
 
 
 def test_narrow_gradients_teach_the_same(tiny, tiny_model, tiny_dataset, config, tmp_path, with_kernels):
@@ -181,8 +210,47 @@ def test_a_run_that_goes_on_by_other_kernels_computes_as_if_it_had_begun_so(befo
     assert gone_on == begun_so
 
 
-def test_a_cut_run_with_narrow_gradients_ends_like_a_whole_one(tiny, tiny_model, tiny_dataset, config, tmp_path, with_kernels):
-    test_a_cut_run_ends_like_a_whole_one({"ema_decay": 0.9}, tiny, tiny_model, tiny_dataset, config, tmp_path, None)
+@pytest.mark.parametrize("profile", ["fast", "balanced"])
+def test_a_cut_run_with_narrow_gradients_ends_like_a_whole_one(profile, tiny, tiny_model, tiny_dataset, config, tmp_path,
+                                                               with_kernels):
+    changes = {"ema_decay": 0.9, "memory_profile": profile}
+    test_a_cut_run_ends_like_a_whole_one(changes, tiny, tiny_model, tiny_dataset, config, tmp_path, None)
+
+
+def test_balanced_learns_what_fast_learns(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch, with_kernels):
+    """By copies, too, with 8-bit state; and each pass computes its activations again."""
+    config = dataclasses.replace(config, memory_profile="fast", steps=6, learning_rate=3e-3)
+    fast, ends = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "fast")
+    counts, own = [], session.Session.update
+
+    def update(self, last=False):
+        counts.append(sum(bool(getattr(layer, "gradient_checkpointing", False)) for layer in self.computing["unet"].modules()))
+        assert all(weight.grad is None for weight in self.trained_parameters())
+        return own(self, last)
+
+    monkeypatch.setattr(session.Session, "update", update)
+    config = dataclasses.replace(config, memory_profile="balanced")
+    balanced, ends_again = trained(config, tiny, tiny_model, tiny_dataset, tmp_path / "balanced")
+    assert losses(balanced) == pytest.approx(losses(fast), rel=0.02)
+    apart, moved = (torch.stack([(ends_again[name] - tensor).norm() for name, tensor in others.items()]).norm()
+                    for others in (ends, fresh(tiny, tiny_model).unet.state_dict()))
+    assert apart < 0.25 * moved
+    assert counts and all(counts)
+    plan = plan_for(config)
+    assert plan.narrow_gradients and plan.gradient_checkpointing and plan.optimizer == "adamw_8bit"
+
+
+@pytest.mark.parametrize(("changes", "state", "copies"), [
+    ({}, None, True), ({}, "bitsandbytes", False), ({"kernels": "torch"}, None, False), ({"lora_rank": 4}, None, False),
+    ({"gradient_accumulation_steps": 2}, None, False)])
+def test_when_balanced_computes_by_copies(changes, state, copies, config, monkeypatch, with_copies):
+    monkeypatch.setattr(memory, "why_no_kernels", lambda device: "")
+    monkeypatch.setattr(memory.vendor, "version_that_works", lambda device: "0.45")
+    config = dataclasses.replace(config, memory_profile="balanced", optimizer="adamw_8bit" if changes.get("lora_rank") else "adamw",
+                                 **changes)
+    plan = plan_for(config, eight_bit=state)
+    assert (plan.half_copies, plan.narrow_gradients) == (copies, copies)
+    assert plan.channels_last == copies and plan.eight_bit == ("own" if copies else "bitsandbytes")
 
 
 def test_a_recorded_pass_leaves_narrow_gradients(tiny, tiny_model, tiny_dataset, config, tmp_path, monkeypatch, with_kernels):

@@ -33,18 +33,17 @@ class Launches:
 
 def launches(rows: Sequence[Row], device: torch.device) -> Launches:
     """For all numbers of these weights, in the order of memory, which is the same for all that belongs to one."""
-    of_step: list[Launch] = []
-    of_norm: list[Launch] = []
+    return Launches(_launched(rows, BLOCK, device), _launched([(row[0], row[5]) for row in rows], BLOCK * BLOCKS, device))
+
+
+def _launched(rows: Sequence[tuple[int, ...]], block: int, device: torch.device) -> list[Launch]:
+    """By programs of `block` numbers."""
+    found: list[Launch] = []
     for aligned in (True, False):
         some = [row for row in rows if all(number % ALIGNED == 0 for number in row) == aligned]
-        of_step += _launched(some, BLOCK, aligned, device)
-        of_norm += _launched([(row[0], row[5]) for row in some], BLOCK * BLOCKS, aligned, device)
-    return Launches(of_step, of_norm)
-
-
-def _launched(rows: Sequence[tuple[int, ...]], block: int, aligned: bool, device: torch.device) -> list[Launch]:
-    """By programs of `block` numbers."""
-    return [(table, programs, aligned) for table, programs in tables(rows, [triton.cdiv(row[0], block) for row in rows], device)]
+        found += [(table, programs, aligned)
+                  for table, programs in tables(some, [triton.cdiv(row[0], block) for row in some], device)]
+    return found
 
 
 def step(of: Launches, number: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float,
@@ -63,8 +62,18 @@ def step(of: Launches, number: int, lr: float, betas: tuple[float, float], eps: 
 
 def norm(of: Sequence[Launches]) -> torch.Tensor:
     """() fp32: of all gradients together."""
+    return _norm([launch for each in of for launch in each.of_norm])
+
+
+def norm_of(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """() fp32: of these together, dense and bf16."""
+    rows = [(gradient.numel(), gradient.data_ptr()) for gradient in gradients]
+    return _norm(_launched(rows, BLOCK * BLOCKS, gradients[0].device))
+
+
+def _norm(launches: Sequence[Launch]) -> torch.Tensor:
     found = []
-    for table, programs, aligned in (launch for each in of for launch in each.of_norm):
+    for table, programs, aligned in launches:
         found.append(torch.empty(programs, device=table.device))
         with on_the_card_of(table):
             _norm_of_gradients[(programs,)](table, found[-1], aligned=aligned, blocks=BLOCKS, block=BLOCK, many=MANY)

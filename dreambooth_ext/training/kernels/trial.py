@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +11,21 @@ import torch.nn.functional as F
 from ..optimizers.adafactor import Adafactor
 from ..optimizers.adamw import LEAST_QUANTIZED, AdamW
 from ..optimizers.copied_adamw import CopiedAdamW
+from ..optimizers.copied_adamw_8bit import CopiedAdamW8bit
 from ..precision import has_bf16
 from .geglu import geglu
 from .group_norm import group_norm
 
 NEAR = 0.02  # of the length of what torch finds, in half precision
 LEARNING_RATE = 0.1
+ARGUMENTS: dict[str, Any] = {"lr": LEARNING_RATE, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 
 
 def wrong_ones(device: str) -> list[str]:
     """Which do not find what torch's operations find. Raises what Triton or its compiler raises."""
     trials: dict[str, Callable[[str], bool]] = {
         "group norm": _group_norm, "GEGLU": _geglu, "AdamW of copies": _copied_adamw, "8-bit AdamW": _quantized_adamw,
-        "Adafactor": _adafactor}
+        "8-bit AdamW of copies": _copied_quantized_adamw, "Adafactor": _adafactor}
     return [name for name, is_right in trials.items() if not is_right(device)]
 
 
@@ -62,10 +65,15 @@ def _weight(device: str, *shape: int) -> torch.nn.Parameter:
     return weight
 
 
-def _copied_adamw(device: str) -> bool:
-    weight, other = _weight(device, 40), _weight(device, 40)
+def _copy(weight: torch.nn.Parameter) -> torch.nn.Parameter:
     copy = torch.nn.Parameter(weight.detach().bfloat16())
     copy.grad = torch.cos(weight.detach()).bfloat16()
+    return copy
+
+
+def _copied_adamw(device: str) -> bool:
+    weight, other = _weight(device, 40), _weight(device, 40)
+    copy = _copy(weight)
     optimizer = CopiedAdamW([{"params": [weight]}], {weight: copy}, lr=LEARNING_RATE)
     optimizer.clip(1.0)
     optimizer.step()
@@ -76,10 +84,20 @@ def _copied_adamw(device: str) -> bool:
 def _quantized_adamw(device: str) -> bool:
     def stepped(kernels: bool) -> torch.Tensor:
         weight = _weight(device, LEAST_QUANTIZED + 16)
-        AdamW([{"params": [weight], "lr": LEARNING_RATE}], LEARNING_RATE, (0.9, 0.999), 1e-8, 0.0, bits=8, kernels=kernels).step()
+        AdamW([{"params": [weight], "lr": LEARNING_RATE}], **ARGUMENTS, bits=8, kernels=kernels).step()
         return weight.detach()
 
     return _near(stepped(True), stepped(False))
+
+
+def _copied_quantized_adamw(device: str) -> bool:
+    weight, other = (_weight(device, LEAST_QUANTIZED + 16) for _ in range(2))
+    copy = _copy(weight)
+    optimizer = CopiedAdamW8bit([{"params": [weight], "lr": LEARNING_RATE}], {weight: copy}, **ARGUMENTS)
+    optimizer.clip(1.0)
+    optimizer.step()
+    AdamW([{"params": [other], "lr": LEARNING_RATE}], **ARGUMENTS, bits=8).step()
+    return _near(weight, other) and torch.equal(copy, weight.bfloat16())
 
 
 def _adafactor(device: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +22,9 @@ from .quantized import (
     write_shares,
 )
 from .rounding import store
+
+if TYPE_CHECKING:
+    from ..kernels.adamw import Quantized
 
 LEAST_QUANTIZED = 4096  # smaller tensors keep fp32 state: they are biases and norms, and cost nothing
 
@@ -51,11 +54,20 @@ class AdamW(ChunkedOptimizer):
                         scale: torch.Tensor | None) -> None:
         from ..kernels import adamw  # Triton is not everywhere
 
-        states = [self.state[parameter] for parameter in parameters]
-        adamw.step([adamw.Quantized(flat(parameter), flat_gradient(parameter), state["share_codes"], state["root_codes"],
-                                    state["root_scales"], self.seed_for(parameter, step))
-                    for parameter, state in zip(parameters, states, strict=True)],
-                   step, group["lr"], group["betas"], group["eps"], group["weight_decay"], scale)
+        adamw.step([self.quantized(parameter) for parameter in parameters], step, group["lr"], group["betas"], group["eps"],
+                   group["weight_decay"], scale)
+
+    def quantized(self, parameter: torch.nn.Parameter) -> Quantized:
+        """As the kernel takes it."""
+        from ..kernels.adamw import Quantized
+
+        state = self.state[parameter]
+        return Quantized(flat(parameter), self.gradient_of(parameter), state["share_codes"], state["root_codes"],
+                         state["root_scales"], self.seed_for(parameter, state["step"]))
+
+    def gradient_of(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """(N,), which the kernel reads."""
+        return flat_gradient(parameter)
 
     def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
                draws: torch.Generator, sizes: tuple[int, ...]) -> None:

@@ -39,8 +39,10 @@ def compiled(kernel, types, **constants):
         compiled_for(capability, kernel, dict(zip(names, types.split(), strict=True)), constants)
 
 for size in (2, 4):
-    compiled(adamw._step, "*i64 *fp32" + 7 * " fp32", scaled=True, weight_bytes=size, gradient_bytes=size, aligned=True,
-             rows=adamw.ROWS, many=adamw.MANY)
+    compiled(adamw._step, "*i64 *fp32" + 7 * " fp32", scaled=True, weight_bytes=size, gradient_bytes=size, copied=False,
+             aligned=True, rows=adamw.ROWS, many=adamw.MANY)
+    compiled(adamw._step, "*i64 *fp32" + 7 * " fp32", scaled=True, weight_bytes=4, gradient_bytes=2, copied=True,
+             aligned=size == 2, rows=adamw.ROWS, many=adamw.MANY)
     constants = dict(scaled=True, gradient_bytes=size, aligned=True, many=adamw.MANY, tile=adafactor.TILE)
     compiled(adafactor._squares, "*i64 *fp32", **constants)
     compiled(adafactor._norms, "*i64 *fp32", **constants)
