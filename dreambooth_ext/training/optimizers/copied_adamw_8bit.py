@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +41,12 @@ class CopiedAdamW8bit(AdamW):
     def step(self, closure: Any = None) -> None:
         due = self._due()
         small = [weight for weight in due if not self.has_kernel(weight)]
-        for weight in small:
-            weight.grad = self._gradient(weight).float()
+        gradients = [torch.empty_like(weight) for weight in small]
+        _copy_all(gradients, [self._gradient(weight) for weight in small])
+        for weight, gradient in zip(small, gradients, strict=True):
+            weight.grad = gradient
         self.step_parameters(due, self._scale)
-        if small:
-            torch._foreach_copy_([self._copies[weight] for weight in small], small)
+        _copy_all([self._copies[weight] for weight in small], small)
         for weight in small:
             weight.grad = None
         self._scale = None
@@ -69,3 +70,8 @@ class CopiedAdamW8bit(AdamW):
         assert copy.grad is not None
         copy.grad = laid_as(copy.grad, copy)
         return copy.grad
+
+
+def _copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    if targets:  # torch takes no empty lists
+        torch._foreach_copy_(list(targets), list(sources))
