@@ -36,7 +36,7 @@ EXAMPLES = {
     "convert": ("model.ckpt model.safetensors", "model.safetensors diffusers_folder"),
     "extract-lora": ("model.safetensors my_dog.ckpt my_dog_lora.safetensors",),
     "merge-lora": ("model.safetensors my_dog_lora.safetensors my_dog.safetensors",),
-    "estimate": ("", "--base model.safetensors --resolution 768 --json"),
+    "estimate": ("--base model.safetensors --resolution 768 --json", "--gpu-gib 24 --family sdxl --no-train-text-encoder"),
     "ui": ("--open", "--models-dir models --runs-dir runs --port 7870"),
     "playground": ("--into models",),
 }

@@ -174,11 +174,11 @@ def as_checkpoint(config: TrainConfig, source: Path, folder: Path, name: str, pr
         lora.unlink()
 
 
-def estimate(config: TrainConfig, profiles: Sequence[str] | None = None) -> list[Any]:
-    """What memory profiles will need of the device (training/estimate.py); without a base for Stable Diffusion 1.5."""
-    from .training.estimate import estimate as estimate_memory
+def estimate(config: TrainConfig, profiles: Sequence[str] | None = None, family: str = "sd1") -> list[Any]:
+    """What memory profiles will need of the device (training/estimate.py); without a base for a model of that family."""
+    from .training import estimate as memory
 
-    return estimate_memory(config, profiles=profiles)
+    return memory.estimate(config, None if config.base else memory.full_size(family), profiles)
 
 
 def memory_needed(config: TrainConfig, rows: Sequence[Any]) -> Any:

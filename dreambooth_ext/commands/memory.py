@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..files import gib
 from ..flags import add_config_flags, config_from_flags
 from ..gpu import ImaginedGpu, imagined, require_device
+from ..models.family import FAMILIES, SD1
 from ..progress import Progress
 from .command import Command, say
 
@@ -22,11 +23,13 @@ _COLUMNS = ("weights", "gradients", "optimizer_state", "averages", "activations"
 
 def estimate(parsed: argparse.Namespace, progress: Progress) -> None:
     config = config_from_flags(parsed)
+    if config.base and parsed.family:
+        raise ConfigError(["--family: --base is given as well, and is of a family of its own"])
     if parsed.gpu_gib is not None:
         _estimate_elsewhere(parsed, config)
         return
     require_device(config.device)
-    values = [row.to_dict() for row in recipe.estimate(config)]
+    values = _rows(parsed, config)
     if not parsed.dry_run:
         say(parsed, _table(values), estimates=values)
         return
@@ -44,8 +47,12 @@ def _estimate_elsewhere(parsed: argparse.Namespace, config: TrainConfig) -> None
     if found:
         raise ConfigError(found)
     with imagined(ImaginedGpu(int(parsed.gpu_gib * 2**30), not parsed.gpu_without_bf16)):
-        values = [row.to_dict() for row in recipe.estimate(config)]
+        values = _rows(parsed, config)
     say(parsed, f"{_table(values)} (of a card that is imagined)", estimates=values, imagined=True)
+
+
+def _rows(parsed: argparse.Namespace, config: TrainConfig) -> list[dict[str, Any]]:
+    return [row.to_dict() for row in recipe.estimate(config, family=parsed.family or SD1.key)]
 
 
 def _table(values: list[dict[str, Any]]) -> str:
@@ -59,6 +66,8 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
     parser.add_argument("--dry-run", action="store_true",
                         help="try it: two steps, a snapshot and a preview on noise, which are thrown away (needs --base)")
+    parser.add_argument("--family", choices=[family.key for family in FAMILIES],
+                        help="without --base: for a model of this family (default: sd1)")
     parser.add_argument("--gpu-gib", type=float, metavar="N",
                         help="answer for a GPU with N GiB free that is not here: which card to rent or buy "
                              "(on Windows with --kernels torch)")

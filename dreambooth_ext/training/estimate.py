@@ -12,7 +12,7 @@ import torch
 
 from ..config import TrainConfig
 from ..errors import OutOfMemory
-from ..models.family import SD1
+from ..models.family import FAMILIES
 from ..models.load import load_outline, outline_of
 from ..models.networks import in_dtype
 from ..models.specimen import modules_of
@@ -151,7 +151,13 @@ def weightless(model: StableDiffusion) -> StableDiffusion:
 def _outline(config: TrainConfig) -> StableDiffusion:
     if config.base:
         return load_outline(Path(config.base).expanduser(), prediction_type=config.prediction_type, vae=config.vae_path)
-    return outline_of(SD1, modules_of(SD1), "epsilon", False, Path("Stable Diffusion 1.5"), SD1.resolution)
+    return full_size("sd1")
+
+
+def full_size(key: str) -> StableDiffusion:
+    """The outline of a family's own models: "sd1", "sd2" or "sdxl"."""
+    family = next(family for family in FAMILIES if family.key == key)
+    return outline_of(family, modules_of(family), "epsilon", False, Path(family.name), family.resolution)
 
 
 def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers: int, activations: int, free: int) -> Estimate:

@@ -234,6 +234,13 @@ def test_a_card_that_is_not_here_is_answered_for(capsys):
     assert gpu.imagined_gpu() is None
 
 
+def test_without_a_base_a_family_may_be_named(capsys):
+    """SDXL's UNet alone, 1024 px: 2,567,463,684 weights in bf16, and at most the 7.5 GiB that are promised of `ultra`."""
+    ultra = of_a_card(capsys, "--gpu-gib", "8", "--family", "sdxl", "--no-train-text-encoder")["ultra"]
+    assert ultra["weights"] == 2 * 2_567_463_684 and ultra["fits"]
+    assert ultra["total"] - ultra["context"] < 7.5 * GIB
+
+
 def test_what_that_card_lacks_counts(capsys):
     rows = of_a_card(capsys, "--gpu-gib", "24")
     assert rows["fast"]["total"] < of_a_card(capsys, "--gpu-gib", "24", "--kernels", "torch")["fast"]["total"]
@@ -243,6 +250,7 @@ def test_what_that_card_lacks_counts(capsys):
 
 @pytest.mark.parametrize(("flags", "told"), [
     (["--gpu-gib", "nan"], "is no card"), (["--gpu-gib", "-1"], "is no card"),
+    (["--family", "sdxl", "--base", "x.safetensors"], "--base is given as well"),
     (["--gpu-gib", "8", "--dry-run"], "nothing can be tried"),
     (["--gpu-gib", "8", "--device", "cpu"], "--device cpu is given as well"),
 ])
