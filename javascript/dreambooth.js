@@ -105,6 +105,13 @@
             judge();
         }
         if (another) click('dreambooth_choose_poll');
+        // The class images are counted anew while they come, and when they are there.
+        const isRendering = (job) => Boolean(job) && isBusy(job.state) && job.phase === 'class images', now = Date.now();
+        if (!isRendering(known)) page.counted = now;
+        else if (!isRendering(data) || now - page.counted >= SLOW_MS) {
+            page.counted = now;
+            judge();
+        }
         if (isBusy(data.state)) {
             page.title = page.title || document.title;
             const bar = root().querySelector('#dreambooth_status .dreambooth-bar');

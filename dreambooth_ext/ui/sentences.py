@@ -7,6 +7,7 @@ sentence says how far it is, and the page asks again.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ OF_CLASS_IMAGES = ("resolution", "prediction_type", "clip_skip", "train_batch_si
 LEANER_THAN = {"none": ("balanced", "low", "ultra"), "fast": ("balanced", "low", "ultra"), "balanced": ("low", "ultra"),
                "low": ("ultra",)}
 USUAL_RESOLUTION = 512
+COUNTED_AGAIN_S = 5  # class images that are being rendered
 
 
 class Sentences:
@@ -287,15 +289,13 @@ class Sentences:
         if not all(values.get(name) for name in ("base", "instance_dir", "class_noun")):
             return None
         config = self._service.settings(values)
+        job = self._service.shown_job()  # class images come while one renders them, and may have come when it has gone on
+        is_rendering = job is not None and job.state == "running" and job.last.phase == "class images"
+        came = job and (job.id, job.state, job.last.phase, is_rendering and time.monotonic() // COUNTED_AGAIN_S)
         key = (self._version_of(Path(config.base)), advice.folder_key(self.folder(values)), repr(config.concepts), config.steps,
-               self.count(values), *(getattr(config, name) for name in OF_CLASS_IMAGES), self._plans_made, self._last_job())
+               self.count(values), *(getattr(config, name) for name in OF_CLASS_IMAGES), self._plans_made, came)
         return self.lookups.ask("class images", key, lambda progress: class_image_plans(config, self._service.host), lane="hash",
-                                patient=False)
-
-    def _last_job(self) -> tuple[str, str] | None:
-        """Class images may have come when it changes."""
-        job = self._service.shown_job()
-        return (job.id, job.state) if job else None
+                                patient=is_rendering)
 
     def forget_class_images(self) -> None:
         """To be called when class images came or went."""

@@ -11,13 +11,17 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from dreambooth_ext import picture_room
+from dreambooth_ext.dataset.class_images import ensure
 from dreambooth_ext.errors import Cancelled, ConfigError, Diverged, StorageError
 from dreambooth_ext.jobs import Job
 from dreambooth_ext.picture_room import Drawn
 from dreambooth_ext.playground.base import playground_base_path
+from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.service import Work
 from dreambooth_ext.ui import choose_panel, fields, runs_panel, tab, train_panel, watch_panel
+from dreambooth_ext.ui import sentences as of_form
 from dreambooth_ext.ui.errands import Errands
 from dreambooth_ext.ui.run_cards import following, run_list
 from dreambooth_ext.ui.sentences import Sentences
@@ -272,6 +276,48 @@ def test_the_memory_that_is_free_is_that_of_the_moment(service, values, monkeypa
         assert "Memory: low needs about" in told and "free" not in told  # what this run takes will be free again
     finally:
         go_on.set()
+
+
+def test_class_images_that_a_run_renders_are_counted_as_they_come(service, values, tmp_path, monkeypatch):
+    (tmp_path / "models" / "playground.safetensors").symlink_to(playground_base_path())
+    values = {**values, "base": "playground.safetensors", "num_class_images": 3, "with_prior_preservation": True}
+    monkeypatch.setattr(of_form, "COUNTED_AGAIN_S", 0.2)
+    form = form_of(service)
+
+    def told(text):
+        for _ in range(400):
+            said = form.sentences.concept(values)
+            if text in said:
+                return True
+            time.sleep(0.02)
+        raise AssertionError(said)
+
+    assert told("0 found that this checkpoint made; 3 to render")
+    plan, = picture_room.class_image_plans(service.settings(values), service.host)
+    one = replace(plan, prompts=(replace(plan.prompts[0], wanted=1),))
+    seen = [threading.Event() for _ in range(3)]
+
+    def drawn(base, request, progress):
+        return (Image.new("RGB", (64, 64), (seed % 255, 0, 9)) for seed in request.seeds)
+
+    def work(progress):
+        progress.start("class images", 3)
+        for event in seen[:2]:
+            ensure(one, Path("b"), drawn, {}, Progress())
+            assert event.wait(60)
+        ensure(one, Path("b"), drawn, {}, Progress())
+        progress.start("training", 5)
+        assert seen[2].wait(60)
+
+    job = service.jobs.start(Job("rex", Work(RunFolder(tmp_path / "runs" / "rex"), work)))
+    try:
+        for number, event in enumerate(seen):
+            assert told(f"{number + 1} found that this checkpoint made; {2 - number} to render")
+            event.set()
+    finally:
+        for event in seen:
+            event.set()
+        assert job.done.wait(60)
 
 
 def test_without_any_checkpoint_it_says_how_to_get_one(service, values):
