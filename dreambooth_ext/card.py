@@ -12,6 +12,7 @@ from . import __version__
 from .config import TrainConfig
 from .files import write_atomically, write_json
 from .run_folder import RunFolder, step_in
+from .words import as_webui_reads
 
 OURS = "Dreambooth: "  # how texts of ours begin: a text that somebody else wrote is left alone
 MADE_BY = "Version: dreambooth_ext"
@@ -54,8 +55,10 @@ def _texts(config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]
              f"Class prompt: {classes}" if config.with_prior_preservation else "Without class images",
              f"Learning rate {config.learning_rate:g}, seed {config.seed}, {provenance.get('trainer', '')}"]
     texts: dict[str, Any] = {"description": f"{OURS}{instance}", "notes": "\n".join(notes)}
-    if config.lora_rank:  # what the Lora tab puts into the prompt on a click
-        texts |= {"activation text": instance, "preferred weight": 1.0}
+    if config.lora_rank:
+        activation = ", ".join(as_webui_reads(concept.uncaptioned_text) for concept in config.concepts)
+        # What the Lora tab puts into the prompt on a click.
+        texts |= {"activation text": activation, "preferred weight": 1.0}
     return texts
 
 
@@ -91,7 +94,7 @@ def _write_preview(path: Path, config: TrainConfig, run: RunFolder, step: int) -
         return False  # a run's folder may hold anything: a model needs no picture
     prompt = (config.preview_prompts or (config.concepts[0].instance_text,))[0]
     info = PngImagePlugin.PngInfo()
-    info.add_text("parameters", f"{prompt}\nSteps: {config.preview_steps}, Sampler: DDIM, CFG scale: "
+    info.add_text("parameters", f"{as_webui_reads(prompt)}\nSteps: {config.preview_steps}, Sampler: DDIM, CFG scale: "
                   f"{config.preview_guidance_scale:g}, Seed: {config.preview_seed}, Size: {picture.width}x{picture.height}, "
                   f"Model: {path.name.removesuffix('.preview.png')}, {MADE_BY} {__version__}")
     with write_atomically(path) as stream:

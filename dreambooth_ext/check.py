@@ -130,6 +130,9 @@ def _warnings(config: TrainConfig) -> list[str]:
     for concept in config.concepts:
         if concept.token:
             found += _token_warnings(concept.token)
+        found += prompt_advice(concept)
+        if config.use_captions:
+            found += _caption_warnings(Path(concept.instance_dir).expanduser())
         if (concept.num_class_images or 0) > CLASS_IMAGES_FIRM_ADVICE:
             found.append(f"{concept.num_class_images} class images: more than {CLASS_IMAGES_FIRM_ADVICE} never helped; "
                          f"{CLASS_IMAGES_AT_MOST} suffice.")
@@ -153,11 +156,29 @@ def lora_advice(config: TrainConfig) -> str:
             "an alpha as large as the rank, is usual (preset LoRA).")
 
 
+def prompt_advice(concept: Concept) -> list[str]:
+    """What is to be said of prompts that are not made of token and class."""
+    from .dataset.captions import bracket_advice
+
+    own = (("The instance prompt", concept.instance_prompt), ("The class prompt", concept.class_prompt))
+    return [advice for advice in (bracket_advice(*each) for each in own) if advice]
+
+
 def _token_warnings(token: str) -> list[str]:
     from .dataset.captions import token_advice
     from .models.tokenizer import token_pieces
 
     advice = token_advice(token, token_pieces)
+    return [advice] if advice else []
+
+
+def _caption_warnings(folder: Path) -> list[str]:
+    from .dataset.captions import captions_advice
+
+    try:
+        advice = captions_advice(folder)
+    except PictureError:  # a fault, and told as one
+        return []
     return [advice] if advice else []
 
 

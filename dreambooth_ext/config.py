@@ -46,6 +46,17 @@ class Concept:
         return self.instance_prompt or f"{self.token} {self.class_noun}".strip()
 
     @property
+    def template(self) -> str:
+        """The instance prompt with token and class in their places; [filewords] stands for the caption still."""
+        return self.instance_text.replace("[name]", self.token).replace("[class]", self.class_noun)
+
+    @property
+    def uncaptioned_text(self) -> str:
+        """The prompt of a picture that has no caption."""
+        template = self.template
+        return " ".join(template.replace("[filewords]", "").split()).strip(" ,") if "[filewords]" in template else template
+
+    @property
     def class_texts(self) -> tuple[str, ...]:
         texts = tuple(text.strip() for text in self.class_prompt.split("|") if text.strip())
         return texts or (self.class_noun,)

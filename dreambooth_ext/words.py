@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def counted(count: int, thing: str) -> str:
     """1, "picture" -> "1 picture"; 3, "picture" -> "3 pictures"."""
@@ -26,3 +28,8 @@ def half_of(learning_rate: float) -> str:
 def printable(text: str) -> str:
     """Without halves of characters, which JSON and file systems can write, and nothing can print."""
     return text.encode("utf-8", "replace").decode()
+
+
+def as_webui_reads(prompt: str) -> str:
+    """A prompt as txt2img must have it, where brackets are weights, to read it as training did."""
+    return re.sub(r"[\\()\[\]]", r"\\\g<0>", prompt)

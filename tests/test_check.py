@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from PIL import Image
 
 from dreambooth_ext import check, presets
 from dreambooth_ext.config import Concept, TrainConfig
@@ -18,3 +19,13 @@ CONFIG = TrainConfig(base="b.ckpt", output_name="r", concepts=(Concept(instance_
 def test_a_lora_that_would_learn_nothing_is_told(settings, warned):
     found = [line for line in check._warnings(dataclasses.replace(CONFIG, **settings)) if "LoRA" in line]
     assert len(found) == warned and all("1e-4" in line for line in found)
+
+
+def test_brackets_are_told_wherever_they_are(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a (red) ball")
+    concept = Concept(str(tmp_path), "(rxz)", "dog", class_prompt="a [dog]")
+    found = [line.partition(" has brackets")[0] for line in check._warnings(dataclasses.replace(CONFIG, concepts=(concept,)))]
+    assert found[:3] == ['"(rxz)"', "The class prompt", "The caption a.txt"]
+    unread = check._warnings(dataclasses.replace(CONFIG, concepts=(concept,), use_captions=False))
+    assert not any("a.txt" in line for line in unread)

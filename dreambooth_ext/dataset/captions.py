@@ -5,12 +5,14 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Concept
 from ..errors import PictureError
 from ..files import storage_error, write_atomically
+from ..words import counted
 from .pictures import is_link_elsewhere, list_pictures
 
 LONGEST_BYTES = 64 * 1024
@@ -118,10 +120,12 @@ def prompt_for(concept: Concept, caption: str | None) -> str:
 
     A template is a prompt with [filewords] in it, which stands for the caption; [name] is the token, [class] the class.
     """
-    template = concept.instance_text.replace("[name]", concept.token).replace("[class]", concept.class_noun)
+    if not caption:
+        return concept.uncaptioned_text
+    template = concept.template
     if "[filewords]" in template:
-        return " ".join(template.replace("[filewords]", caption or "").split()).strip(" ,")
-    return _with_names(caption, concept.token, concept.class_noun) if caption else template
+        return " ".join(template.replace("[filewords]", caption).split()).strip(" ,")
+    return _with_names(caption, concept.token, concept.class_noun)
 
 
 def _with_names(caption: str, token: str, noun: str) -> str:
@@ -142,8 +146,29 @@ def _place(word: str, text: str) -> re.Match[str] | None:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
 
 
+def bracket_advice(what: str, text: str) -> str:
+    """What to know about a prompt, or a part of one, with brackets: a sentence on `what`; empty if it has none."""
+    for place in PLACES:
+        text = text.replace(place, "")
+    told = f"{what} has brackets: training learns them as letters, txt2img as weights. Omit them, or write \\( and \\[ there."
+    return told if re.search(r"[()\[\]]", text) else ""
+
+
+def captions_advice(folder: Path) -> str:
+    """What to know about the captions of a folder, in a sentence. Raises PictureError if there is no such folder."""
+    found = []
+    for picture in list_pictures(folder):
+        with suppress(PictureError):  # which whoever reads the caption for training is told
+            if bracket_advice("", caption_of(picture) or ""):
+                found.append(caption_path(picture).name)
+    return bracket_advice(f"The caption {found[0]}" + (f" (and {counted(len(found) - 1, 'other')})" if found[1:] else ""), "()") \
+        if found else ""
+
+
 def token_advice(token: str, pieces_of: PiecesOf) -> str:
     """What to know about a token, in a sentence; empty if it is a good one. `pieces_of` gives (piece, number) pairs."""
+    if bracketed := bracket_advice(f'"{token}"', token):
+        return bracketed
     pieces = list(pieces_of(token))
     if len(pieces) == 1 and pieces[0][1] < COMMON_BELOW:
         return (f'"{token}" is a word that the model knows well, and what it knows will mix with your pictures: '

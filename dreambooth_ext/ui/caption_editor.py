@@ -62,10 +62,12 @@ class CaptionEditor:
 
     @staticmethod
     def _count(text: str, values: Values) -> str:
+        from ..dataset.captions import bracket_advice
         from ..picture_room import caption_told
 
         prompt, count = caption_told(_concept(values), text or "")
-        return html.note(f'Trained as "{prompt}": {count}.', "warning" if "unread" in count else "note")
+        return (html.note(f'Trained as "{prompt}": {count}.', "warning" if "unread" in count else "note")
+                + html.note(bracket_advice("It", text or ""), "warning"))
 
     def _saved(self, folder: Callable[[Values], Path], name: str, text: str, values: Values) -> list[Any]:
         from ..dataset.captions import write_caption

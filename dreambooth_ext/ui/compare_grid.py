@@ -11,6 +11,7 @@ from ..jobs import Job
 from ..run_folder import RunFolder
 from ..service import Service
 from ..share_plot import shares
+from ..words import as_webui_reads
 from . import html
 from .timeline import COLUMNS, prompt_of, prompts_of, spread, step_of
 
@@ -117,7 +118,7 @@ def _cell(run: RunFolder, found: Comparison, column: Column, number: int, is_kep
     small = "".join(html.picture(found.shown(run, column.name, number, seed), f"{text}, seed {seed}", SMALL_PX)
                     for seed in rest[:SMALL_SHOWN])
     if large and is_kept and column.name != BASE:
-        data = {"snapshot": column.name, "prompt": prompt, "run": run.path.name}
+        data = {"snapshot": column.name, "prompt": as_webui_reads(prompt), "run": run.path.name}
         attributes = " ".join(f'data-{name}="{html.escaped(value)}"' for name, value in data.items())
         large = (f'<button class="dreambooth-cell dreambooth-shot" {attributes} '
                  f'aria-label="Publish step {column.step} and open it in txt2img">{large}</button>')

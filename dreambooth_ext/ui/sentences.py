@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import advice
-from ..check import lora_advice
-from ..config import STEPS_PER_PICTURE, TrainConfig
+from ..check import lora_advice, prompt_advice
+from ..config import STEPS_PER_PICTURE, Concept, TrainConfig
 from ..errors import DreamboothError, PictureError
 from ..files import gib
 from ..host import on_device_of
@@ -135,7 +135,9 @@ class Sentences:
         planned = self._class_images(values) if values.get("with_prior_preservation") else ""
         pieces = _looked_at(lambda: self.lookups.ask("token", token, lambda progress: token_told(token)), html.note,
                             "Looking at the token")
-        return html.note(text) + pieces + planned
+        own = prompt_advice(Concept(instance_prompt=str(values.get("instance_prompt") or ""),
+                                    class_prompt=str(values.get("class_prompt") or "")))
+        return html.note(text) + html.note("\n".join(own), "warning") + pieces + planned
 
     def steps(self, values: Mapping[str, Any]) -> str:
         rank, lora = values.get("lora_rank"), ""

@@ -17,6 +17,7 @@ from ..metrics import MetricsTail
 from ..plot import curve
 from ..run_folder import RunFolder
 from ..service import Service, Work
+from ..words import as_webui_reads
 from . import html
 from .compat import hidden, on, on_script
 from .timeline import config_of, enlarged_html, previews, timeline_html
@@ -173,7 +174,7 @@ def _for_script(job: Job, run: RunFolder | None) -> dict[str, str]:
     config = config_of(run)
     if published and config is not None:
         data["published"] = published[0].name
-        data["prompt"] = config.concepts[0].instance_text.replace("[filewords]", "").strip()
+        data["prompt"] = as_webui_reads(config.concepts[0].uncaptioned_text)
         data["select"] = "yes" if config.auto_select else "no"
         data["side"] = str(config.resolution or "")
         data["samples"] = "yes" if config.resolution == SAMPLE_RESOLUTION and not config.lora_rank else "no"

@@ -1,6 +1,7 @@
 """Preparation: same input, same bytes; only what changed is done again; originals stay as they are."""
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from PIL import Image, ImageDraw
 from dreambooth_ext.config import Concept
 from dreambooth_ext.dataset import prepare as module
 from dreambooth_ext.dataset.buckets import bucket_for, bucket_sizes
-from dreambooth_ext.dataset.captions import caption_of, prompt_for, token_advice
+from dreambooth_ext.dataset.captions import caption_of, captions_advice, prompt_for, token_advice
 from dreambooth_ext.dataset.crop import crop_box, without_letterbox
 from dreambooth_ext.dataset.prepare import as_trained, prepare
 from dreambooth_ext.dataset.resize import resize
 from dreambooth_ext.errors import PictureError
+from dreambooth_ext.words import as_webui_reads
 
 
 def scene(path, size=(300, 200), at=(220, 100), radius=50):
@@ -136,6 +138,27 @@ def test_advice_on_tokens():
     assert "knows well" in token_advice("dog", lambda text: [("dog</w>", 1929)])
     assert "pieces" in token_advice("xqzwvk", lambda text: [(c, 300) for c in text])
     assert token_advice("sks", lambda text: [("sks</w>", 48136)]) == ""
+    for token in ("(rxz)", "[rxz]"):
+        assert f'"{token}" has brackets' in token_advice(token, lambda text: [("x</w>", 48136)])
+
+
+@pytest.mark.parametrize("prompt", ["a (rxz:1.2) dog", "[rxz] dog", "rxz_\\(dog\\)", "rxz) dog", "rxz dog"])
+def test_a_prompt_is_written_so_that_txt2img_reads_what_was_trained(prompt):
+    """A backslash before a bracket, or before another one, makes it a letter: prompt_parser.py of the WebUI."""
+    written = as_webui_reads(prompt)
+    assert not re.search(r"[()\[\]]", re.sub(r"\\.", "", written))
+    assert re.sub(r"\\(.)", r"\1", written) == prompt and (written == prompt) is (prompt == "rxz dog")
+
+
+def test_advice_on_captions_with_brackets(tmp_path):
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("a dog")
+    assert captions_advice(tmp_path) == ""
+    (tmp_path / "b.txt").write_text("a (dog:1.2)")
+    assert captions_advice(tmp_path).startswith("The caption b.txt has brackets")
+    (tmp_path / "a.txt").write_text("a [dog]")
+    assert captions_advice(tmp_path).startswith("The caption a.txt (and 1 other) has brackets")
 
 
 def test_all_pictures_that_are_bad_are_named_at_once(folder, tmp_path):

@@ -151,6 +151,19 @@ def test_a_finished_run_tells_the_script_what_to_hand_over(service, values, tmp_
     assert 'data-published="rex.ckpt"' in shown and 'data-prompt="rxz dog"' in shown and 'data-select="yes"' in shown
 
 
+def test_brackets_are_told_and_handed_over_as_letters(service, values, tmp_path):
+    """In txt2img they are weights of the prompt; the run has learnt them as they stand."""
+    form, values = form_of(service), {**values, "token": "(rxz)", "instance_prompt": "[name] [class], (big) [filewords]"}
+    told = told_at_last(form, values)[2]
+    assert "&quot;(rxz)&quot; has brackets" in told and "The instance prompt has brackets" in told
+    assert "brackets" not in told_at_last(form, {**values, "token": "rxz", "instance_prompt": "[name] [class], [filewords]"})[2]
+    assert "It has brackets" in form.review.captions._count("a [red] ball", values)
+    config = service.settings(values)
+    RunFolder.for_config(config).create(config)
+    run_job(service, lambda progress: [tmp_path / "models" / "rex.ckpt"])
+    assert r'data-prompt="\(rxz\) dog, \(big\)"' in watch_panel.status_html(service)
+
+
 def test_everything_from_outside_is_escaped(service, values, tmp_path):
     from PIL import Image
 
