@@ -52,8 +52,8 @@ def test_a_lora_tells_what_to_write_into_the_prompt(tmp_path, config, run):
     write_cards([tmp_path / "dog.safetensors"], replace(config, lora_rank=4), run, MADE)
     assert (notes_of(tmp_path)["activation text"], notes_of(tmp_path)["preferred weight"]) == ("rxz dog", 1.0)
     bracketed = replace(config.concepts[0], token="(rxz)", instance_prompt="[name] [class], [filewords]")
-    write_cards([tmp_path / "dog.safetensors"], replace(config, lora_rank=4, concepts=(bracketed,)), run, MADE)
-    assert notes_of(tmp_path)["activation text"] == r"\(rxz\) dog"  # as txt2img must have it to read what was trained
+    write_cards([tmp_path / "cat.safetensors"], replace(config, lora_rank=4, concepts=(bracketed,)), run, MADE)
+    assert json.loads((tmp_path / "cat.json").read_text())["activation text"] == r"\(rxz\) dog"
 
 
 def test_what_somebody_else_wrote_stays_and_ours_is_brought_up_to_date(tmp_path, config, run):
