@@ -32,7 +32,7 @@ class Watched(FusedBackward):
     _seen: ClassVar[list[tuple[torch.Tensor, torch.Tensor]]] = []
 
     def _scale(self) -> torch.Tensor:
-        square = torch.stack([self._squares[self._numbers[parameter]] for parameter in self._held]).sum()
+        square = torch.stack([self._norm_of[parameter] for parameter in self._held]).square().sum()
         scale = super()._scale()
         self._seen.append((square, scale))
         return scale

@@ -13,7 +13,9 @@ import torch
 import benchmarks.__main__ as command
 from benchmarks import bench_kernels
 from benchmarks.attention import attention_by
+from benchmarks.bench_clipping import Watched
 from benchmarks.bench_kernels import kind_of
+from dreambooth_ext.training.optimizers.adamw import AdamW
 
 # A part that writes a temporary file and starts another process; then it fails, or never ends.
 PART = """
@@ -155,3 +157,16 @@ def test_temporary_files_lie_in_ram_where_there_is_much_of_it(room, ram, in_ram,
     monkeypatch.setattr(command.shutil, "disk_usage", lambda place: SimpleNamespace(free=room * 10**9))
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=ram * 10**9))
     assert command._roomiest() == (tmp_path if in_ram else None)
+
+
+def test_clipping_is_compared_with_that_by_the_true_norm(monkeypatch):
+    monkeypatch.setattr(Watched, "errors", [])
+    monkeypatch.setattr(Watched, "norms", [])
+    weights = [torch.nn.Parameter(torch.ones(count)) for count in (5000, 7000, 10)]
+    hooks = Watched(AdamW([{"params": weights, "lr": 0.0}], 0.0, (0.9, 0.999), 1e-8, 0.0), 1.0)
+    for _ in range(2):
+        sum((weight * 2).sum() for weight in weights).backward()
+        assert float(hooks.finish()) == pytest.approx(2 * 12_010**0.5)
+    (first, second), norms = Watched.errors, Watched.norms  # at first nobody knows what the others will have
+    assert first > second and second < 0.01
+    assert norms[1] == pytest.approx(1.0, abs=1e-3) and norms[0] <= 1.001

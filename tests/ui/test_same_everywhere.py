@@ -15,6 +15,7 @@ DOES = {
     "review_toggle": ("audit --choices", "POST /pictures/choose"),
     "review_cut": ("prepare --choices", "POST /pictures/choose"),
     "caption_save": ("captions --set", "POST /pictures/caption"),
+    "caption_count": ("captions", "POST /pictures/captions"),
     "token_check": ("token --base --token --class-noun", "POST /pictures/token"),
     "token_show": ("token", "POST /pictures/token"),
     "class_look": ("class-images --plan --sheet", "POST /class-images/plan"),
