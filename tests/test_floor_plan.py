@@ -1,6 +1,7 @@
 """Imports go downwards only, without circles: the table of rooms, read from the code itself."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,14 @@ def test_functions_and_files_stay_small():
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 length = node.end_lineno - node.lineno + 1
                 assert length <= 60, f"{path.name}:{node.lineno} {node.name} has {length} lines"
+
+
+def test_parts_of_the_pages_script_stay_small_and_keep_their_names_to_themselves():
+    """A WebUI loads them into one scope, in the order of their names: the others use what the first one makes."""
+    parts = sorted((PACKAGE.parent / "javascript").glob("*.js"))
+    assert parts[0].name == "dreambooth.js" and len(parts) > 1
+    for path in parts:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") < 400, f"{path} has {text.count(chr(10))} lines"
+        code = re.sub(r"^//.*\n", "", text, flags=re.MULTILINE)
+        assert code.startswith("(function() {\n") and code.endswith("\n})();\n") and not re.search(r"^[^\s(}]", code, re.MULTILINE)

@@ -26,7 +26,8 @@ WIDE = """
 def build(service: Service) -> tuple[Any, str]:
     """gr.Blocks, and the style sheet that `launch` may want."""
     css = (PARTS / "style.css").read_text(encoding="utf-8") + WIDE
-    script = (PARTS / "javascript" / "dreambooth.js").read_text(encoding="utf-8")
+    parts = sorted((PARTS / "javascript").glob("*.js"))  # in the WebUI's order
+    script = "\n".join(path.read_text(encoding="utf-8") for path in parts)
     return tab.build(service, css=css, script=script), css
 
 

@@ -709,7 +709,7 @@ def test_what_takes_long_is_asked_for_until_it_is_there(service):
 
 def test_every_answer_to_a_click_of_the_pages_script_is_told_to_it(service):
     """Else it waits half a minute before it clicks that button again."""
-    script = (Path(tab.__file__).parents[2] / "javascript" / "dreambooth.js").read_text()
+    script = "".join(path.read_text() for path in (Path(tab.__file__).parents[2] / "javascript").glob("*.js"))
     config = json.dumps(tab.build(service).get_config_file(), default=str)
     clicked = set(re.findall(r"(?:click|poll)\('(dreambooth_\w+)'\)", script)) | set(re.findall(r"dreambooth_\w+: '(\w+)'", script))
     clicked |= set(re.findall(r"sayThenClick\('\w+', [^)]*, '(\w+)'\)", script)) | {"dreambooth_runs_act"}

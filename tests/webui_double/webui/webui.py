@@ -93,7 +93,7 @@ def page(extension):
             for blocks, label, name in tabs:
                 with gr.TabItem(label, id=name, elem_id=f"tab_{name}"):
                     blocks.render()
-        scripts = [HERE / "script.js", extension / "javascript" / "dreambooth.js"]
+        scripts = [HERE / "script.js", *sorted((extension / "javascript").glob("*.js"))]
         code = "\n".join(path.read_text(encoding="utf-8") for path in scripts)
         root.load(None, **{"js" if major >= 4 else "_js": f"() => {{ {code} }}"})
     return root, ({"css": style} if major >= 6 else {})

@@ -1,0 +1,92 @@
+// What the form still waits for, or is to judge again: what the server is finding out, and what was typed since.
+(function() {
+    const page = window.dreamboothPage;
+    if (page.askAgain) return;
+    const {root, byId, click, poll} = page;
+    const CONFIRM_AFTER_MS = [800, 3000];
+    const AGAIN_MS = 1000, TYPED_MS = 150;
+
+    // The tab is built without them, so that the WebUI's start waits for none. Newer frameworks build a part when it is looked at.
+    const AT_FIRST = new Set(['dreambooth_runs_poll', 'dreambooth_choose_refresh']);
+
+    function bringUpToDate() {
+        AT_FIRST.forEach((button) => { if (click(button)) AT_FIRST.delete(button); });
+    }
+
+    // An answer that was asked for before another card was clicked may come after it: what is chosen stands in the list alone.
+    function markChosen() {
+        const chosen = root().querySelector('#dreambooth_run input');
+        if (chosen) root().querySelectorAll('.dreambooth-card').forEach((card) => {
+            card.setAttribute('aria-pressed', card.dataset.value === 'pick:' + chosen.value);
+        });
+    }
+
+    const ASK_AGAIN = {dreambooth_review_grid: 'dreambooth_review', dreambooth_picture_detail: 'dreambooth_review_again',
+        dreambooth_token_pictures: 'dreambooth_token_show', dreambooth_class_pictures: 'dreambooth_class_look',
+        dreambooth_runs: 'dreambooth_runs_poll', dreambooth_runs_doing: 'dreambooth_runs_errand',
+        dreambooth_choose_drawing: 'dreambooth_choose_poll'};
+
+    // Answers may overtake each other: once it is quiet, what was typed last is judged again.
+    function touched(event) {
+        const element = event.target && event.target.closest ? event.target : null;
+        if (element && element.closest('#dreambooth_left')) Object.assign(page, {touched: Date.now(), confirmed: 0});
+    }
+    ['focusout', 'change'].forEach((name) => document.addEventListener(name, touched));
+
+    function confirm() {
+        if (!page.touched || Date.now() - page.touched < CONFIRM_AFTER_MS[page.confirmed]) return;
+        page.confirmed += 1;
+        if (page.confirmed === CONFIRM_AFTER_MS.length) page.touched = 0;
+        click('dreambooth_tell');
+    }
+
+    function askAgain() {
+        const now = Date.now();
+        if (now - (page.askedAgain || 0) < AGAIN_MS - 50) return;
+        const buttons = new Set();
+        root().querySelectorAll('.dreambooth-pending').forEach((element) => {
+            const place = Object.keys(ASK_AGAIN).find((id) => element.closest('#' + id));
+            buttons.add(place ? ASK_AGAIN[place] : 'dreambooth_tell');
+            if (place === 'dreambooth_class_pictures') buttons.add('dreambooth_tell');  // the step's sentence counts them
+        });
+        if (buttons.size) page.askedAgain = now;
+        buttons.forEach(poll);
+    }
+
+    // A picture that was clicked on is shown below the others.
+    function showPicked() {
+        const shown = byId('dreambooth_picture');
+        if (!page.picked || !shown || shown.offsetParent === null) return;
+        page.picked = false;
+        shown.scrollIntoView({block: 'nearest'});
+    }
+
+    // An open Review follows the pictures that are named.
+    function follow() {
+        const told = byId('dreambooth_note_pictures'), grid = byId('dreambooth_review_grid');
+        const text = told ? told.textContent : '';
+        if (!grid || grid.offsetParent === null || !text || page.reviewed === text) return;
+        page.reviewed = text;
+        click('dreambooth_review');
+    }
+
+    // A caption is counted while it is typed.
+    document.addEventListener('input', (event) => {
+        if (!event.target.closest || !event.target.closest('#dreambooth_caption')) return;
+        clearTimeout(page.typing);
+        page.typing = setTimeout(() => click('dreambooth_caption_count'), TYPED_MS);
+    });
+
+    // Search among the advanced options.
+    document.addEventListener('input', (event) => {
+        const box = event.target && event.target.closest ? event.target.closest('#dreambooth_search') : null;
+        if (!box) return;
+        const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+        root().querySelectorAll('#dreambooth_advanced .dreambooth-option').forEach((option) => {
+            const text = (option.textContent + ' ' + option.id).toLowerCase().replaceAll('_', ' ');
+            option.classList.toggle('dreambooth-hidden', !words.every((word) => text.includes(word)));
+        });
+    });
+
+    Object.assign(page, {bringUpToDate, markChosen, confirm, askAgain, follow, showPicked});
+})();

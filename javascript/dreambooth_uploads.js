@@ -1,0 +1,61 @@
+// Pictures that are given: chosen, dropped or pasted.
+(function() {
+    const page = window.dreamboothPage;
+    if (page.isUploading) return;
+    const {root, byId, click} = page;
+    const UPLOAD_AT_MOST_MS = 600000, ARRIVED_MS = 1000;
+
+    // gradio 3, which alone lists files while they are on their way, forgets an upload when an answer to anything else comes
+    // meanwhile. Fields are judged afterwards therefore, and what is forgotten all the same is sent again.
+    function isUploading(now) {
+        const place = byId('dreambooth_upload');
+        if (!place || !place.querySelector('.file-preview')) {
+            if (page.unjudged) click('dreambooth_tell');
+            page.unjudged = false;
+            return false;
+        }
+        if (page.given && page.arrived > page.sent && now - page.arrived > ARRIVED_MS && !place.querySelector('.file-preview a')) {
+            place.querySelector('button').click();  // empties the list
+            setTimeout(() => send(page.given), 100);
+        }
+        return now - page.sent < UPLOAD_AT_MOST_MS;
+    }
+
+    function send(files) {
+        const field = root().querySelector('#dreambooth_upload input[type=file]');
+        if (!field) return false;
+        const given = new DataTransfer();
+        files.forEach((file) => given.items.add(file));
+        field.files = given.files;
+        field.dispatchEvent(new Event('change', {bubbles: true}));
+        return true;
+    }
+
+    ['change', 'drop'].forEach((kind) => document.addEventListener(kind, (event) => {
+        if (!event.target.closest || !event.target.closest('#dreambooth_upload')) return;
+        const files = Array.from((event.dataTransfer || event.target).files || []);
+        if (files.length) Object.assign(page, {given: files, sent: Date.now()});
+    }, true));
+
+    new PerformanceObserver((seen) => {
+        if (seen.getEntries().some((entry) => /\/upload(\?|$)/.test(entry.name))) page.arrived = Date.now();
+    }).observe({type: 'resource'});
+
+    document.addEventListener('blur', (event) => {
+        const element = event.target.closest ? event.target : null;
+        // A list closes when it is left, and nobody is asked about it then.
+        if (!element || !element.closest('#dreambooth_tabs') || element.dataset.testid !== 'textbox') return;
+        if (!isUploading(Date.now())) return;
+        event.stopPropagation();
+        page.unjudged = true;
+    }, true);
+
+    document.addEventListener('paste', (event) => {
+        const step = byId('dreambooth_step_pictures');
+        if (!step || step.offsetParent === null || step.closest('[inert]')) return;
+        const pictures = Array.from((event.clipboardData || {}).files || []).filter((file) => file.type.startsWith('image/'));
+        if (pictures.length && send(pictures)) event.preventDefault();
+    });
+
+    Object.assign(page, {isUploading});
+})();
