@@ -1,4 +1,5 @@
 import pytest
+from browsing import launched
 
 from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.jobs import Jobs
@@ -23,3 +24,13 @@ def values(tmp_path):
         Image.new("RGB", (64, 64), (number, 80, 90)).save(tmp_path / "pictures" / f"{number}.png")
     return {"base": "base.ckpt", "output_name": "rex", "instance_dir": str(tmp_path / "pictures"), "token": "rxz",
             "class_noun": "dog"}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = launched(playwright)
+        yield running
+        running.close()

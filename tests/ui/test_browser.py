@@ -15,7 +15,6 @@ from browsing import (
     choose,
     field,
     fill,
-    launched,
     open_page,
     press,
     ready,
@@ -66,14 +65,6 @@ def served(data, *flags):
         process.terminate()
         process.wait(120)
         log.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = launched(playwright)
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Captions that are typed in Review, in a real headless browser; what the page asks may be answered late."""
 
 import pytest
-from browsing import CHROMIUM, QUESTIONS, answered, field, fill, launched, open_page, ready, unfold
+from browsing import CHROMIUM, QUESTIONS, answered, field, fill, open_page, ready, unfold
 from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -24,14 +24,6 @@ def served(tmp_path_factory):
     Image.effect_noise((96, 96), 90).convert("RGB").save(folder / "pictures" / "one.png")
     yield app.launch(StandaloneHost(folder / "models", folder / "runs"), open_browser=False, block=False), folder
     gradio.close_all()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = launched(playwright)
-        yield running
-        running.close()
 
 
 @pytest.fixture

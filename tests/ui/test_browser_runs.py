@@ -15,7 +15,6 @@ from browsing import (
     QUESTIONS,
     answered,
     choose,
-    launched,
     open_page,
     ready,
     screenshot,
@@ -72,14 +71,6 @@ def served(tmp_path_factory):
         run.write_state(state)
     yield app.launch(host, open_browser=False, block=False), folder
     gradio.close_all()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = launched(playwright)
-        yield running
-        running.close()
 
 
 @pytest.fixture

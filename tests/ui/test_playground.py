@@ -15,7 +15,6 @@ from browsing import (
     answered,
     field,
     fill,
-    launched,
     open_page,
     press,
     ready,
@@ -86,14 +85,6 @@ def served(tmp_path_factory):
         finally:
             process.terminate()
             process.wait(120)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = launched(playwright)
-        yield running
-        running.close()
 
 
 @pytest.fixture
