@@ -56,7 +56,7 @@ def _texts(config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]
              f"Learning rate {config.learning_rate:g}, seed {config.seed}, {provenance.get('trainer', '')}"]
     texts: dict[str, Any] = {"description": f"{OURS}{instance}", "notes": "\n".join(notes)}
     if config.lora_rank:
-        activation = ", ".join(as_webui_reads(concept.uncaptioned_text) for concept in config.concepts)
+        activation = ", ".join(as_webui_reads(concept.shown_text) for concept in config.concepts)
         # What the Lora tab puts into the prompt on a click.
         texts |= {"activation text": activation, "preferred weight": 1.0}
     return texts
@@ -92,7 +92,7 @@ def _write_preview(path: Path, config: TrainConfig, run: RunFolder, step: int) -
             picture = opened.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
         return False  # a run's folder may hold anything: a model needs no picture
-    prompt = (config.preview_prompts or (config.concepts[0].instance_text,))[0]
+    prompt = config.shown_prompts[0]
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", f"{as_webui_reads(prompt)}\nSteps: {config.preview_steps}, Sampler: DDIM, CFG scale: "
                   f"{config.preview_guidance_scale:g}, Seed: {config.preview_seed}, Size: {picture.width}x{picture.height}, "

@@ -171,7 +171,7 @@ def prompts_for(config: TrainConfig, wished: Sequence[str] = ()) -> tuple[tuple[
     prompts = [text.strip() for text in wished if text.strip()]
     if not prompts:
         for concept in config.concepts:
-            instance = concept.instance_text.replace("[filewords]", "").strip(" ,")
+            instance = concept.shown_text
             scene = "a mountain landscape" if concept.kind == "style" else "on a beach"
             prompts += [instance, f"{instance} {scene}", concept.class_texts[0]]
     prompts = list(dict.fromkeys(prompts))

@@ -57,6 +57,11 @@ class Concept:
         return " ".join(template.replace("[filewords]", "").split()).strip(" ,") if "[filewords]" in template else template
 
     @property
+    def shown_text(self) -> str:
+        """The prompt that is to show it: that of a picture without a caption, or token and class if that says nothing."""
+        return self.uncaptioned_text or f"{self.token} {self.class_noun}".strip()
+
+    @property
     def class_texts(self) -> tuple[str, ...]:
         texts = tuple(text.strip() for text in self.class_prompt.split("|") if text.strip())
         return texts or (self.class_noun,)
@@ -137,6 +142,12 @@ class TrainConfig:
     preview_guidance_scale: float = option(7.0, "Preview CFG", "Guidance scale of previews.", minimum=1, maximum=30, group="watch")
 
     concepts: tuple[Concept, ...] = ()
+
+    @property
+    def shown_prompts(self) -> tuple[str, ...]:
+        """Of the previews: those asked for, else each concept's instance prompt and class prompt."""
+        own = [text for concept in self.concepts for text in (concept.shown_text, concept.class_texts[0])]
+        return self.preview_prompts or tuple(dict.fromkeys(own))
 
     @property
     def vae_path(self) -> Path | None:

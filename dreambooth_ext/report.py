@@ -38,13 +38,11 @@ def report_html(run: RunFolder, *, with_paths: bool = False) -> str:
     """The report as one self-contained page."""
     config, state = run.config(), run.state()
     message = state.message if with_paths else _without(state.message, _paths_of(config, run))
-    prompts = config.preview_prompts or tuple(
-        text for concept in config.concepts for text in (concept.instance_text, concept.class_texts[0]))
     why, _, instead = message.partition("\n")
     facts = [("state", state.state), ("message", why), ("what to do", instead), ("steps", f"{state.step} of {state.steps}"),
              ("started", _date(state.started_s)), ("last change", _date(state.updated_s))]
     parts = {
-        "Which snapshot": sections.grid(run), "Previews of training": sections.timeline(run, list(prompts)),
+        "Which snapshot": sections.grid(run), "Previews of training": sections.timeline(run, list(config.shown_prompts)),
         "Curves": sections.curves(run), "Pictures": sections.pictures(run), "Where it came from": sections.provenance(run, config),
         "Time and memory": sections.took(run),
         "Settings": sections.table(_settings(config, with_paths=with_paths, with_prompts=True)),

@@ -45,7 +45,7 @@ def test_prompts_with_the_token_show_the_subject():
     assert prompts == ("rxz dog", "rxz dog on a beach", "dog") and kinds == (SUBJECT, SUBJECT, CLASS)
     wished = ["photo of RXZ, sitting", " ", "a cat", "rxzed dog", "a cat"]
     assert prompts_for(CONFIG, wished) == (("photo of RXZ, sitting", "a cat", "rxzed dog"), (SUBJECT, CLASS, CLASS))
-    style = replace(CONFIG, concepts=(replace(CONFIG.concepts[0], kind="style", instance_prompt="art of rxz, [filewords]"),))
+    style = replace(CONFIG, concepts=(replace(CONFIG.concepts[0], kind="style", instance_prompt="art of [name], [filewords]"),))
     assert prompts_for(style)[0] == ("art of rxz", "art of rxz a mountain landscape", "dog")
 
 

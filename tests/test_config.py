@@ -140,3 +140,15 @@ def test_prompts_come_from_token_and_class():
     assert CONCEPT.instance_text == "rxz dog"
     assert CONCEPT.class_texts == ("dog",)
     assert Concept(class_prompt="a dog| a puppy ").class_texts == ("a dog", "a puppy")
+
+
+@pytest.mark.parametrize(("instance_prompt", "wished", "shown"), [
+    ("", (), ("rxz dog", "dog")),
+    ("a photo of [name] [class], [filewords]", (), ("a photo of rxz dog", "dog")),
+    ("[filewords]", (), ("rxz dog", "dog")),  # nothing but captions: what is to be shown is the subject
+    ("dog", (), ("dog",)),
+    ("[filewords]", ("rxz dog in a box",), ("rxz dog in a box",)),
+])
+def test_previews_show_prompts_without_placeholders(instance_prompt, wished, shown):
+    concept = dataclasses.replace(CONCEPT, instance_prompt=instance_prompt)
+    assert dataclasses.replace(CONFIG, concepts=(concept,), preview_prompts=wished).shown_prompts == shown

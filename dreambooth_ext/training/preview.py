@@ -17,12 +17,6 @@ from ..models.vae import decode_latents
 from .memory import on_device
 
 
-def preview_prompts(config: TrainConfig) -> tuple[str, ...]:
-    """Those asked for, else each concept's instance prompt and class prompt."""
-    own = [text for concept in config.concepts for text in (concept.instance_text, concept.class_texts[0])]
-    return config.preview_prompts or tuple(dict.fromkeys(own))
-
-
 def render_previews(model: StableDiffusion, config: TrainConfig, *, unet_yields: bool = False) -> list[Image.Image]:
     """One picture a prompt.
 
@@ -33,7 +27,7 @@ def render_previews(model: StableDiffusion, config: TrainConfig, *, unet_yields:
     instead_of = model.unet if unet_yields else None
     requests = [Txt2Img(prompt, (config.preview_seed,), steps=config.preview_steps,
                         guidance_scale=config.preview_guidance_scale, width=side, height=side)
-                for prompt in preview_prompts(config)]
+                for prompt in config.shown_prompts]
     with on_device(torch.nn.ModuleList(model.text_encoders), device, instead_of):
         encoded = [encode_request(model, request, config.clip_skip) for request in requests]
     latents = [sample_latents(model, request, request.seeds, encoded=texts)

@@ -82,7 +82,7 @@ def _noise(config: TrainConfig, folder: Path) -> TrainingSet:
     for number in range(2 * config.train_batch_size):
         path = folder / f"{number}.png"
         Image.fromarray(draws.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(path)
-        prompt = config.concepts[0].instance_text if number % 2 == 0 else config.concepts[0].class_texts[0]
+        prompt = config.concepts[0].uncaptioned_text if number % 2 == 0 else config.concepts[0].class_texts[0]
         images.append(TrainingImage(path, prompt, sha256_of(path), side, side))
     return TrainingSet(tuple(images[::2]), tuple(images[1::2]) if config.with_prior_preservation else ())
 

@@ -51,8 +51,7 @@ def prompts_of(run: RunFolder) -> list[str]:
     config = config_of(run)
     if config is None:
         return []
-    own = [text for concept in config.concepts for text in (concept.instance_text, concept.class_texts[0])]
-    return list(config.preview_prompts or dict.fromkeys(own))
+    return list(config.shown_prompts)
 
 
 def config_of(run: RunFolder | None) -> TrainConfig | None:

@@ -174,7 +174,7 @@ def _for_script(job: Job, run: RunFolder | None) -> dict[str, str]:
     config = config_of(run)
     if published and config is not None:
         data["published"] = published[0].name
-        data["prompt"] = as_webui_reads(config.concepts[0].uncaptioned_text)
+        data["prompt"] = as_webui_reads(config.concepts[0].shown_text)
         data["select"] = "yes" if config.auto_select else "no"
         data["side"] = str(config.resolution or "")
         data["samples"] = "yes" if config.resolution == SAMPLE_RESOLUTION and not config.lora_rank else "no"
