@@ -16,7 +16,6 @@ from .run_folder import RunFolder
 def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]:
     """Whatever happens, the run's state and log say so."""
     progress.listen(lambda report: run.log(report.text) if report.phase == "log" else None)
-    run.take_wishes()  # of a former process, which did not come to them
     progress.listen(lambda report: _fulfil(run.take_wishes(), progress))
     taken = {"step": run.state().step}
     progress.listen(lambda report: taken.update(step=report.done) if report.phase == "training" else None)

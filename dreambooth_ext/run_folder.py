@@ -9,7 +9,7 @@
     RUN/previews/            step-000100-0.png, one file a prompt
     RUN/metrics.jsonl        one line a step
     RUN/log.txt
-    RUN/wishes.txt           what another process asks of the one that works: stop, preview, snapshot
+    RUN/stop.wish            what another process asks of the one that works: stop, preview, snapshot
     RUN/took.json            seconds by phase, and memory
     RUN/comparison/          the snapshots side by side, see comparison.py
     RUN/report.html          written whenever the work on the run ends
@@ -73,7 +73,8 @@ WORKED_ON = ("preparing", "class images", "training", "publishing")  # states of
 _LOG_BYTES_SHOWN = 1 << 20
 _OBJECT_BYTES_AT_MOST = 16 << 20  # inputs.json of 1000 pictures has some 100 KiB
 _LINE_BYTES_AT_MOST = 1 << 16
-_BEFORE_CONFIG = re.compile(r"\.lock|(inputs|state|choices-\d+)\.json|\..*\.partial")  # what a start that was killed has left
+_WISHES = ("preview", "snapshot", "stop")
+_BEFORE_CONFIG = re.compile(r"\.lock|(inputs|state|choices-\d+)\.json|\..*\.partial|.*\.wish")  # what a start that was killed has left
 _TOO_LARGE = 1e11  # steps, or seconds since 1970, of a file that somebody has tampered with
 
 
@@ -296,22 +297,22 @@ class RunFolder:
 
     def ask(self, wish: str) -> None:
         """Leave a wish ("stop", "preview", "snapshot") for whatever process works on this run. Raises StorageError."""
-        append_line(self._wishes_path, wish)
+        try:
+            self._wish_path(wish).touch()
+        except OSError as error:
+            raise storage_error(self._wish_path(wish), error) from error
 
     def take_wishes(self) -> list[str]:
-        """The wishes that were left since the last call, oldest first."""
-        taken = self._wishes_path.with_suffix(".taken")
-        try:
-            os.replace(self._wishes_path, taken)  # what is wished meanwhile goes into a new file
-            wishes = taken.read_text(encoding="utf-8").split()
-            taken.unlink()
-        except OSError:
-            return []
-        return wishes
+        """The wishes that were left since the last call. A file that is there is the whole wish: none is lost while it is taken."""
+        taken = []
+        for wish in _WISHES:
+            with suppress(OSError):
+                self._wish_path(wish).unlink()
+                taken.append(wish)
+        return taken
 
-    @property
-    def _wishes_path(self) -> Path:
-        return self.path / "wishes.txt"
+    def _wish_path(self, wish: str) -> Path:
+        return self.path / f"{wish}.wish"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -332,6 +333,7 @@ class RunFolder:
                 raise _busy(self.path) from error
             if removed:  # by whoever has just deleted the run
                 raise _busy(self.path)
+            self.take_wishes()  # of a former process, which did not come to them
             yield
 
     def is_held(self) -> bool:

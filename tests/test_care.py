@@ -115,7 +115,7 @@ def test_another_process_can_ask_a_run_that_goes_on(config, rex, capsys):
     from dreambooth_ext.record import told_in_the_run_folder
 
     assert run(["ask", "rex", "stop"]) == BAD_INPUT  # nobody works on it
-    progress, begun, taken = Progress(), threading.Event(), []
+    progress, begun, both, taken = Progress(), threading.Event(), threading.Event(), []
 
     def work():
         with rex.lock(), told_in_the_run_folder(rex, progress):
@@ -124,6 +124,8 @@ def test_another_process_can_ask_a_run_that_goes_on(config, rex, capsys):
             while not progress.cancelled:
                 progress.report(1, 100)
                 taken.extend(wish for wish in ("preview", "snapshot") if progress.take_request(wish))
+                if len(taken) == 2:
+                    both.set()
                 threading.Event().wait(0.01)
             raise Cancelled
 
@@ -136,11 +138,10 @@ def test_another_process_can_ask_a_run_that_goes_on(config, rex, capsys):
     assert begun.wait(120)
     for wish in ("preview", "snapshot"):
         assert run(["ask", "rex", wish]) == DONE
-    while len(taken) < 2:
-        threading.Event().wait(0.01)
+    answered = both.wait(120)
     assert run(["ask", "rex", "discard"]) == DONE
     thread.join(120)
-    assert taken == ["preview", "snapshot"] and not rex.path.exists()
+    assert answered and taken == ["preview", "snapshot"] and not rex.path.exists()
 
 
 def test_a_queue_is_worked_off_in_order_and_judged_before_it_begins(config, rex, tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -24,14 +25,49 @@ def run(tmp_path):
     return run
 
 
-def test_a_wish_that_comes_while_others_are_taken_is_taken_next(tmp_path, monkeypatch):
-    run, unlink = RunFolder(tmp_path / "rex"), Path.unlink
-    monkeypatch.setattr(Path, "unlink", lambda path, **options: (run.ask("stop"), unlink(path, **options)))
-    run.ask("preview")
-    assert run.take_wishes() == ["preview"]
-    monkeypatch.undo()
-    assert run.take_wishes() == ["stop"] and run.take_wishes() == []
-    assert list(run.path.iterdir()) == []
+def test_no_wish_is_lost_however_asking_and_taking_meet(run):
+    """One thread asks, as soon as its last wish was taken; the other takes all the while."""
+    answered, over = threading.Event(), threading.Event()
+
+    def work():
+        while not over.is_set():
+            if "stop" in run.take_wishes():
+                answered.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(2000):
+            answered.clear()
+            run.ask("stop")
+            assert answered.wait(30)
+    finally:
+        over.set()
+        worker.join()
+    assert not list(run.path.glob("*.wish"))
+
+
+def test_wishes_are_taken_once_and_those_of_a_former_process_not_at_all(run):
+    run.ask("stop")
+    with run.lock():
+        assert run.take_wishes() == []
+        for wish in ("snapshot", "preview", "snapshot"):
+            run.ask(wish)
+        assert run.take_wishes() == ["preview", "snapshot"] and run.take_wishes() == []
+
+
+def test_what_is_asked_of_a_run_that_is_just_being_made_is_neither_lost_nor_in_its_way(tmp_path):
+    run = RunFolder(tmp_path / "new")
+    with run.lock():
+        run.ask("stop")
+        run.require_free()
+        run.create(CONFIG)
+        assert run.take_wishes() == ["stop"]
+
+
+def test_a_wish_that_cannot_be_left_is_told(tmp_path):
+    with pytest.raises(StorageError):
+        RunFolder(tmp_path / "gone").ask("stop")
 
 
 def test_config_and_state_come_back(run):
