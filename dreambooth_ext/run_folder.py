@@ -74,7 +74,7 @@ _LOG_BYTES_SHOWN = 1 << 20
 _OBJECT_BYTES_AT_MOST = 16 << 20  # inputs.json of 1000 pictures has some 100 KiB
 _LINE_BYTES_AT_MOST = 1 << 16
 _WISHES = ("preview", "snapshot", "stop")
-_BEFORE_CONFIG = re.compile(r"\.lock|(inputs|state|choices-\d+)\.json|\..*\.partial|.*\.wish")  # what a start that was killed has left
+_BEFORE_CONFIG = re.compile(r"\.lock|(inputs|state|choices-\d+)\.json|\..*\.partial|.*\.wish")  # what a killed start has left
 _TOO_LARGE = 1e11  # steps, or seconds since 1970, of a file that somebody has tampered with
 
 
