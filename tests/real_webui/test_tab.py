@@ -19,6 +19,7 @@ FIELDS = ("steps", "train_batch_size", "learning_rate", "text_encoder_learning_r
           "class_guidance_scale", "preview_guidance_scale", "snapshot_every", "lr_warmup_steps", "prior_loss_weight")
 PICTURES = 8
 PROMPT = subject.instance_prompt(TOKEN)
+SOCKETS: dict = {}  # of each page
 
 
 @pytest.fixture
@@ -26,17 +27,32 @@ def browser():
     with sync_api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield running
+        for page in [page for context in running.contexts for page in context.pages]:
+            leave(page)
         running.close()
 
 
 def opened(browser, url):
     page = browser.new_page(viewport={"width": 1500, "height": 1150})
+    page.on("websocket", lambda socket: SOCKETS.setdefault(page, []).append(socket))
     page.goto(url)
     page.wait_for_selector("#txt2img_prompt", timeout=60_000)
     to_tab(page, "Dreambooth")
     page.wait_for_function("window.dreamboothPage && window.dreamboothPage.polls !== undefined")
     page.wait_for_timeout(1500)
     return page
+
+
+def leave(page):
+    """Close a page that has all its answers.
+
+    gradio 3.41 keeps the connection of one that left while it waited for good, and the WebUI's next Reload UI waits for that.
+    """
+    end = time.monotonic() + 60
+    while not all(socket.is_closed() for socket in SOCKETS.get(page, ())):
+        assert time.monotonic() < end, "the page waits for an answer"
+        page.wait_for_timeout(200)
+    page.close()
 
 
 def to_tab(page, name):
@@ -75,7 +91,7 @@ def test_from_pictures_to_the_subject_in_txt2img(browser, webui, tmp_path):
     page.wait_for_selector("#dreambooth_previews img", timeout=900_000)
     page.wait_for_timeout(1500)
     shot(page, "running")
-    page.close()
+    leave(page)
     page = opened(browser, webui.url)  # the page was closed: the run is found again
     before = page.locator("#dreambooth_status").first.inner_text()
     assert name in before
@@ -117,6 +133,7 @@ def test_reload_ui_does_not_lose_a_running_job(browser, webui, tmp_path):
     assert webui.wait(job)["state"] == "finished"
     page.wait_for_selector('.dreambooth-status[data-state="finished"]', state="attached", timeout=60_000)
     assert webui.selected().startswith(f"{name}.ckpt")
+    page.wait_for_timeout(2000)  # it asks for the list of checkpoints anew
 
 
 def generate(page):
