@@ -6,8 +6,10 @@ size only: there, `--webui-base full.safetensors --webui-settings '{"lora_rank":
 """
 
 import json
+import socket
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -89,18 +91,20 @@ class Http:
     def wait_for_restart(self, limit_s=60):
         """Until the server has gone down, and is up again.
 
-        It is asked as seldom then as its own page asks it: a request between the start of its server and of its API ends it
-        ("Cannot add middleware after an application has started").
+        While it comes up it is asked for nothing: a request between the start of its server and of its API ends it ("Cannot add
+        middleware after an application has started"). Its own page asks it, every 0.5 s from the third second on.
         """
-        was_down, end = False, time.monotonic() + limit_s
+        address, end = urllib.parse.urlsplit(self.url), time.monotonic() + limit_s
+        was_down = False
         while time.monotonic() < end:
             try:
-                self.status()
+                socket.create_connection((address.hostname, address.port), 5).close()
                 if was_down:
+                    time.sleep(5)
                     return
             except OSError:
                 was_down = True
-            time.sleep(0.5 if was_down else 0.05)
+            time.sleep(0.05)
         raise AssertionError("it did not come up again" if was_down else "it never went down")
 
     def txt2img(self, prompt, **more):
