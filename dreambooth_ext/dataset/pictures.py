@@ -168,6 +168,8 @@ def _opened(path: Path, at_least: tuple[int, int] | None) -> Original:
         orientation = image.getexif().get(ORIENTATION, 1)
         image.load()
         rotated = orientation not in (0, 1)
+        if image.format == "TIFF":  # which every Pillow turns as it loads it; older ones leave the tag, newer ones know the size
+            return Original(_eight_bit(image), mode, rotated, frames, image.info.get("icc_profile") or b"", image.size)
         # Both copy a picture that needs nothing done; at 12 megapixels that is a tenth of the work.
         upright = (ImageOps.exif_transpose(image) or image) if rotated else image
         size = (height, width) if orientation in _ON_ITS_SIDE else (width, height)

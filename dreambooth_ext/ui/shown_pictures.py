@@ -70,14 +70,11 @@ class ShownPictures:
 
 @lru_cache(maxsize=KEPT)
 def _shown(path: Path, mtime_ns: int, length: int, resolution: int, crop: str, box: Box | None) -> Shown:
-    from ..dataset.pictures import open_picture
+    from ..dataset.pictures import open_with_size
     from ..dataset.prepare import as_trained
 
     trained, part = as_trained(path, resolution=resolution, crop=crop, box=box)
-    with Image.open(path) as header:
-        turned = header.getexif().get(0x0112, 1) >= 5
-        width, height = header.size[::-1] if turned else header.size
-    whole = open_picture(path, at_least=(WHOLE_PX, WHOLE_PX))
+    whole, (width, height) = open_with_size(path, at_least=(WHOLE_PX, WHOLE_PX))
     return Shown(_uri(trained, THUMBNAIL_PX), _uri(whole, WHOLE_PX), _uri(trained, max(trained.size)), width, height, part,
                  trained.size)
 

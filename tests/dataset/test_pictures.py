@@ -12,7 +12,14 @@ from PIL import Image, ImageCms
 
 from dreambooth_ext.dataset import pictures
 from dreambooth_ext.dataset.audit import audit
-from dreambooth_ext.dataset.pictures import list_pictures, open_picture, reason_against, require_pictures
+from dreambooth_ext.dataset.pictures import (
+    list_pictures,
+    open_original,
+    open_picture,
+    open_with_size,
+    reason_against,
+    require_pictures,
+)
 from dreambooth_ext.errors import PictureError
 
 RED = (200, 30, 40)
@@ -31,6 +38,21 @@ def test_upright_by_exif(tmp_path):
     upright = open_picture(tmp_path / "a.png")
     assert upright.size == (20, 40)
     assert upright.getpixel((10, 2)) == RED and upright.getpixel((10, 30)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_once(tmp_path, orientation):
+    """Every Pillow turns it as it loads it; old ones keep the tag nevertheless, new ones tell the size as it will be."""
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste(RED, (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a.png", "a.tif"):
+        image.save(tmp_path / name, exif=exif)
+    wanted, size = open_with_size(tmp_path / "a.png")
+    turned, told = open_with_size(tmp_path / "a.tif")
+    assert told == size == turned.size == wanted.size and turned.tobytes() == wanted.tobytes()
+    assert open_original(tmp_path / "a.tif").rotated == (orientation > 1)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "CMYK", "I;16", "1"])
