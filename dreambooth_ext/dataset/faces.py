@@ -6,6 +6,7 @@ The cascade is the one that OpenCV's package brings along (Viola and Jones 2001;
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ ANALYSIS_PX = 180  # shorter side
 _LEAST_PX = 20  # of a face, there: smaller ones are passers-by
 _SCALE_STEP = 1.2
 _AGREEING = 6  # detections that are one face
+_LOOKING = threading.Lock()
 
 
 def detector() -> str:
@@ -36,7 +38,8 @@ def faces(image: Image.Image) -> list[Box]:
     scale = min(1.0, ANALYSIS_PX / min(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     grey = np.asarray(image.convert("L").resize(size, Image.Resampling.BOX, reducing_gap=3.0))
-    found = cascade.detectMultiScale(grey, _SCALE_STEP, _AGREEING, minSize=(_LEAST_PX, _LEAST_PX))
+    with _LOOKING:  # a cascade keeps the picture that it looks at in itself: two threads would find each other's faces
+        found = cascade.detectMultiScale(grey, _SCALE_STEP, _AGREEING, minSize=(_LEAST_PX, _LEAST_PX))
     boxes = ((x, y, x + width, y + height) for x, y, width, height in np.asarray(found).tolist())
     return sorted(tuple(round(edge / scale) for edge in box) for box in boxes)  # type: ignore[misc]
 

@@ -1,5 +1,7 @@
 """The smart crop keeps the subject: on drawn scenes, on the photographs, and faces where there is something to find them with."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import known_boxes
 import numpy as np
 import pytest
@@ -59,6 +61,16 @@ def test_a_face_is_found_and_kept(astronaut):
     wide.paste(astronaut.crop((130, 20, 330, 220)), (800, 40))
     box = crop_box(wide, 64, 64)
     assert box[0] <= 800 + 225 - 130 - 50 and box[2] >= 800 + 225 - 130 + 50
+
+
+def test_threads_find_each_the_faces_of_their_own_picture(astronaut):
+    """A job prepares while a page shows how pictures will be cut: OpenCV's cascade is not for two at once."""
+    if not faces.detector():
+        return
+    pictures = [astronaut, astronaut.resize((700, 900)), astronaut.crop((100, 0, 400, 300)), Image.new("RGB", (640, 480))]
+    alone = [faces.faces(picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(faces.faces, pictures * 15)) == alone * 15
 
 
 def test_no_face_is_seen_where_there_is_none(photos):
