@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Sequence
 from itertools import count
@@ -17,6 +18,7 @@ FILES_AT_MOST = 1000
 BYTES_AT_MOST = 256 << 20  # of one file: a picture of 100 megapixels without compression
 TOTAL_BYTES_AT_MOST = 8 << 30
 CAPTIONS = {".txt", ".caption"}  # kept as .txt, which is what training reads
+_ADDING = threading.Lock()
 
 
 def keep(files: Sequence[str], folder: Path, former: Path | None = None) -> Path:
@@ -48,14 +50,15 @@ def add(files: Sequence[str], folder: Path) -> Path:
     """Copy the files beside the earlier ones of `folder`, all of them or none. Raises ConfigError, StorageError."""
     sizes, copied = _sizes_of(files), []
     require_space(folder, sum(sizes.values()), "The upload")
-    try:
-        for file, name in _names_for(files, [path.name for path in folder.iterdir()]).items():
-            copied.append(folder / name)
-            shutil.copyfile(file, copied[-1])
-    except OSError as error:
-        for path in copied:
-            path.unlink(missing_ok=True)
-        raise storage_error(folder, error) from error
+    with _ADDING:  # two drops at once would choose the same names, and one would be written over the other
+        try:
+            for file, name in _names_for(files, [path.name for path in folder.iterdir()]).items():
+                copied.append(folder / name)
+                shutil.copyfile(file, copied[-1])
+        except OSError as error:
+            for path in copied:
+                path.unlink(missing_ok=True)
+            raise storage_error(folder, error) from error
     return folder
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -540,6 +541,19 @@ def test_two_uploads_at_once_never_share_a_folder(service, tmp_path):
         assert len(kept) == 4 and all(text.startswith(owner) for text in kept.values())
         for name, text in kept.items():  # each caption stays beside its own picture
             assert kept[name.rpartition(".")[0] + ".txt"].split(".")[0] == text.split(".")[0]
+
+
+def test_pictures_dropped_at_once_into_one_folder_are_all_kept(tmp_path):
+    """Pasted pictures are all called image.png, and a WebUI answers its pages side by side."""
+    files = [tmp_path / str(number) / "image.png" for number in range(8)]
+    for number, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_bytes(bytes([number]) * 100_000)
+    for turn in range(20):
+        (tmp_path / f"uploads-{turn}").mkdir()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda file, turn=turn: uploads.add([str(file)], tmp_path / f"uploads-{turn}"), files))
+        assert sorted(path.read_bytes()[0] for path in (tmp_path / f"uploads-{turn}").iterdir()) == list(range(8))
 
 
 def test_an_upload_that_fails_leaves_nothing(service, tmp_path, monkeypatch):
