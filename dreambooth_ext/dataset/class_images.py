@@ -25,7 +25,7 @@ from ..progress import Progress
 from ..words import counted, printable
 from . import pace
 from .manifest import TrainingImage, sha256_of
-from .pictures import list_pictures, open_picture, reason_against
+from .pictures import list_pictures, open_original, open_picture, reason_against
 from .resize import resize
 
 if TYPE_CHECKING:
@@ -327,12 +327,19 @@ def _adopted(path: Path, request: Request, concept_index: int) -> TrainingImage:
     """A picture of other origin, brought to the training size in a folder of its own."""
     from .crop import crop_box
 
-    image = open_picture(path)
-    if image.size == (request.width, request.height):
+    if _is_plain(path, (request.width, request.height)):
         return _as_training_image(path, request, concept_index)
-    copy = path.parent / "resized" / f"{sha256_of(path)[:20]}.png"
+    copy = path.parent / "resized" / f"{sha256_of(path)[:20]}-{request.width}x{request.height}.png"
     if not copy.is_file():
+        image = open_picture(path)
         resized = resize(image.crop(crop_box(image, request.width, request.height)), request.width, request.height)
         with write_atomically(copy) as stream:
             resized.save(stream, "PNG")
     return _as_training_image(copy, request, concept_index)
+
+
+def _is_plain(path: Path, size: tuple[int, int]) -> bool:
+    """Whether a picture is as training reads it, which takes the pixels as they stand: neither turned nor cut out, in sRGB."""
+    original = open_original(path)
+    return (original.size == size and original.mode in ("RGB", "L") and not original.rotated and not original.has_alpha
+            and not original.profile)

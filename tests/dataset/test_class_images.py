@@ -134,6 +134,31 @@ def test_pictures_of_other_origin_are_told_and_used_only_on_purpose(planned, tmp
         assert image.size == (64, 64)
 
 
+def test_pictures_of_other_origin_are_of_the_size_of_each_run(planned, tmp_path):
+    (tmp_path / "own").mkdir()
+    Image.new("RGB", (300, 200), "white").save(tmp_path / "own" / "a.png")
+    own = dataclasses.replace(CONCEPT, class_dir=str(tmp_path / "own"), num_class_images=1)
+    for side in (64, 128, 64):
+        (used,) = ensure(planned(own, foreign="use", resolution=side), Path("b"), Renderer(), {}, Progress())
+        with Image.open(used.path) as image:
+            assert image.size == (used.width, used.height) == (side, side)
+
+
+def test_pictures_of_other_origin_are_upright_and_flattened_at_whatever_size(planned, tmp_path):
+    (tmp_path / "own").mkdir()
+    picture, exif = Image.new("RGB", (64, 64), "white"), Image.Exif()
+    picture.paste("black", (0, 0, 64, 16))
+    exif[0x0112] = 3  # by half a turn
+    picture.save(tmp_path / "own" / "turned.png", exif=exif)
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "own" / "clear.png")
+    picture.save(tmp_path / "own" / "plain.png")
+    own = dataclasses.replace(CONCEPT, class_dir=str(tmp_path / "own"), num_class_images=3)
+    clear, plain, turned = ensure(planned(own, foreign="use"), Path("b"), Renderer(), {}, Progress())
+    assert Image.open(clear.path).convert("RGB").getextrema() == ((255, 255),) * 3
+    assert Image.open(turned.path).convert("RGB").getpixel((30, 60)) == (0, 0, 0)
+    assert plain.path == tmp_path / "own" / "plain.png"  # what needs nothing done is used where it is
+
+
 def test_pictures_of_other_origin_stand_in_once_and_not_for_each_prompt(planned, tmp_path):
     folder = tmp_path / "own"
     folder.mkdir()
