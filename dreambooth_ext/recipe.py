@@ -260,9 +260,9 @@ def prepare(
 
 
 def class_images(
-    checked: Checked, base_sha256: str, host: Host, progress: Progress, team: Team | None = None
+    checked: Checked, base_sha256: str, host: Host, progress: Progress, team: Team | None = None, goes_on: RunFolder | None = None
 ) -> list[TrainingImage]:
-    """Plan the class images of each concept, render what is missing, and return them all."""
+    """Plan the class images of each concept, render what is missing, and return them all; those it had, of a run that `goes_on`."""
     from .dataset.class_images import ensure
 
     team = team or Team()
@@ -272,7 +272,7 @@ def class_images(
         progress.log(plan.sentence)
         progress.start("class images", plan.missing)
         images += ensure(plan, Path(checked.config.base).expanduser(), team.shared(host.txt2img), host.provenance(), progress,
-                         batch=batch * team.count)
+                         batch=batch * team.count, began=goes_on.dataset_dir / "manifest.json" if goes_on else None)
     return images
 
 
@@ -339,7 +339,7 @@ def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress
         prior: list[TrainingImage] = []
         if config.with_prior_preservation:
             kept(lambda: _enter(run, "class images"))
-            prior = kept(lambda: class_images(checked, base_sha256, host, progress, team))
+            prior = kept(lambda: class_images(checked, base_sha256, host, progress, team, run if resume else None))
         dataset = TrainingSet(tuple(instance), tuple(prior))
         kept(lambda: dataset.write(run.dataset_dir / "manifest.json"))
         kept(lambda: _enter(run, "training"))

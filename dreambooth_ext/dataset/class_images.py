@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from ..host import Txt2Img
 from ..progress import Progress
 from ..words import counted, printable
 from . import pace
-from .manifest import TrainingImage, sha256_of
+from .manifest import TrainingImage, TrainingSet, sha256_of
 from .pictures import list_pictures, open_original, open_picture, reason_against
 from .resize import resize
 
@@ -173,12 +173,18 @@ def library_folder(library: Path, request: Request) -> Path:
 
 
 def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Mapping[str, str], progress: Progress, *,
-           batch: int = 8) -> list[TrainingImage]:
+           batch: int = 8, began: Path | None = None) -> list[TrainingImage]:
     """Render what the plan says is missing, and return all class images, in a stable order.
 
+    `began` is the manifest of a run that goes on: it keeps those that it began with, whatever other runs have put beside them.
     Each picture is recorded and written before the next one is kept: stopped anywhere, no picture is lost, and those
     that are rendered afterwards are the same as if nothing had happened.
     """
+    before_it_stopped = _recorded(began, plan.concept_index) if began else []
+    if before_it_stopped:
+        if _still_hold(before_it_stopped, plan):
+            return before_it_stopped
+        progress.log("Class images of the run are gone or changed, or another number is wanted: it goes on with others.")
     images: list[TrainingImage] = []
     done, work, started = 0, 0.0, time.monotonic()
     before, since = 0.0, started  # of the first batch, which waits for its model
@@ -207,6 +213,23 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
         request = plan.prompts[0].request
         images += [_adopted(path, request, plan.concept_index) for path in plan.foreign]
     return images
+
+
+def _recorded(manifest: Path, concept_index: int) -> list[TrainingImage]:
+    """The class images of a concept that a run's manifest names; none if there is none yet, or it makes no sense."""
+    try:
+        return [image for image in TrainingSet.read(manifest).prior if image.concept == concept_index]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def _still_hold(images: Sequence[TrainingImage], plan: ClassImagePlan) -> bool:
+    """Whether they are as many as the plan wants, of its prompts and size, and unchanged."""
+    count = plan.found + plan.missing + (len(plan.foreign) if plan.use_foreign else 0)
+    kinds = {(each.request.prompt, each.request.width, each.request.height) for each in plan.prompts}
+    return len(images) == count and all(
+        (image.prompt, image.width, image.height) in kinds and image.path.is_file() and sha256_of(image.path) == image.sha256
+        for image in images)
 
 
 def _render(plan: PromptPlan, lacking: int, whole: ClassImagePlan, base: Path, txt2img: Txt2ImgOf,

@@ -3,13 +3,17 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from dreambooth_ext import recipe
 from dreambooth_ext.config import Concept
 from dreambooth_ext.dataset import class_images
 from dreambooth_ext.dataset.class_images import MANIFEST, class_image_count, ensure, plan
+from dreambooth_ext.dataset.contact_sheet import strike_out
+from dreambooth_ext.dataset.manifest import TrainingSet
 from dreambooth_ext.errors import Cancelled, HostError
 from dreambooth_ext.progress import Progress
 
@@ -175,6 +179,34 @@ def test_a_picture_that_someone_changed_does_not_count(planned):
     images = ensure(planned(), Path("b"), Renderer(), {}, Progress())
     Image.new("RGB", (64, 64), "white").save(images[0].path)
     assert len(planned().foreign) == 1 and planned().missing == 1
+
+
+def test_a_run_that_goes_on_keeps_the_class_images_it_began_with(planned, tmp_path):
+    """Another run of the same class, with another seed, has put more of them beside those meanwhile, and they come first."""
+    concept, manifest = dataclasses.replace(CONCEPT, num_class_images=3), tmp_path / "manifest.json"
+    began = ensure(planned(concept, seed=1000), Path("b"), Renderer(), {}, Progress(), began=manifest)
+    TrainingSet((), tuple(began)).write(manifest)
+    ensure(planned(dataclasses.replace(CONCEPT, num_class_images=6), seed=1), Path("b"), Renderer(), {}, Progress())
+    assert ensure(planned(concept, seed=1000), Path("b"), Renderer(), {}, Progress(), began=manifest) == began
+    more = dataclasses.replace(CONCEPT, num_class_images=4)  # as many as were asked for since
+    assert len(ensure(planned(more, seed=1000), Path("b"), Renderer(), {}, Progress(), began=manifest)) == 4
+    strike_out([began[1].path])
+    told, progress = [], Progress()
+    progress.listen(lambda report: told.append(report.text))
+    others = ensure(planned(concept, seed=1000), Path("b"), Renderer(), {}, progress, began=manifest)
+    assert len(others) == 3 and began[1] not in others and any("goes on with others" in text for text in told)
+
+
+def test_only_a_run_that_goes_on_is_asked_what_it_began_with(planned, tmp_path, monkeypatch):
+    concept, run = dataclasses.replace(CONCEPT, num_class_images=3), SimpleNamespace(dataset_dir=tmp_path)
+    checked = SimpleNamespace(config=SimpleNamespace(class_batch_size=4, base="b"), resolution=64)
+    host = SimpleNamespace(name="", txt2img=Renderer(), provenance=dict)
+    monkeypatch.setattr(recipe, "class_image_plans", lambda *_: [planned(concept, seed=1000)])
+    began = recipe.class_images(checked, "aaa", host, Progress())
+    TrainingSet((), tuple(began)).write(tmp_path / "manifest.json")
+    ensure(planned(dataclasses.replace(CONCEPT, num_class_images=6), seed=1), Path("b"), Renderer(), {}, Progress())
+    assert recipe.class_images(checked, "aaa", host, Progress(), goes_on=run) == began
+    assert recipe.class_images(checked, "aaa", host, Progress()) != began
 
 
 def test_a_trained_model_never_stands_in_for_the_base(planned):
