@@ -37,7 +37,7 @@ def measure(own: np.ndarray, seen: np.ndarray, kinds: Sequence[str]) -> list[Mea
     """
     subject = [index for index, kind in enumerate(kinds) if kind == SUBJECT]
     others = [index for index, kind in enumerate(kinds) if kind != SUBJECT]
-    if not subject or not len(own):
+    if not subject or not len(own) or not (np.isfinite(own).all() and np.isfinite(seen).all()):
         return [Measured() for _ in seen]
     pooled_own, pooled = own.mean(axis=(2, 3)).astype(np.float64), seen.mean(axis=(4, 5)).astype(np.float64)
     # What all pictures share would make every two of them alike.

@@ -83,6 +83,14 @@ def test_a_base_that_is_at_the_subject_already_gives_no_figures():
     assert measure(world.own[:1], seen, KINDS) == [Measured(), Measured()]
 
 
+def test_features_that_are_no_numbers_give_no_figures():
+    world = World()
+    for place in range(3):  # NaN would be the largest value, and the smallest, and no snapshot the best
+        seen = world.columns((0.5, 0.2), (0.9, 0.3))
+        seen[place, 0, 0, 3] = np.nan
+        assert measure(world.own, seen, KINDS) == [Measured()] * 3
+
+
 def test_one_seed_is_enough_for_figures():
     world = World(seeds=1)
     found = measure(world.own, world.columns((0.9, 0.5)), KINDS)[1]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..progress import SILENT, Progress
-from .sampling import nothing_masked
+from .sampling import nothing_masked, widened
 from .stable_diffusion import StableDiffusion, inference
 from .text_encoder import encode_prompts
 from .unet import predict
@@ -26,7 +26,8 @@ def features(
 ) -> np.ndarray:
     """(N, C, h, w) float32, h and w at most PLACES, of RGB pictures, each brought to `side` x `side` px.
 
-    Every picture gets the same noise, and the prompt is empty: what differs comes from the pictures alone.
+    Every picture gets the same noise, and the prompt is empty: what differs comes from the pictures alone. What gives NaN in half
+    precision goes on in fp32, as in `render`.
     Raises Cancelled between batches.
     """
     found = []
@@ -36,7 +37,12 @@ def features(
         for start in range(0, len(images), batch_size):
             progress.check()
             pixels = torch.stack([_pixels(image, side) for image in images[start : start + batch_size]])
-            found.append(_seen(model, encode_pictures(model.vae, pixels).mean, noise, prompt))
+            latents = encode_pictures(model.vae, pixels).mean
+            maps = _seen(model, latents, noise, prompt)
+            if widened(maps, progress, model.unet, *model.text_encoders):
+                prompt = encode_prompts(model, [""], 1, (side, side))
+                maps = _seen(model, latents, noise, prompt)
+            found.append(maps)
     return torch.cat(found).numpy()
 
 

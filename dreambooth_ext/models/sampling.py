@@ -112,19 +112,19 @@ def _render_batch(
 ) -> list[Image.Image]:
     """Decoded one at a time: in the VAE a picture takes more memory than in the UNet."""
     latents = sample_latents(model, request, seeds, progress, clip_skip)
-    if _widened(latents, progress, model.unet, *model.text_encoders):
+    if widened(latents, progress, model.unet, *model.text_encoders):
         latents = sample_latents(model, request, seeds, progress, clip_skip)
     pictures = []
     with inference(model.vae):
         for latent in latents.split(1):
             pixels = decode_latents(model.vae, latent)
-            if _widened(pixels, progress, model.vae):
+            if widened(pixels, progress, model.vae):
                 pixels = decode_latents(model.vae, latent)
             pictures += to_images(pixels)
     return pictures
 
 
-def _widened(result: torch.Tensor, progress: Progress, *modules: Any) -> bool:
+def widened(result: torch.Tensor, progress: Progress, *modules: Any) -> bool:
     """Whether it holds NaN, and the modules that made it were widened from half to full precision for that."""
     if all(next(module.parameters()).dtype == torch.float32 for module in modules) or not bool(result.isnan().any()):
         return False

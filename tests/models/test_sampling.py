@@ -3,10 +3,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dreambooth_ext.errors import Cancelled, ConfigError
 from dreambooth_ext.host import Txt2Img
-from dreambooth_ext.models import sampling
+from dreambooth_ext.models import features, sampling
 from dreambooth_ext.models.load import load_checkpoint
 from dreambooth_ext.models.noise import alphas_cumprod
 from dreambooth_ext.progress import Progress
@@ -125,3 +126,20 @@ def test_what_this_sampler_cannot_do_is_refused(tiny_base, changes):
 def test_bytes_are_truncated_as_the_webui_does():
     pixels = torch.tensor([0.0, 0.999, 1.0]).reshape(1, 3, 1, 1)
     assert sampling.to_images(pixels)[0].getpixel((0, 0)) == (0, 254, 255)
+
+
+def test_features_that_are_nan_in_half_precision_are_seen_in_full(tiny_base, monkeypatch):
+    """As pictures are rendered: else no snapshot could be measured on such a card."""
+    own, said, progress = features._seen, [], Progress()
+    progress.listen(lambda report: said.append(report.text))
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    halves = {"unet": torch.bfloat16, "text_encoder": torch.bfloat16}
+
+    def overflowing(model, *more):
+        maps = own(model, *more)
+        return maps if model.unet.dtype == torch.float32 else maps * float("nan")
+
+    full = features.features(load_checkpoint(tiny_base), pictures, 64)
+    monkeypatch.setattr(features, "_seen", overflowing)
+    half = features.features(load_checkpoint(tiny_base, dtypes=halves), pictures, 64, progress)
+    assert np.isfinite(half).all() and np.abs(half - full).mean() < 0.1 * np.abs(full).mean() and "goes on in fp32" in said[0]
