@@ -3,6 +3,7 @@
 import io
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,7 +218,8 @@ def test_the_contact_sheet_shows_every_picture_with_the_name_to_strike_it_out_by
     text = picture_room.contact_page(plan)
     assert all(path.name in text for path in found) and text.count("data:image/jpeg;base64,") == 8 and "<script" not in text
     assert picture_room.contact_sheet(found, columns=3, px=64).size == (192, 192)
-    assert picture_room.named([plan], ["1", found[0].name, found[1].name]) == [found[1], found[0]]
+    of_one = replace(plan, prompts=plan.prompts[:1])
+    assert picture_room.named([of_one], ["1", found[0].name, found[1].name]) == [found[1], found[0]]
     with pytest.raises(PictureError, match="nothing such"):
         picture_room.named([plan], ["nothing such"])
 

@@ -67,12 +67,19 @@ def _moved(path: Path, folder: Path) -> Path:
 
 
 def named_among(prompts: Sequence[PromptPlan], names: Sequence[str]) -> list[Path]:
-    """Pictures by their file name, or by their seed. Raises PictureError for names that are none."""
+    """Pictures by their file name, or by their seed. Raises PictureError for names that are none, and seeds of several prompts."""
     known: dict[str, Path] = {}
-    for path in (path for prompt in prompts for path in prompt.found):
+    of_several = set()
+    for path in dict.fromkeys(path for prompt in prompts for path in prompt.found):  # concepts of one class share them
         seed = path.stem.rpartition("-")[2].lstrip("0") or "0"
+        of_several |= {seed} & known.keys()
         known.setdefault(path.name, path)
         known.setdefault(seed, path)
+    ambiguous = [name for name in names if name in of_several]
+    if ambiguous:
+        raise PictureError(f"{len(names)} class images are to be struck out",
+                           f"{', '.join(ambiguous[:10])}: pictures of several prompts have this seed",
+                           "Name them by their files, as the contact sheet does.")
     lacking = [name for name in names if name not in known]
     if lacking:
         raise PictureError(f"{len(names)} class images are to be struck out", f"{', '.join(lacking[:10])}: there is no such one",

@@ -12,9 +12,9 @@ from dreambooth_ext import recipe
 from dreambooth_ext.config import Concept
 from dreambooth_ext.dataset import class_images
 from dreambooth_ext.dataset.class_images import MANIFEST, class_image_count, ensure, plan
-from dreambooth_ext.dataset.contact_sheet import strike_out
+from dreambooth_ext.dataset.contact_sheet import named_among, strike_out
 from dreambooth_ext.dataset.manifest import TrainingSet
-from dreambooth_ext.errors import Cancelled, HostError
+from dreambooth_ext.errors import Cancelled, HostError, PictureError
 from dreambooth_ext.progress import Progress
 
 CONCEPT = Concept(instance_dir="p", token="rxz", class_noun="dog", num_class_images=10)
@@ -293,3 +293,13 @@ def test_the_plan_in_one_sentence(planned, monkeypatch):
     assert told.sentence == ("200 x 12 pictures = 2400 suggested, capped at 1000; 640 found that this checkpoint made; "
                              "360 to render, about 14 min.")
     assert "about" not in planned(concept, pictures=12, steps=2000, host="another").sentence
+
+
+def test_a_seed_that_several_prompts_have_names_no_picture(planned):
+    concept = dataclasses.replace(CONCEPT, class_prompt="dog | dog outdoors", num_class_images=4)
+    ensure(planned(concept), Path("b"), Renderer(), {}, Progress())
+    first, second = planned(concept).prompts
+    with pytest.raises(PictureError, match="3: pictures of several prompts"):
+        named_among([first, second], ["3"])
+    assert named_among([first, first], ["3"]) == [first.found[0]]  # two concepts of one class
+    assert named_among([first, second], [second.found[0].name]) == [second.found[0]]
