@@ -233,6 +233,8 @@ class TrainConfig:
             (self.lora_rank > 0 and self.ema_decay > 0, "--ema-decay: not available for LoRA runs"),
             (self.lora_conv_rank > 0 and self.lora_rank == 0, "--lora-conv-rank: needs a LoRA rank"),
             (self.draw_order == "diffusers" and self.crop == "buckets", "--draw-order: diffusers' draws know no buckets"),
+            (self.draw_order == "diffusers" and self.random_flip, "--random-flip: diffusers' draws mirror nothing; leave it out, or draw natively"),
+            (self.draw_order == "diffusers" and self.caption_dropout > 0, "--caption-dropout: diffusers' draws drop no captions; leave it at 0, or draw natively"),
         ]
         found = [text for wrong, text in rules if wrong]
         try:

@@ -47,6 +47,16 @@ def test_a_warm_up_that_the_schedule_does_not_have_is_refused():
     assert dataclasses.replace(warmed, lr_scheduler="constant_with_warmup").faults() == []
 
 
+@pytest.mark.parametrize(("changes", "flag"), [
+    ({"crop": "buckets"}, "--draw-order"), ({"random_flip": True}, "--random-flip"),
+    ({"caption_dropout": 0.1}, "--caption-dropout"),
+], ids=str)
+def test_what_the_draws_of_diffusers_would_pass_over_is_refused(changes, flag):
+    config = dataclasses.replace(CONFIG, **changes)
+    assert config.faults() == []
+    assert [fault.split(":")[0] for fault in dataclasses.replace(config, draw_order="diffusers").faults()] == [flag]
+
+
 BAD_NAMES = ["", "../x", "a/b", "a\\b", "con", "CON.txt", "a.", " a", "a[b]", "x" * 200, "ä", "a\nb"]
 
 

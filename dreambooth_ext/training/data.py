@@ -207,8 +207,9 @@ class DiffusersBatches:
     """The random draws of diffusers' train_dreambooth.py, for comparing losses with it. One process, no resume.
 
     Every epoch draws two seeds from the global generator, the second of which orders the pictures; every step draws
-    the posterior's noise, the noise, its offset if any, and the timesteps. Pictures are encoded anew in each step, as
-    there: the memory layout of the VAE's output decides which numbers the generator gives.
+    the posterior's noise, the noise, its offset if any, and the timesteps. An epoch lasts until all class images have come,
+    too, if they are more: instance images come again meanwhile. Pictures are encoded anew in each step, as there: the
+    memory layout of the VAE's output decides which numbers the generator gives.
     """
 
     def __init__(self, config: TrainConfig, dataset: TrainingSet, vae: Any) -> None:
@@ -221,8 +222,7 @@ class DiffusersBatches:
             self._start_epoch()
         indices = self._pending.pop(0)
         count, prior = len(indices), self._dataset.prior
-        images = [self._dataset.instance[index] for index in indices]
-        images += [prior[index % len(prior)] for index in indices] if prior else []
+        images = [kind[index % len(kind)] for kind in (self._dataset.instance, prior) if kind for index in indices]
         pixels = torch.stack([pixels_of(image.path) for image in images])
         with torch.no_grad():
             posterior = self._vae.encode(pixels.to(self._vae.device)).latent_dist
@@ -238,7 +238,8 @@ class DiffusersBatches:
     def _start_epoch(self) -> None:
         torch.empty((), dtype=torch.int64).random_()  # the loader's base seed, of no effect in one process
         seed = int(torch.empty((), dtype=torch.int64).random_().item())
-        order = torch.randperm(len(self._dataset.instance), generator=torch.Generator().manual_seed(seed)).tolist()
+        count = max(len(self._dataset.instance), len(self._dataset.prior))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
         size = self._config.train_batch_size
         self._pending = [order[start : start + size] for start in range(0, len(order), size)]
 
