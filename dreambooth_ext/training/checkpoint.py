@@ -26,6 +26,8 @@ from ..models.diffusers_folder import saved_part
 from .memory import PROFILES
 
 NAME = re.compile(r"step-(\d{6,})")
+# What torch says on Windows and on Linux, and Windows of a file that is mapped.
+OUT_OF_RAM = ("DefaultCPUAllocator", "os error 1455")
 IN_FOLDER = "in_folder"  # in the state: the parts whose trained weights are those of the folder
 Weights = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -106,12 +108,17 @@ def read(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, An
         weights = {path.stem: load_file(path) for path in sorted((folder / "trained").glob("*.safetensors"))}
         return weights | {part: saved_part(folder, part) for part in state.get(IN_FOLDER, ())}, state
     except Exception as error:
-        raise _unreadable(folder, error) from error
+        raise unusable(folder, error, "it cannot be read") from error
 
 
-def _unreadable(folder: Path, error: Exception) -> ResumeError:
-    return ResumeError(f"{folder.name} is to be continued", f"it cannot be read ({type(error).__name__}: {error})",
-                       "Delete that snapshot to go on from the one before it.")
+def unusable(folder: Path, error: Exception, why: str) -> ResumeError:
+    """Only a snapshot that is damaged is to be deleted: without memory or its disk the one before would do no better."""
+    instead = "Delete that snapshot to go on from the one before it."
+    if isinstance(error, MemoryError) or any(told in str(error) for told in OUT_OF_RAM):
+        why, instead = "there is too little RAM for it", "Close what else needs memory, and resume: nothing is lost."
+    elif isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        why, instead = "it cannot be read now", "Check that the drive is there and that the files may be read, and resume."
+    return ResumeError(f"{folder.name} is to be continued", f"{why} ({type(error).__name__}: {error})", instead)
 
 
 def _state(folder: Path, **how: Any) -> dict[str, Any]:
@@ -152,7 +159,7 @@ def made_of(folder: Path) -> Made:
     try:
         state = _state(folder, mmap=True)
     except Exception as error:
-        raise _unreadable(folder, error) from error
+        raise unusable(folder, error, "it cannot be read") from error
     profile = str(state.get("profile", "none"))
     # Until November 2026 a LoRA, too, had the optimizer of its profile, and nothing was written about it.
     optimizer = state.get("optimizer_name") or (PROFILES[profile].optimizer if profile in PROFILES else "")

@@ -299,9 +299,10 @@ class _Loop:
         try:
             self._session.load_trained_weights(weights)
             self._session.load_state_dict(state)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ResumeError(f"{folder.name} is to be continued", f"it is not of this run ({type(error).__name__}: {error})",
-                              "Delete that snapshot to go on from the one before it.") from error
+        except torch.cuda.OutOfMemoryError:  # a RuntimeError, too, for which the snapshot cannot help
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
+            raise checkpoint.unusable(folder, error, "it is not of this run") from error
         if self._writes:
             self._patiently(lambda: self._run.truncate_metrics(step))
         self._snapshot_step = step

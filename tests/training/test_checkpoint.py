@@ -234,6 +234,28 @@ def test_a_damaged_snapshot_is_refused(damage, kind, taken):
     assert not run.diffusers_dir.exists()
 
 
+@pytest.mark.parametrize(("place", "error", "told"), [
+    ("checkpoint.torch.load", OSError(5, "Input/output error"), "Check that the drive is there"),
+    ("checkpoint.torch.load", PermissionError(13, "Permission denied"), "the files may be read"),
+    ("checkpoint.saved_part", OSError("The paging file is too small. (os error 1455)"), "Close what else needs memory"),
+    ("checkpoint.torch.load", MemoryError(), "Close what else needs memory"),
+    ("session.Session.load_state_dict", RuntimeError("alloc_cpu.cpp:114] DefaultCPUAllocator: not enough memory: you tried"),
+     "Close what else needs memory"),
+    ("session.Session.load_state_dict", torch.cuda.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+], ids=str)
+def test_a_whole_snapshot_is_not_to_be_deleted_for_want_of_memory_or_of_its_disk(place, error, told, taken, monkeypatch):
+    def fail(*given, **named):
+        raise error
+
+    take, go_on = taken
+    run, _, end = take()
+    with monkeypatch.context() as patch, pytest.raises((ResumeError, torch.cuda.OutOfMemoryError), match=told) as caught:
+        patch.setattr(f"dreambooth_ext.training.{place}", fail)
+        go_on(run)
+    assert "Delete" not in str(caught.value)
+    require_same(go_on(run), end)
+
+
 def test_too_little_room_is_told_before_anything_is_written(tmp_path):
     kept = checkpoint.Kept({"unet": {"a": torch.ones(2)}}, {}, lambda folder: pytest.fail("it was written"), 2**60, in_folder=True)
     with pytest.raises(DiskFull, match="A snapshot"):
