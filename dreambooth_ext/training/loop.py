@@ -27,7 +27,7 @@ from .data import DiffusersBatches, LatentCache, NativeBatches
 from .estimate import profile_that_fits
 from .figures import Figures
 from .kernels.probe import why_none
-from .memory import BITSANDBYTES, Plan, device_memory_gib, on_device, plan_for
+from .memory import BITSANDBYTES, Plan, device_memory_gib, forget_peak, on_device, plan_for
 from .objective import Objective
 from .optimizers.vendor import version_that_works
 from .passes import pass_for
@@ -61,6 +61,7 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
     with (torch.inference_mode(False), torch.enable_grad(), masks_without_waiting(),
           accelerator_for(config, plan.autocast) as accelerator):
         session: Session | None = None
+        forget_peak(accelerator.device)
         try:
             # Zero terminal SNR changes what the model is, for previews and whoever loads it, as well as its training.
             model = replace(model, zero_terminal_snr=model.zero_terminal_snr or config.zero_terminal_snr)

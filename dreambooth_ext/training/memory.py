@@ -344,8 +344,15 @@ def out_of_memory_told(config: TrainConfig) -> Iterator[None]:
             "what was learnt up to the last snapshot is kept.") from error
 
 
+def forget_peak(device: torch.device) -> None:
+    """From now on `device_memory_gib` counts: the process may have rendered pictures before, or trained another model."""
+    if device.type == "cuda":
+        torch.cuda.init()  # before it there is nothing to reset, which is an error
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def device_memory_gib(device: torch.device) -> float | None:
-    """The most that torch has held on this GPU since the run began; None on a CPU."""
+    """The most that torch has held on this GPU since `forget_peak`; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 

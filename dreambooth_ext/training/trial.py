@@ -23,7 +23,7 @@ from ..run_folder import RunFolder
 from . import precision
 from .estimate import estimate, profile_that_fits
 from .loop import train
-from .memory import load_model
+from .memory import forget_peak, load_model
 
 STEPS = 2
 SAMPLE_S = 0.02
@@ -92,7 +92,7 @@ def _peak(device: torch.device) -> Iterator[list[int]]:
     """[bytes] at the most inside the block: the allocator's own figure on a GPU, else the process's memory, looked at often."""
     found = [0]
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        forget_peak(device)
         yield found
         found[0] = torch.cuda.max_memory_allocated(device)
         return

@@ -9,7 +9,7 @@ import torch
 
 from dreambooth_ext.models.text_encoder import Conditioning
 from dreambooth_ext.progress import Progress
-from dreambooth_ext.training import conditioning, memory, optimizer, passes, precision, preview
+from dreambooth_ext.training import conditioning, loop, memory, optimizer, passes, precision, preview
 from dreambooth_ext.training.activations import peak_bytes
 from dreambooth_ext.training.conditioning import Prompts, Texts
 from dreambooth_ext.training.data import Batch, Pictures
@@ -50,6 +50,20 @@ def test_the_card_that_is_named_is_the_current_one_while_a_run_lasts(config, mon
             pass
         assert current == [0]
     assert seen == [(1, False), (0, False), (0, True)]
+
+
+def test_a_run_counts_its_own_memory(tiny_model, tiny_dataset, config, run, monkeypatch):
+    """And not that of the pictures and the runs that this process had before."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append(device))
+    memory.forget_peak(torch.device("cuda:1"))
+    memory.forget_peak(torch.device("cpu"))
+    assert calls == ["init", torch.device("cuda:1")]
+    forgotten = []
+    monkeypatch.setattr(loop, "forget_peak", lambda device: forgotten.append(run.metrics()))
+    train(dataclasses.replace(config, steps=1), tiny_model, tiny_dataset, run, Progress())
+    assert forgotten == [[]]
 
 
 class Network(torch.nn.Module):
