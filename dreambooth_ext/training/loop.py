@@ -27,7 +27,7 @@ from .data import DiffusersBatches, LatentCache, NativeBatches
 from .estimate import profile_that_fits
 from .figures import Figures
 from .kernels.probe import why_none
-from .memory import BITSANDBYTES, Plan, device_memory_gib, forget_peak, on_device, plan_for
+from .memory import BITSANDBYTES, PROFILES, Plan, device_memory_gib, forget_peak, on_device, plan_for
 from .objective import Objective
 from .optimizers.vendor import version_that_works
 from .passes import pass_for
@@ -83,13 +83,21 @@ def train(config: TrainConfig, model: StableDiffusion, dataset: TrainingSet, run
 
 def profile_of(config: TrainConfig, run: RunFolder, resume: bool, model: StableDiffusion | None = None) -> str:
     """The settings' memory profile; for "auto" that with which the run began, else what it stands for now.
+    What began on a CPU has none: a GPU's is taken if it has the same state.
 
     Without `model` the base file is looked at. Raises as `profile_that_fits`, and ResumeError.
     """
     if config.memory_profile != "auto":
         return config.memory_profile
     before = _made(run, resume)
-    return before.profile if before and before.profile != "none" else profile_that_fits(config, model)
+    if before and before.profile != "none":
+        return before.profile
+    found = profile_that_fits(config, model)
+    if before and found != "none" and PROFILES[found].fused_backward and not config.lora_rank:
+        raise ResumeError(f"{run.path.name} is to be continued", "it began on a CPU, with fp32 weights, and this GPU has room for "
+                          f"memory profile {found} at most, which cannot take over the optimizer's state",
+                          "Go on where it began (WebUI: --use-cpu all), or start it again under another name.")
+    return found
 
 
 def _made(run: RunFolder, resume: bool) -> checkpoint.Made | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import sys
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -254,6 +255,15 @@ def test_a_whole_snapshot_is_not_to_be_deleted_for_want_of_memory_or_of_its_disk
         go_on(run)
     assert "Delete" not in str(caught.value)
     require_same(go_on(run), end)
+
+
+@pytest.mark.parametrize(("found", "goes_on"), [("fast", True), ("balanced", True), ("low", False), ("ultra", False)])
+def test_a_run_that_began_on_a_cpu_goes_on_by_profiles_that_take_its_state(found, goes_on, taken, monkeypatch):
+    take, go_on = taken
+    run, _, _ = take(memory_profile="auto")
+    monkeypatch.setattr("dreambooth_ext.training.loop.profile_that_fits", lambda config, model: found)
+    with nullcontext() if goes_on else pytest.raises(ResumeError, match="it began on a CPU"):
+        go_on(run)
 
 
 def test_too_little_room_is_told_before_anything_is_written(tmp_path):
