@@ -109,7 +109,7 @@ class TrainConfig:
     lr_num_cycles: int = option(1, "Cycles", "Rounds of cosine_with_restarts.", minimum=1, maximum=1000, group="train")
     optimizer: str = option("adamw", "Optimizer", "adamw_8bit needs a quarter of adamw's state, lion half, adafactor almost none. prodigy, for LoRA, finds the rate itself: learning rate 1.", choices=("adamw", "adamw_8bit", "adafactor", "lion", "prodigy"), group="train")
     adam_beta1: float = option(0.9, "Beta 1", "Decay of the first moment.", minimum=0, maximum=0.9999, group="train")
-    adam_beta2: float = option(0.999, "Beta 2", "Decay of the second moment.", minimum=0, maximum=0.999999, group="train")
+    adam_beta2: float | None = option(None, "Beta 2", "Decay of the second moment, or of Lion's momentum. Empty: 0.999; for lion 0.99.", minimum=0, maximum=0.999999, group="train")
     adam_weight_decay: float = option(1e-2, "Weight decay", "Decoupled weight decay.", minimum=0, maximum=10, group="train")
     adam_epsilon: float = option(1e-8, "Epsilon", "Added to the root of the second moment.", minimum=1e-12, maximum=1, group="train")
     max_grad_norm: float = option(1.0, "Clip gradients at", "Norm of all gradients together; 0 does not clip.", minimum=0, maximum=1e6, group="train")

@@ -78,3 +78,7 @@ def release() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        # Memory that GPUs copy from by themselves, which torch keeps for later: `offload` may have had a network's gradients in it.
+        empty_host_cache = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
+        if empty_host_cache is not None:
+            empty_host_cache()

@@ -206,7 +206,8 @@ class _Loop:
         norm = session.gradient_norm()
         session.update(last=step + 1 == self._steps)
         values = session.mean_over_processes({**sums, "grad_norm": norm})
-        more = {"lr": rates["unet"], "lr_text_encoder": rates.get("text_encoder", 0.0)}
+        encoders = rates.get("text_encoder", 0.0) if session.prompts.are_trained else 0.0  # none once they have stopped
+        more = {"lr": rates["unet"], "lr_text_encoder": encoders}
         if self._validation.due(step + 1):
             more["validation_loss"] = self._pass.making_room(self._validation.loss)
         self._pending.append(_Pending(step + 1, Figures(values), more))

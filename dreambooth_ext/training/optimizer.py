@@ -81,8 +81,13 @@ def _adamw(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optim
     return torch.optim.AdamW(groups, **arguments, **({"fused": True} if fused else {"foreach": False}))
 
 
+def _betas(config: TrainConfig, second: float) -> tuple[float, float]:
+    """`second` is the paper's, if no other is wished."""
+    return config.adam_beta1, second if config.adam_beta2 is None else config.adam_beta2
+
+
 def _adam_arguments(config: TrainConfig) -> dict[str, Any]:
-    return {"lr": config.learning_rate, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon,
+    return {"lr": config.learning_rate, "betas": _betas(config, 0.999), "eps": config.adam_epsilon,
             "weight_decay": config.adam_weight_decay, "seed": config.seed}
 
 
@@ -99,7 +104,7 @@ def _offloaded(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.O
 
 
 def _lion(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
-    return Lion(groups, config.learning_rate, (config.adam_beta1, config.adam_beta2), config.adam_weight_decay, config.seed)
+    return Lion(groups, config.learning_rate, _betas(config, 0.99), config.adam_weight_decay, config.seed)
 
 
 def _adafactor(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:

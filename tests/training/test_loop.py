@@ -137,6 +137,11 @@ def test_a_diverging_run_stops_at_once_and_keeps_its_last_good_snapshot(tiny_mod
     assert list(run.checkpoints_dir.iterdir())
 
 
+def test_no_rate_is_told_of_a_text_encoder_that_has_stopped(tiny_model, tiny_dataset, config, run):
+    train(dataclasses.replace(config, steps=3, text_encoder_stop_step=2), tiny_model, tiny_dataset, run, Progress())
+    assert [entry["lr_text_encoder"] > 0 for entry in run.metrics()] == [True, True, False]
+
+
 def test_the_process_is_left_as_it_was_found(tiny_model, tiny_dataset, config, tmp_path, request):
     models = {name: fresh_model(request) for name in ("fp32", "bf16")}
     torch.manual_seed(3)

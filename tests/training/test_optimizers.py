@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from dreambooth_ext.config import TrainConfig
+from dreambooth_ext.training.memory import plan_for
+from dreambooth_ext.training.optimizer import build
 from dreambooth_ext.training.optimizers import offloaded, quantized
 from dreambooth_ext.training.optimizers.adafactor import Adafactor
 from dreambooth_ext.training.optimizers.adamw import AdamW, is_fused_on
@@ -59,6 +62,14 @@ def test_adamw_is_torchs():
     ours, theirs = Problem(), Problem()
     reference = torch.optim.AdamW([theirs.weight], lr=0.01, betas=BETAS, eps=EPS, weight_decay=DECAY, foreach=False)
     torch.testing.assert_close(ours.solve(adamw(ours), 50), theirs.solve(reference, 50), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "wished", "second"), [("lion", None, 0.99), ("adamw", None, 0.999), ("prodigy", None, 0.999),
+                                                        ("lion", 0.9, 0.9), ("adamw", 0.9, 0.9)])
+def test_each_decays_as_its_paper_says_unless_wished_otherwise(name, wished, second):
+    config = TrainConfig(optimizer=name, adam_beta2=wished, device="cpu", memory_profile="none")
+    built = build([{"params": [torch.nn.Parameter(torch.zeros(4))], "name": "unet"}], config, plan_for(config))
+    assert built.param_groups[0]["betas"] == (0.9, second)
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -340,16 +340,27 @@ class Broken(torch.optim.AdamW):
 def installed(monkeypatch):
     def install(optimizer):
         monkeypatch.setitem(sys.modules, "bitsandbytes", None if optimizer is None else bitsandbytes_with(optimizer))
-        vendor.version_that_works.cache_clear()
+        vendor._found.cache_clear()
 
     yield install
-    vendor.version_that_works.cache_clear()
+    vendor._found.cache_clear()
 
 
 @pytest.mark.parametrize(("optimizer", "version"), [(torch.optim.AdamW, "9.9"), (Idle, ""), (Broken, ""), (None, "")])
 def test_bitsandbytes_counts_only_if_its_step_works(installed, optimizer, version):
     installed(optimizer)
     assert vendor.version_that_works("cpu") == version
+
+
+def test_bitsandbytes_is_tried_again_once_a_full_card_has_room(installed):
+    class Full(torch.optim.AdamW):
+        def step(self, closure=None):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    installed(Full)
+    assert vendor.version_that_works("cpu") == ""
+    sys.modules["bitsandbytes"].optim.AdamW8bit = torch.optim.AdamW
+    assert vendor.version_that_works("cpu") == "9.9"
 
 
 def test_8_bit_state_is_bitsandbytes_where_it_works_and_said_so(installed, config):

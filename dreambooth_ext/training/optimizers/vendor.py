@@ -14,9 +14,16 @@ LEARNING_RATE = 1e-2
 NEAR = 0.2  # of the way that torch's own AdamW goes
 
 
-@cache
 def version_that_works(device: str) -> str:
     """bitsandbytes' version if a few of its steps on `device` end where torch's AdamW ends, else ""."""
+    try:
+        return _found(device)
+    except torch.cuda.OutOfMemoryError:  # says nothing about it: it is tried again once there is memory
+        return ""
+
+
+@cache
+def _found(device: str) -> str:
     try:
         import bitsandbytes
 
@@ -24,6 +31,8 @@ def version_that_works(device: str) -> str:
         start = _start(device)
         works = bool((ours - theirs).norm() < NEAR * (theirs - start).norm())
         return str(bitsandbytes.__version__) if works else ""
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception:  # noqa: BLE001  whatever ails it, it is not used
         return ""
 
