@@ -15,6 +15,7 @@ import struct
 import sys
 import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,11 +26,12 @@ from .errors import ConfigError, DiskFull, NotWritable, StorageError, UnsafePath
 
 NAME_AT_MOST = 120  # characters of a run's or model's name
 _NAME = re.compile(rf"[A-Za-z0-9._ -]{{1,{NAME_AT_MOST}}}")
-_PARTIAL, _FORMER = ".partial", ".former"  # what is being written, and what is being removed, have such hidden names
+_PARTIAL, _FORMER = ".partial", ".former"  # what is being written or removed, and what waits for its successor, are hidden so
 # What Pillow may raise for a damaged picture: its plugins check little before they read on.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
            struct.error, zlib.error)
 _WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _NAME_BYTES_KEPT = 150  # a file system takes 255, and a hidden name is longer
 RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}  # of Windows
 
@@ -43,15 +45,15 @@ def write_atomically(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     temporary: Path | None = None
     try:
         make_folder(path.parent)
-        handle, name = tempfile.mkstemp(prefix=_hidden(path), suffix=_PARTIAL, dir=path.parent)
-        temporary = Path(name)
+        new = _beside(path)
+        handle = os.open(new, _NEW, 0o666)  # a model is for whoever may read the folder; mkstemp's files are their owner's alone
+        temporary = new
         # A file's name that is no text is written as JSON escapes it, and so is read again.
         encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
         with os.fdopen(handle, mode, encoding=encoding, errors=errors) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        _give_default_permissions(temporary)
         replace(temporary, path)
     except OSError as error:
         raise storage_error(path, error) from error
@@ -117,12 +119,15 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """fsync a directory where the platform has that (Windows has not)."""
+    """fsync a directory where the platform has that (Windows has not), and the file system."""
     if sys.platform == "win32":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # as VirtualBox's shared folders, which have it not
+            raise
     finally:
         os.close(handle)
 
@@ -134,7 +139,8 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     try:
         make_folder(folder.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=_hidden(folder), suffix=_PARTIAL, dir=folder.parent))
+        temporary = _beside(folder)
+        temporary.mkdir()
     except OSError as error:
         raise storage_error(folder, error) from error
     try:
@@ -146,7 +152,6 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             else:
                 sync_folder(path)
         sync_folder(temporary)
-        temporary.chmod(0o777 & ~_umask())
         former = _aside(folder)
         shutil.rmtree(former, ignore_errors=True)
         if folder.exists():
@@ -160,8 +165,11 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, which is never seen half removed under its name; what a crash leaves, `sweep` takes away."""
-    aside = _aside(folder)
+    """Remove a folder, which is never seen half removed under its name; what a crash leaves, `sweep` takes away.
+
+    One that cannot be moved stays as it is.
+    """
+    aside = folder.with_name(f".{folder.name}{_PARTIAL}")  # not as `replace_folder` moves it, else `sweep` would bring it back
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
         _move(folder, aside)
@@ -171,6 +179,11 @@ def remove_folder(folder: Path) -> None:
 def _hidden(path: Path) -> str:
     """How the name begins under which `path` is written; letters may have several bytes, and the last one is left out whole."""
     return f".{os.fsencode(path.name)[:_NAME_BYTES_KEPT].decode('utf-8', 'ignore')}."
+
+
+def _beside(path: Path) -> Path:
+    """A name under which nobody else writes; the system gives what is made the permissions that are usual here."""
+    return path.parent / f"{_hidden(path)}{uuid.uuid4().hex[:12]}{_PARTIAL}"
 
 
 def _aside(folder: Path) -> Path:
@@ -326,15 +339,3 @@ def gib(count_bytes: float) -> str:
     if count_bytes >= 2**30:
         return f"{count_bytes / 2**30:.1f} GiB"
     return f"{count_bytes / 2**20:.0f} MiB" if count_bytes >= 2**19 or count_bytes <= 0 else f"{count_bytes / 2**10:.0f} KiB"
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
-
-
-def _give_default_permissions(path: Path) -> None:
-    # mkstemp makes files that only their owner can read; a model is for whoever may read the folder.
-    if sys.platform != "win32":
-        path.chmod(0o666 & ~_umask())

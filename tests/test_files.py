@@ -5,8 +5,10 @@ import io
 import json
 import os
 import re
+import stat
 import sys
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
@@ -14,6 +16,38 @@ from hypothesis import strategies as st
 
 from dreambooth_ext import files
 from dreambooth_ext.errors import ConfigError, DiskFull, NotWritable, StorageError, UnsafePath
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+def test_what_is_written_has_the_usual_permissions_and_the_umask_is_left_alone(tmp_path, monkeypatch):
+    """It is the whole process's, a WebUI's: two threads that set it to read it would leave it changed for good."""
+    former = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda mask: pytest.fail("the umask was set"))
+            files.write_json(tmp_path / "a.json", {})
+            files.replace_folder(tmp_path / "b", lambda folder: (folder / "c").write_text("1"))
+    finally:
+        os.umask(former)
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "a.json", tmp_path / "b", tmp_path / "b" / "c")] == [
+        0o640, 0o750, 0o640]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows syncs no folder")
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch, number):
+    """VirtualBox's shared folders say EINVAL; what fails for another reason is told."""
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with pytest.raises(StorageError) if number == errno.EIO else nullcontext():
+        files.write_json(tmp_path / "new" / "a.json", {})
+    assert (tmp_path / "new" / "a.json").exists() == (number == errno.EINVAL)
 
 
 def test_a_failed_write_leaves_the_former_file(tmp_path):
@@ -191,3 +225,13 @@ def test_a_folder_is_never_seen_half_removed(tmp_path, monkeypatch):
     folder.mkdir()
     files.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_a_folder_whose_removal_was_killed_does_not_come_back(tmp_path, monkeypatch):
+    """Half of it would be gone, and a run would go on from a snapshot that was taken back."""
+    (tmp_path / "step-1").mkdir()
+    monkeypatch.setattr(files.shutil, "rmtree", lambda path, **more: None)  # the process dies here
+    files.remove_folder(tmp_path / "step-1")
+    monkeypatch.undo()
+    files.sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
