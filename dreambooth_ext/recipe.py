@@ -89,10 +89,9 @@ def resume(run: RunFolder, host: Host, progress: Progress, *, snapshot: str = ""
         return _follow(team, host, progress)
     with team.led():
         rollback.require_another_way(run, learning_rate)
-        if snapshot or steps is not None or learning_rate is not None:
-            rollback.go_back(run, snapshot, steps, learning_rate)
-        config, state = run.config(), run.state()
-        if state.state == "finished":
+        rollback.require_possible(run, snapshot, steps, learning_rate)
+        config, state = rollback.changed(run.config(), steps, learning_rate), run.state()
+        if state.state == "finished" and not snapshot and steps is None:
             with suppress(DreamboothError), run.lock():
                 sweep(run.path)  # half a report, if it was killed at its very end
             raise ResumeError(f"{run.path.name} is to be continued", f"it is finished, with all its {state.steps} steps",
@@ -102,6 +101,7 @@ def resume(run: RunFolder, host: Host, progress: Progress, *, snapshot: str = ""
             run.require_own()
             sweep(run.path)
             _require_same_inputs(run, inputs_of(config))
+            rollback.go_back(run, snapshot, steps, learning_rate)  # only now: it takes away what nobody brings back
             return _corridor(checked, run, team, host, progress, resume=True)
 
 

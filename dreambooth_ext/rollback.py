@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .comparison import forget_after, step_of_snapshot
 from .config import TrainConfig
-from .errors import ConfigError, Diverged, ResumeError
+from .errors import ConfigError, Diverged, ResumeError, StorageError
 from .files import remove_folder, require_safe_name, write_json
 from .run_folder import RunFolder, resume_command, step_in
 from .words import half_of
@@ -56,31 +56,33 @@ def at_rate(config: TrainConfig, learning_rate: float) -> TrainConfig:
     return replace(config, learning_rate=learning_rate, text_encoder_learning_rate=own)
 
 
+def changed(config: TrainConfig, steps: int | None = None, learning_rate: float | None = None) -> TrainConfig:
+    """The run's settings as it goes on, once `require_possible` has judged what is wished."""
+    config = config if learning_rate is None else at_rate(config, learning_rate)
+    return config if steps is None else replace(config, steps=steps)
+
+
 def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None, learning_rate: float | None = None) -> int:
     """Make a resume go on from `snapshot` (the last one, if not given), up to `steps`, at `learning_rate`. Returns the step.
 
-    What came after it is removed: later snapshots, previews, figures, and the finished model in the run's folder. Published
-    files stay. Cut short at any moment, it can be asked for again. Raises RunBusy and the errors of `require_possible`.
+    For whoever holds the run, and has found that it can go on. What came after the snapshot is removed: later snapshots,
+    previews, figures, and the finished model in the run's folder. Published files stay. Cut short at any moment, it can be
+    asked for again. Raises StorageError and the errors of `require_possible`.
     """
-    from .training.checkpoint import snapshots
-
-    with run.lock():
-        run.require_own()
-        first = require_possible(run, snapshot, steps, learning_rate)
-        state = run.state()
-        if learning_rate is not None:
-            write_json(run.path / "config.json", at_rate(run.config(), learning_rate).to_dict())
-            run.log(f"From step {first} on the learning rate is {learning_rate:g}.")
-        if steps is not None:
-            write_json(run.path / "config.json", replace(run.config(), steps=steps).to_dict())
-            state = replace(state, steps=steps)
-        if snapshot or (steps is not None and state.state == "finished"):
-            run.write_state(replace(state, state="interrupted", step=first, message=f"goes on from step {first}"))
-        if not snapshot:
-            return first
-        for step, folder in reversed(snapshots(run.checkpoints_dir)):
-            if step > first:
-                remove_folder(folder)
+    run.require_own()
+    first = require_possible(run, snapshot, steps, learning_rate)
+    state, config = run.state(), run.config()
+    if snapshot:
+        _remove_snapshots(run, first)
+    wished = changed(config, steps, learning_rate)
+    if wished != config:  # not before: a snapshot beyond the new last step would be taken for that one
+        write_json(run.path / "config.json", wished.to_dict())
+    if learning_rate is not None:
+        run.log(f"From step {first} on the learning rate is {learning_rate:g}.")
+    if snapshot or (steps is not None and state.state == "finished"):
+        run.write_state(replace(state, state="interrupted", step=first, message=f"goes on from step {first}",
+                                steps=state.steps if steps is None else steps))
+    if snapshot:
         remove_folder(run.diffusers_dir)
         for path in run.previews():
             if (step_in(path.name) or 0) > first:
@@ -88,4 +90,16 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None, learni
         run.truncate_metrics(first)
         forget_after(run, first)
         run.log(f"Taken back to step {first}; what came after it was removed.")
-        return first
+    return first
+
+
+def _remove_snapshots(run: RunFolder, after: int) -> None:
+    """Newest first. Raises StorageError for one that stays: the run would go on from that."""
+    from .training.checkpoint import snapshots
+
+    for step, folder in reversed(snapshots(run.checkpoints_dir)):
+        if step > after:
+            remove_folder(folder)
+            if folder.exists():
+                raise StorageError(f"{run.path.name} is to go on from step {after}", f"{folder.name} cannot be removed",
+                                   "Close what uses its files, and try again.")

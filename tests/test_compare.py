@@ -1,5 +1,6 @@
 """Snapshots of a real run, small as it is, rendered side by side by the host, measured, and gone on from."""
 
+import errno
 import shutil
 from dataclasses import replace
 
@@ -8,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_ext import recipe
+from dreambooth_ext import files, recipe
 from dreambooth_ext.compare import BORROWED, compare, plan
 from dreambooth_ext.comparison import BASE, Wishes, folder_of, read_comparison
 from dreambooth_ext.config import Concept, TrainConfig
-from dreambooth_ext.errors import Cancelled, ConfigError, HostError, ResumeError, RunBusy, UnsafePath
+from dreambooth_ext.errors import Cancelled, ConfigError, HostError, ResumeError, RunBusy, StorageError, UnsafePath
 from dreambooth_ext.host import Txt2Img
 from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.progress import Progress
@@ -215,6 +216,79 @@ def test_what_cannot_be_gone_back_to_is_refused_and_changes_nothing(run, snapsho
         path: when for path, when in before.items() if path.name != ".lock"}
 
 
-def test_nothing_is_taken_back_while_a_process_works_on_it(run):
+def files_of(run):
+    return {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_nothing_is_taken_back_while_a_process_works_on_it(run, host):
+    before = files_of(run)
     with run.lock(), pytest.raises(RunBusy):
+        recipe.resume(run, host, Progress(), snapshot="step-000002")
+    assert files_of(run) == before
+
+
+@pytest.mark.parametrize("how", [{"snapshot": "step-000002"}, {"learning_rate": 1e-9}])
+def test_a_run_that_cannot_go_on_keeps_what_would_be_taken_back(run, host, how):
+    """A picture is another now; and a finished run has no steps left to be taken at another rate."""
+    run.write_inputs({**run.inputs(), "0/0.png": "another"})
+    before = files_of(run)
+    with pytest.raises(ResumeError):
+        recipe.resume(run, host, Progress(), **how)
+    assert files_of(run) == before
+
+
+class Killed(BaseException):
+    pass
+
+
+def dies(*arguments, **more):
+    raise Killed
+
+
+def from_where(run, host, **how):
+    """The step that a resume goes on from, as the log tells it."""
+    progress, log = Progress(), []
+    progress.listen(lambda report: log.append(report.text) if report.phase == "log" else None)
+    recipe.resume(run, host, progress, **how)
+    return next(line for line in log if line.startswith("continued from"))
+
+
+def test_a_snapshot_that_was_half_removed_is_not_gone_on_from(run, host, monkeypatch):
+    monkeypatch.setattr(files.shutil, "rmtree", lambda path, **more: dies() if path.exists() else None)
+    with pytest.raises(Killed):
         go_back(run, "step-000002")
+    monkeypatch.undo()
+    assert from_where(run, host, snapshot="step-000002") == "continued from step 2"
+
+
+@pytest.mark.parametrize("moment", ["remove_folder", "write_json"])
+def test_fewer_steps_killed_half_way_end_as_they_began(run, host, monkeypatch, moment):
+    """Never a model of more steps under the name of fewer."""
+    from dreambooth_ext import rollback
+
+    monkeypatch.setattr(rollback, moment, dies)
+    with pytest.raises(Killed):
+        go_back(run, "step-000002", steps=3)
+    monkeypatch.undo()
+    assert run.config().steps == 4
+    assert from_where(run, host, snapshot="step-000002", steps=3) == "continued from step 2" and run.state().steps == 3
+
+
+def test_windows_a_snapshot_that_somebody_has_open_is_told_and_not_gone_on_from(run, host, monkeypatch):
+    def refused(source, destination):
+        raise PermissionError(errno.EACCES, "used by another process")
+
+    monkeypatch.setattr(files, "_move", refused)
+    with pytest.raises(StorageError, match="step-000004 cannot be removed"):
+        go_back(run, "step-000002", steps=3)
+    monkeypatch.undo()
+    assert run.state().state == "finished" and run.config().steps == 4 and run.diffusers_dir.is_dir()
+
+
+def test_a_stop_that_is_asked_while_a_run_is_taken_back_is_heard(run, host, monkeypatch):
+    from dreambooth_ext import rollback
+
+    remove = rollback.remove_folder
+    monkeypatch.setattr(rollback, "remove_folder", lambda folder: (run.ask("stop"), remove(folder)))
+    with pytest.raises(Cancelled):
+        recipe.resume(run, host, Progress(), snapshot="step-000002")
