@@ -35,9 +35,9 @@ def ledger(run: RunFolder, progress: Progress) -> Iterator[None]:
         if isinstance(memory, (int, float)) and math.isfinite(memory):
             took["memory_gib"] = max(took["memory_gib"] or 0.0, memory)
 
-    progress.listen(listen)
     try:
-        yield
+        with progress.heard_by(listen):
+            yield
     finally:
         close()
         with suppress(StorageError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,15 @@ class Progress:
 
     def listen(self, listener: Callable[[Report], None]) -> None:
         self._listeners.append(listener)
+
+    @contextmanager
+    def heard_by(self, *listeners: Callable[[Report], None]) -> Iterator[None]:
+        """While the block runs: other work may go on with the same Progress, which is none of their business."""
+        self._listeners = [*self._listeners, *listeners]
+        try:
+            yield
+        finally:  # a new list: another thread may be reporting
+            self._listeners = [each for each in self._listeners if each not in listeners]
 
     def start(self, phase: str, total: int, text: str = "") -> None:
         self.phase = phase

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from .errors import Cancelled, DreamboothError, StorageError
-from .progress import Progress
+from .progress import Progress, Report
 from .report import write_report
 from .run_folder import RunFolder
 
@@ -15,10 +15,14 @@ from .run_folder import RunFolder
 @contextmanager
 def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]:
     """Whatever happens, the run's state and log say so."""
-    progress.listen(lambda report: run.log(report.text) if report.phase == "log" else None)
-    progress.listen(lambda report: _fulfil(run.take_wishes(), progress))
     taken = {"step": run.state().step}
-    progress.listen(lambda report: taken.update(step=report.done) if report.phase == "training" else None)
+
+    def listen(report: Report) -> None:
+        if report.phase == "log":
+            run.log(report.text)
+        elif report.phase == "training":
+            taken.update(step=report.done)
+        _fulfil(run.take_wishes(), progress)
 
     def note(state: str, message: str, error: Exception | None = None) -> None:
         with suppress(StorageError):  # a disk that is full or gone must not hide what has happened
@@ -27,7 +31,8 @@ def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]
             run.write_state(replace(run.state(), state=state, message=message, step=taken["step"], failure=failure))
 
     try:
-        yield
+        with progress.heard_by(listen):
+            yield
     except (Cancelled, KeyboardInterrupt):
         note("interrupted", "stopped by the user")
         raise
@@ -58,4 +63,6 @@ def reported(run: RunFolder, progress: Progress) -> Iterator[None]:
             run.require_there()
             write_report(run)
         except (DreamboothError, OSError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
-            progress.log(f"The report could not be written ({type(error).__name__}: {error}).")
+            told = f"The report could not be written ({type(error).__name__}: {error})."
+            progress.log(told)
+            run.log(told)

@@ -22,9 +22,9 @@ def tensorboard_log(run: RunFolder, progress: Progress) -> Iterator[None]:
         yield
         return
     board = _Board(run, progress)
-    progress.listen(board.listen)
     try:
-        yield
+        with progress.heard_by(board.listen):
+            yield
     finally:
         board.close()
 

@@ -36,11 +36,11 @@ def watched(progress: Progress, silence_s: float = SILENCE_S) -> Iterator[None]:
                 progress.log(f"No sign of progress for {told - heard[0]:.0f} s in phase {progress.phase}. The work stands at:\n"
                              + _place(thread))
 
-    progress.listen(listen)
     watcher = threading.Thread(target=watch, name="dreambooth watchdog", daemon=True)
     watcher.start()
     try:
-        yield
+        with progress.heard_by(listen):
+            yield
     finally:
         over.set()
         watcher.join()

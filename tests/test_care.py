@@ -151,6 +151,8 @@ def test_a_queue_is_worked_off_in_order_and_judged_before_it_begins(config, rex,
         order.append(config.output_name)
         if config.output_name == "b":
             raise HostError("b is to be trained", "it fails", "Try again.")
+        if config.output_name == "gone":
+            raise FileNotFoundError(2, "the drive is gone", "base.ckpt")
 
     monkeypatch.setattr(recipe, "train", train)
 
@@ -162,8 +164,12 @@ def test_a_queue_is_worked_off_in_order_and_judged_before_it_begins(config, rex,
     assert run(["queue", file("c"), file("b"), file("a")]) in (FAILED, BAD_INPUT) and order == ["c", "b", "a"]
     assert "b failed" in capsys.readouterr().err
     order.clear()
+    assert run(["queue", file("gone"), file("a")]) in (FAILED, BAD_INPUT) and order == ["gone", "a"]
+    assert "gone failed" in capsys.readouterr().err
+    order.clear()
     assert run(["queue", file("a"), file("d", steps=0)]) == BAD_INPUT and run(["queue", file("a"), file("rex")]) == BAD_INPUT
-    assert run(["queue", file("a"), file("a")]) == BAD_INPUT and order == []
+    assert run(["queue", file("a"), file("a")]) == BAD_INPUT and run(["queue", file("n"), file("N")]) == BAD_INPUT
+    assert run(["queue", file("a"), file("Rex")]) == BAD_INPUT and order == []
     assert run(["queue", file("a"), file("c")]) == DONE and order == ["a", "c"]
     capsys.readouterr()
 
@@ -174,6 +180,23 @@ def test_a_queue_is_worked_off_in_order_and_judged_before_it_begins(config, rex,
     assert run(["queue", file("a"), file("c")]) == INTERRUPTED
     told = capsys.readouterr().err
     assert f"Not begun: {tmp_path / 'c.json'}" in told and "resume a" in told
+
+
+def test_runs_of_one_queue_do_not_hear_of_each_other(tmp_path):
+    """One goes on elsewhere, while the next one is trained here: its wishes are its own, and so is its log."""
+    from dreambooth_ext.progress import Progress
+    from dreambooth_ext.record import told_in_the_run_folder
+
+    runs, progress = [RunFolder(tmp_path / name) for name in ("one", "two")], Progress()
+    for each in runs:
+        each.create(TrainConfig())
+        with told_in_the_run_folder(each, progress):
+            progress.log(f"trains {each.path.name}")
+            if each is runs[1]:
+                runs[0].ask("stop")
+                progress.report(1, 10)
+    assert not progress.cancelled and runs[0].take_wishes() == ["stop"]
+    assert ["trains one" in runs[0].log_text(), "trains two" in runs[0].log_text()] == [True, False]
 
 
 def test_presets_and_imports(config, capsys, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 
 from .. import recipe
 from ..compare import compare as compare_snapshots
@@ -107,8 +108,9 @@ def queue(parsed: argparse.Namespace, progress: Progress) -> None:
     configs = [TrainConfig.read(expanded(file)).validate() for file in parsed.files]
     names = [(config.runs_dir, config.output_name) for config in configs]
     faults = [f"{file}: a run named {name[1]} is there already" for file, name in zip(parsed.files, names, strict=True)
-              if RunFolder(expanded(name[0]) / name[1]).exists]
-    faults += [f"--output-name: {name[1]} stands in two files" for name in dict.fromkeys(names) if names.count(name) > 1]
+              if RunFolder(expanded(name[0]) / name[1]).namesake()]
+    alike = [(folder, name.lower()) for folder, name in names]  # Rex and rex are one folder to Windows and macOS
+    faults += [f"--output-name: {name[1]} stands in two files" for place, name in enumerate(names) if alike[place] in alike[:place]]
     if faults:
         raise ConfigError(faults)
     failed: dict[str, str] = {}
@@ -123,6 +125,9 @@ def queue(parsed: argparse.Namespace, progress: Progress) -> None:
         except DreamboothError as error:
             failed[config.output_name] = str(error)
             progress.log(f"{config.output_name}: {error}")
+        except Exception as error:  # noqa: BLE001  a drive that is gone, say: the next one may be on another
+            failed[config.output_name] = f"{type(error).__name__}: {error}"
+            progress.log(f"{config.output_name}: {traceback.format_exc()}")
     done = len(configs) - len(failed)
     say(parsed, f"{done} of {len(configs)} runs are finished.", finished=done, failed=failed)
     if failed:
