@@ -163,8 +163,9 @@ class RunFolder:
                                    "Close what uses its files, and try again.") from error
             if os.name != "nt":  # which removes no open file
                 lock.unlink()
-        with suppress(OSError):  # somebody may have begun a run of that name at once
-            lock.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody may have begun a run of that name at once: its lock is no longer ours
+            if os.name == "nt":
+                lock.unlink(missing_ok=True)
             self.path.rmdir()
 
     def config(self) -> TrainConfig:
@@ -197,7 +198,8 @@ class RunFolder:
         one that nobody works on any more is interrupted.
         """
         base, prompts, state = "", [], self.state()
-        if state.state in WORKED_ON and not self.is_held():
+        # Read anew once nobody holds it: it may have ended between the two looks.
+        if state.state in WORKED_ON and not self.is_held() and (state := self.state()).state in WORKED_ON:
             kept = [step_in(path.parent.name) or 0 for path in self.checkpoints_dir.glob("step-*/state.pt")]
             state = replace(state, state="interrupted", step=max(kept, default=state.step),
                             message="it ended without a word, and can be resumed")

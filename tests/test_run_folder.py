@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 
@@ -236,6 +237,30 @@ def test_a_lock_that_was_deleted_with_its_run_is_no_lock(run):
             pass
     run.delete()
     assert not run.path.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file")
+def test_deleting_a_run_takes_no_lock_of_who_begins_one_of_its_name_at_once(run, monkeypatch):
+    other, unlock = RunFolder(run.path).lock(), run.lock
+
+    @contextmanager
+    def lock():
+        with unlock():
+            yield
+        other.__enter__()
+
+    monkeypatch.setattr(run, "lock", lock)
+    run.delete()
+    assert run.is_held()
+    with pytest.raises(RunBusy), RunFolder(run.path).lock():
+        pass
+    other.__exit__(None, None, None)
+
+
+def test_a_run_that_ends_between_two_looks_is_not_taken_for_a_killed_one(run, monkeypatch):
+    run.write_state(RunState("publishing", 10, 10))
+    monkeypatch.setattr(run, "is_held", lambda: run.write_state(RunState("finished", 10, 10)) and False)
+    assert run.summary()["state"] == "finished"
 
 
 def test_figures_that_cannot_be_read_are_not_cut_away(run, monkeypatch):
