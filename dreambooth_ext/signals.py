@@ -52,6 +52,7 @@ class Interrupter:
                 return
             raise KeyboardInterrupt
         self._since_s = time.monotonic()
-        with suppress(OSError):  # of a terminal that was closed
+        self._progress.cancel()  # first: what is printed may have to wait for its reader
+        # Of a terminal that was closed; or one that has not taken yet what was just being printed, as `less` behind a pipe.
+        with suppress(OSError, RuntimeError):
             print("Stopping after this step (Ctrl+C again to end at once) ...", file=sys.stderr, flush=True)
-        self._progress.cancel()

@@ -501,6 +501,48 @@ def test_a_launchers_copy_of_ctrl_c_ends_nothing_at_once(monkeypatch):
         alone(signal.SIGINT, None)
 
 
+PRINTS = """
+import sys
+from dreambooth_ext.progress import Progress
+from dreambooth_ext.signals import Interrupter, heard
+from dreambooth_ext.terminal import listener
+progress = Progress(listener(False))
+with heard(Interrupter(progress)):
+    print("begun", flush=True)
+    while not progress.cancelled:
+        progress.log("x" * 1000)
+print("stopped", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal interrupts no write there")
+def test_ctrl_c_is_heard_while_nobody_reads_what_is_printed():
+    """As with `2>&1 | less`, which is full after a while: the signal comes in the middle of a print."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen([sys.executable, "-c", PRINTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered)
+    assert process.stdout.readline() == b"begun\n"
+    time.sleep(1)  # the pipe is full by then; if it is not, the signal is heard all the same
+    process.send_signal(signal.SIGINT)
+    told, error = process.communicate(timeout=120)
+    assert told == b"stopped\n" and process.returncode == 0 and b"Traceback" not in error
+
+
+def test_a_second_ctrl_c_is_heard_while_the_page_waits_for_its_job(monkeypatch, capsys, tmp_path):
+    """Windows hears none while a thread waits for an event, however long that takes: no wait there is without end."""
+    from types import SimpleNamespace
+
+    from dreambooth_ext.commands import webui
+    from dreambooth_ext.ui import app
+
+    waits = iter([False, True])
+    job = SimpleNamespace(name="rex", done=SimpleNamespace(wait=lambda timeout: next(waits)))
+    monkeypatch.setattr(webui, "load_libraries", lambda: None)
+    monkeypatch.setattr(app, "launch", lambda host, **how: None)
+    monkeypatch.setattr(webui.JOBS, "stop_all", lambda by: job)
+    assert run(["ui", "--models-dir", str(tmp_path), "--runs-dir", str(tmp_path)]) == DONE
+    assert "rex stops after this step" in capsys.readouterr().out and not list(waits)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_what_ends_a_service_or_a_terminal_stops_the_work_as_ctrl_c_does(monkeypatch, capsys, name):
     """A rented computer is told by SIGTERM that it will be taken away; a connection that is lost sends SIGHUP."""

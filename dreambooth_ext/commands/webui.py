@@ -17,6 +17,8 @@ from ..service import Service
 from ..signals import heard
 from .command import Command, say
 
+WAKES_EVERY_S = 0.5  # Windows hears no Ctrl+C while a thread waits for an event
+
 
 def load_libraries() -> None:
     """Import what forms and runs need before a page is open: its answers would wait for it.
@@ -46,7 +48,8 @@ def ui(parsed: argparse.Namespace, progress: Progress) -> None:
         job = JOBS.stop_all("the end of the page")
         if job is not None:
             print(f"{job.name} stops after this step, and what it has learnt is kept (Ctrl+C again to end at once) ...", flush=True)
-            job.done.wait()
+            while not job.done.wait(WAKES_EVERY_S):
+                pass
 
 
 def _with_api(server: Any, service: Service) -> None:
