@@ -173,7 +173,10 @@ class RunFolder:
         if not self.exists:
             raise ResumeError(f"{self.path} is to be opened", "no run was ever started there",
                               "`python -m dreambooth_ext runs` lists the runs there are.")
-        return TrainConfig.read(self.path / "config.json").require_usable()
+        config = TrainConfig.read(self.path / "config.json").require_usable()
+        own = [self.choices_path(index) for index in range(len(config.concepts))]  # which a moved folder has with it
+        return replace(config, concepts=tuple(replace(each, choices=str(path)) if each.choices and path.is_file() else each
+                                              for each, path in zip(config.concepts, own, strict=True)))
 
     def state(self) -> RunState:
         """The last state written; a fresh one if the file is missing or damaged."""
@@ -195,11 +198,9 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any]:
         """The same without its size, for which all its files are looked at; one that cannot be read says so in its message, and
-        one that nobody works on any more is interrupted.
-        """
+        one that nobody works on any more is interrupted."""
         base, prompts, state = "", [], self.state()
-        # Read anew once nobody holds it: it may have ended between the two looks.
-        if state.state in WORKED_ON and not self.is_held() and (state := self.state()).state in WORKED_ON:
+        if state.state in WORKED_ON and not self.is_held() and (state := self.state()).state in WORKED_ON:  # nor ended meanwhile
             kept = [step_in(path.parent.name) or 0 for path in self.checkpoints_dir.glob("step-*/state.pt")]
             state = replace(state, state="interrupted", step=max(kept, default=state.step),
                             message="it ended without a word, and can be resumed")

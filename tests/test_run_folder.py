@@ -257,6 +257,14 @@ def test_deleting_a_run_takes_no_lock_of_who_begins_one_of_its_name_at_once(run,
     other.__exit__(None, None, None)
 
 
+def test_a_run_that_was_moved_has_its_choices_with_it(run, tmp_path):
+    config = TrainConfig(concepts=(Concept(choices=str(run.choices_path(0))), Concept(choices="elsewhere.json"), Concept()))
+    run.create(config)
+    run.choices_path(0).write_text("{}")
+    moved = RunFolder(shutil.move(run.path, tmp_path / "another disk"))
+    assert [each.choices for each in moved.config().concepts] == [str(moved.choices_path(0)), "elsewhere.json", ""]
+
+
 def test_a_run_that_ends_between_two_looks_is_not_taken_for_a_killed_one(run, monkeypatch):
     run.write_state(RunState("publishing", 10, 10))
     monkeypatch.setattr(run, "is_held", lambda: run.write_state(RunState("finished", 10, 10)) and False)
