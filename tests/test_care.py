@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 import threading
 import zipfile
 from dataclasses import replace
@@ -142,6 +143,20 @@ def test_another_process_can_ask_a_run_that_goes_on(config, rex, capsys):
     assert run(["ask", "rex", "discard"]) == DONE
     thread.join(120)
     assert answered and taken == ["preview", "snapshot"] and not rex.path.exists()
+
+
+def test_who_thinks_better_of_discarding_a_run_keeps_it(config, rex, monkeypatch):
+    """Ctrl+C while it is waited for; the run itself has been asked to stop, and keeps what it has learnt."""
+    looks = iter([True, True, False])
+
+    def is_held(run):
+        held = next(looks)
+        if not held:
+            signal.raise_signal(signal.SIGINT)
+        return held
+
+    monkeypatch.setattr(RunFolder, "is_held", is_held)
+    assert run(["ask", "rex", "discard"]) == INTERRUPTED and rex.exists
 
 
 def test_a_queue_is_worked_off_in_order_and_judged_before_it_begins(config, rex, tmp_path, capsys, monkeypatch):

@@ -53,9 +53,11 @@ def ask(parsed: argparse.Namespace, progress: Progress) -> None:
     if parsed.wish == "discard":
         end = time.monotonic() + STOPS_WITHIN_S
         while run.is_held():
+            progress.check()  # who thinks better of it keeps the run
             if time.monotonic() > end:
                 raise RunBusy(f"{run.path.name} is to be discarded", "it has not stopped yet", "Delete it once it has.")
             time.sleep(0.2)
+        progress.check()
         _service(run).delete(run.path.name)
     told = {"discard": "stopped and deleted", "stop": "asked to stop after this step, and to keep what it has learnt"}
     say(parsed, f"{run.path.name}: {told.get(parsed.wish, f'a {parsed.wish} comes with its next step')}.", asked=parsed.wish)
