@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .errors import RunBusy, StorageError, UnsafePath
+from .errors import Cancelled, RunBusy, StorageError, UnsafePath
 from .progress import Progress
 
 LOOK_AGAIN_S = 5.0
@@ -34,7 +34,11 @@ def patiently(write: Callable[[], T], progress: Progress, wait_min: float) -> T:
             if time.monotonic() >= until:
                 raise
             progress.say(f"Paused: {error.why}. {error.instead}".strip())
-            _wait(progress, min(LOOK_AGAIN_S, until - time.monotonic()))
+            try:
+                _wait(progress, min(LOOK_AGAIN_S, until - time.monotonic()))
+            except Cancelled:  # who asked for a stop believes that all is kept
+                progress.log(f"Stopped before there was room for it: {error.asked}, and is not.")
+                raise
         else:
             if until is not None:
                 progress.log("Written. The run goes on.")

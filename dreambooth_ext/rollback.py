@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from .comparison import forget_after, step_of_snapshot
 from .config import TrainConfig
 from .errors import ConfigError, Diverged, ResumeError, StorageError
-from .files import remove_folder, require_safe_name, write_json
+from .files import patiently, remove_folder, require_safe_name, write_json
 from .run_folder import RunFolder, resume_command, step_in
 from .words import half_of
 
@@ -86,7 +87,7 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None, learni
         remove_folder(run.diffusers_dir)
         for path in run.previews():
             if (step_in(path.name) or 0) > first:
-                path.unlink(missing_ok=True)
+                patiently(partial(path.unlink, missing_ok=True))
         run.truncate_metrics(first)
         forget_after(run, first)
         run.log(f"Taken back to step {first}; what came after it was removed.")

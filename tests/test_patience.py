@@ -52,8 +52,10 @@ def test_a_pause_ends_when_the_user_stops():
     def write():
         raise DiskFull("model.ckpt is to be written", "the disk is full")
 
+    lines = told_by(progress)
     with pytest.raises(Cancelled):
         patiently(write, progress, 10)
+    assert "model.ckpt is to be written, and is not" in lines[-1]  # who stops a run believes that all is kept
 
 
 @pytest.mark.parametrize("error", [UnsafePath, RunBusy, ValueError])
