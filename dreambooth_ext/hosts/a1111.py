@@ -248,10 +248,13 @@ class A1111Host(WebuiTools):
                                 f"the WebUI failed ({type(error).__name__}: {why[:300]})",
                                 "Try the same in txt2img; if memory is short, lower the class image batch.") from error
             self._watch.look()
-            progress.check()  # an interrupted call still returns pictures, half-sampled
+            progress.check()  # an interrupted call still returns pictures, half-sampled, or none if it had not begun
             if not shared.state.skipped and reloads == self._watch.reloads:
-                yield from images
-                return
+                break
+        if len(images) != len(request.seeds):
+            raise HostError(f"{len(request.seeds)} pictures are to be rendered", f"the WebUI returned {len(images)}",
+                            "Try the same in txt2img.")
+        yield from images
 
     def _tell_if_switched(self, base: Path, progress: Progress) -> None:
         """Once a job: which checkpoint renders, where the WebUI has another one selected."""
@@ -278,9 +281,6 @@ class A1111Host(WebuiTools):
             extra_networks.activate(p, {})
             processed = process_images(p)
         images = processed.images[getattr(processed, "index_of_first_image", 0):]
-        if len(images) != count:
-            raise HostError(f"{count} pictures are to be rendered", f"the WebUI returned {len(images)}",
-                            "Try the same in txt2img.")
         return [image.convert("RGB") for image in images]
 
     def _leave_job(self, before: _Snapshot) -> None:

@@ -301,6 +301,34 @@ def test_half_sampled_pictures_are_thrown_away(host, webui, base, progress):
     assert got == [] and not webui.processing.calls[-1]["whole"]
 
 
+@pytest.mark.parametrize("stop", ["interrupt", "stop_generating"])
+def test_what_is_interrupted_while_the_model_is_loading_is_stopped_and_has_not_failed(host, webui, base, progress, monkeypatch, stop):
+    load = webui.sd_models.reload_model_weights
+
+    def slow(*given, **named):
+        getattr(webui.state, stop)()
+        return load(*given, **named)
+
+    with pytest.raises(Cancelled), host.job("run", progress):
+        monkeypatch.setattr(webui.sd_models, "reload_model_weights", slow)
+        list(host.txt2img(base, REQUEST, progress))
+
+
+def test_a_reload_while_the_model_is_loading_costs_no_pictures(host, webui, base, progress, monkeypatch):
+    whole = [image.tobytes() for image in host.txt2img(base, REQUEST, progress)]
+    load, loads = webui.sd_models.reload_model_weights, []
+
+    def slow(*given, **named):
+        loads.append(given)
+        if len(loads) == 1:
+            webui.state.request_restart()
+        return load(*given, **named)
+
+    with host.job("run", progress):
+        monkeypatch.setattr(webui.sd_models, "reload_model_weights", slow)
+        assert [image.tobytes() for image in host.txt2img(base, REQUEST, progress)] == whole
+
+
 def test_pictures_that_a_reload_cut_short_are_rendered_again(host, webui, base, progress, monkeypatch):
     whole = [image.tobytes() for image in host.txt2img(base, REQUEST, progress)]
     process, calls = webui.processing.process_images, []

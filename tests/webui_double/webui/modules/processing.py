@@ -57,6 +57,8 @@ def process_images(p):
         stream.write(str(p.prompt))
     if not p.disable_extra_networks:
         extra_networks.activate(p, [])
+    if shared.state.interrupted or shared.state.stopping_generation:
+        return Processed([])  # what was interrupted while the model was loading is not begun
     shared.state.sampling_steps = p.steps
     whole = True
     for step in range(p.steps):
