@@ -18,7 +18,7 @@
             page.picked = true;
             sayThenClick('dreambooth_review_name', element.dataset.name, 'dreambooth_review_pick');
         }
-        else if ((element = found('.dreambooth-toggle'))) sayThenClick('dreambooth_review_name', element.dataset.name, 'dreambooth_review_toggle');
+        else if ((element = found('.dreambooth-toggle'))) sayThenClick('dreambooth_review_other', element.dataset.name, 'dreambooth_review_toggle');
         else if ((element = found('.dreambooth-strike'))) sayThenClick('dreambooth_strike_name', element.dataset.name, 'dreambooth_strike');
         else if ((element = found('#dreambooth_previews img[data-file]'))) sayThenClick('dreambooth_enlarge_which', element.dataset.file, 'dreambooth_enlarge');
         else if (found('.dreambooth-enlarged')) sayThenClick('dreambooth_enlarge_which', '', 'dreambooth_enlarge');

@@ -47,7 +47,8 @@ class ReviewPanel:
                 self.close = gr.Button("Close", size="sm", elem_id="dreambooth_picture_close")
         # Clicked by the page's script, which also names the picture. Outside: what is folded may not be on the page.
         self.look = hidden(gr.Button, "dreambooth_review", value="look")
-        self.name = hidden(gr.Textbox, "dreambooth_review_name", label="picture")
+        self.name = hidden(gr.Textbox, "dreambooth_review_name", label="picture")  # the one that is open
+        self.other = hidden(gr.Textbox, "dreambooth_review_other", label="picture to leave out or take in")
         self.acts = {act: hidden(gr.Button, f"dreambooth_review_{act}", value=act) for act in ("pick", "again", "toggle", "cut")}
 
     def wire(self, widgets: Mapping[str, Any]) -> None:
@@ -60,13 +61,17 @@ class ReviewPanel:
         on_script(self.look, with_values(self.grid_html), inputs, [self.grid])
         on_script(self.acts["pick"], with_values(self._picked), [self.name, *inputs], detailed)
         on_script(self.acts["again"], with_values(self._again), [self.name, *inputs], [self.detail])
-        on_script(self.acts["toggle"], with_values(self._toggled), [self.name, *inputs], [self.grid])
+        on_script(self.acts["toggle"], with_values(self._toggled), [self.other, *inputs], [self.grid])
         changed = [self.detail, self.choice, self.box, self.grid]
         on(self.choice.input if hasattr(self.choice, "input") else self.choice.change, with_values(self._chosen),
            [self.name, self.choice, self.box, *inputs], changed)
         for attach, event in ((on_script, self.acts["cut"]), (on, self.box.submit)):
             attach(event, with_values(self._cut), [self.name, self.box, *inputs], changed)
         on(self.close.click, lambda: [gr.update(visible=False), ""], [], [self.column, self.name])
+        # Another folder may have a picture of that name: what is typed and drawn for this one is not for that. At once, and hidden
+        # when the server answers.
+        on(widgets["instance_dir"].change, None, [], [self.name], js="() => ['']")
+        on(widgets["instance_dir"].change, lambda: gr.update(visible=False), [], [self.column])
         self.captions.wire(self.name, inputs, with_values, self._sentences.folder)
 
     # ---- what is shown

@@ -115,3 +115,45 @@ def test_what_is_typed_while_a_count_is_on_its_way_is_counted_too(page):
     for route in late:
         route.continue_()
     sync_api.expect(told(page)).to_contain_text("hidden rxz toy box")
+
+
+@pytest.fixture
+def folders(served):
+    """Two folders with pictures of the same names."""
+    for folder in (served[1] / "first", served[1] / "second"):
+        folder.mkdir(exist_ok=True)
+        for name in ("a", "b"):
+            Image.effect_noise((96, 96), 90).convert("RGB").save(folder / f"{name}.png")
+            (folder / f"{name}.txt").write_text(f"the {name} of {folder.name}\n")
+    return served[1] / "first", served[1] / "second"
+
+
+def opened(page, folder):
+    fill(page, instance_dir=folder)
+    sync_api.expect(page.locator(".dreambooth-shown")).to_have_count(2)
+    answered(page)
+    page.click('.dreambooth-shown[data-name="a.png"]')
+    sync_api.expect(field(page, "dreambooth_caption")).to_have_value(f"the a of {folder.name}")
+    answered(page)
+
+
+def test_a_caption_is_saved_for_the_picture_that_is_open_whichever_is_left_out_meanwhile(page, folders):
+    first, _ = folders
+    opened(page, first)
+    page.click('.dreambooth-toggle[data-name="b.png"]')
+    sync_api.expect(page.locator(".dreambooth-dropped")).to_have_count(1)
+    answered(page)
+    field(page, "dreambooth_caption").fill("another")
+    page.click("#dreambooth_caption_save")
+    sync_api.expect(saved(page)).to_contain_text("Saved in ")
+    assert [(first / f"{name}.txt").read_text() for name in "ab"] == ["another\n", "the b of first\n"]
+
+
+def test_a_picture_that_is_open_is_closed_when_another_folder_is_named(page, folders):
+    """Which may have one of the same name: its caption would be written over."""
+    first, second = folders
+    opened(page, first)
+    fill(page, instance_dir=second)
+    sync_api.expect(page.locator("#dreambooth_caption_save")).to_be_hidden()
+    sync_api.expect(page.locator("#dreambooth_review_name textarea, #dreambooth_review_name input").first).to_have_value("")
+    assert (second / "a.txt").read_text() == "the a of second\n"
