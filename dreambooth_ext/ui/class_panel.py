@@ -18,6 +18,7 @@ from .compat import hidden, on, on_script
 from .sentences import Sentences
 
 SHOWN_AT_MOST = 200
+STRIKE_WAITS_S = 10  # usually none: what is looked for is found in a moment
 TOKEN_CHECK = "token check"  # the job's name
 TOKEN_NEEDS = "Fill in base, token and class first."
 LOOK_NEEDS = "Fill in base, pictures and class first."
@@ -113,6 +114,9 @@ class ClassPanel:
 
         try:
             answer = self._sentences.class_image_plans(values)
+            # A field that was changed, a run that has begun or a click just before: then they are looked for once more.
+            if answer is not None and not answer.event.wait(STRIKE_WAITS_S):
+                return html.note(f"{name} is not struck out: class images are still being looked for. Look at them again.", "fault")
             if answer is not None and answer.value:
                 strike_out(named(answer.value, [name]))
         except DreamboothError as error:

@@ -20,7 +20,7 @@ from dreambooth_ext.playground.base import playground_base_path
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.service import Work
-from dreambooth_ext.ui import choose_panel, fields, runs_panel, tab, train_panel, watch_panel
+from dreambooth_ext.ui import choose_panel, class_panel, fields, runs_panel, tab, train_panel, watch_panel
 from dreambooth_ext.ui import sentences as of_form
 from dreambooth_ext.ui.errands import Errands
 from dreambooth_ext.ui.run_cards import following, run_list
@@ -289,6 +289,27 @@ def test_the_memory_that_is_free_is_that_of_the_moment(service, values, monkeypa
         assert "Memory: low needs about" in told and "free" not in told  # what this run takes will be free again
     finally:
         go_on.set()
+
+
+def test_class_images_are_struck_out_though_they_must_be_looked_for_once_more(service, values, tmp_path, monkeypatch):
+    (tmp_path / "models" / "playground.safetensors").symlink_to(playground_base_path())
+    values = {**values, "base": "playground.safetensors", "num_class_images": 4, "with_prior_preservation": True}
+    form, (plan,) = form_of(service), picture_room.class_image_plans(service.settings(values), service.host)
+    ensure(plan, Path("b"), lambda base, request, progress: (Image.new("RGB", (64, 64), (seed % 255, 0, 9))
+                                                             for seed in request.seeds), {}, Progress())
+
+    def found():
+        plan, = picture_room.class_image_plans(service.settings(values), service.host)
+        return [path.name for path in plan.prompts[0].found]
+
+    assert wait_until(lambda: form.drawn.sheet_html(values).count("dreambooth-strike") == 4)
+    first, second, third, last = found()
+    for name, changed in ((first, {"steps": 7}), (second, {}), (third, {})):  # a field was changed; one click after the other
+        values = {**values, **changed}
+        form.drawn._strike(name, values)
+    assert found() == [last]
+    monkeypatch.setattr(class_panel, "STRIKE_WAITS_S", 0)
+    assert f"{last} is not struck out" in form.drawn._strike(last, {**values, "steps": 8}) and found() == [last]
 
 
 def test_class_images_that_a_run_renders_are_counted_as_they_come(service, values, tmp_path, monkeypatch):
