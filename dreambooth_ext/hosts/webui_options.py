@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from . import webui_limits
+
 SECTION = ("dreambooth", "Dreambooth")
 
 
@@ -9,10 +11,12 @@ def add() -> None:
     """Declare the settings; adding them again after "Reload UI" changes nothing."""
     from modules import shared
 
+    # Paths of a shared WebUI are confined to where the runs stand: its users must not say where. What is invisible, it does not set.
+    for_its_owner = {"visible": False} if webui_limits.is_shared() else None
     entries = {
         "dreambooth_runs_dir": shared.OptionInfo(
             "", "Folder of runs (snapshots, previews, logs, class images); empty: dreambooth/runs in the data folder",
-            section=SECTION),
+            component_args=for_its_owner, section=SECTION),
         "dreambooth_preset": shared.OptionInfo(
             "", "Preset that the form starts from (subject, style, face, low memory, or one of your own); empty: none. "
             "Needs \"Reload UI\"", section=SECTION),

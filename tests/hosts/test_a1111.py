@@ -302,7 +302,7 @@ def test_half_sampled_pictures_are_thrown_away(host, webui, base, progress):
 
 
 @pytest.mark.parametrize("stop", ["interrupt", "stop_generating"])
-def test_what_is_interrupted_while_the_model_is_loading_is_stopped_and_has_not_failed(host, webui, base, progress, monkeypatch, stop):
+def test_what_is_interrupted_while_the_model_is_loading_has_not_failed(host, webui, base, progress, monkeypatch, stop):
     load = webui.sd_models.reload_model_weights
 
     def slow(*given, **named):

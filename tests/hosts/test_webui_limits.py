@@ -3,7 +3,7 @@
 import pytest
 
 from dreambooth_ext.errors import HostError
-from dreambooth_ext.hosts import webui_limits
+from dreambooth_ext.hosts import webui_limits, webui_options
 from dreambooth_ext.progress import Progress
 
 
@@ -34,6 +34,16 @@ def test_a_shared_webui_confines_paths(webui, tmp_path, flags, shared):
     for name, value in flags.items():
         setattr(webui.shared.cmd_opts, name, value)
     assert webui_limits.roots(tmp_path / "d" / "runs") == ([tmp_path / "d"] if shared else None)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_who_uses_a_shared_webui_does_not_say_where_the_runs_stand(webui, tmp_path, shared):
+    """All paths are confined to the folder around them: whoever sets it to / would be confined to nothing."""
+    webui.shared.cmd_opts.listen = shared
+    webui_options.add()
+    assert webui.opts.set("dreambooth_runs_dir", str(tmp_path / "elsewhere" / "runs")) is not shared
+    assert (webui.opts.dreambooth_runs_dir == "") is shared
+    assert webui.opts.set("dreambooth_free_ram", True)
 
 
 @pytest.mark.parametrize(("flags", "users"), [

@@ -1,6 +1,7 @@
 class OptionInfo:
     def __init__(self, default=None, label="", component=None, component_args=None, onchange=None, section=None):
         self.default, self.label, self.onchange, self.section = default, label, onchange, section
+        self.component_args = component_args
 
 
 class Options:
@@ -19,13 +20,18 @@ class Options:
 
     def __setattr__(self, name, value):
         assert not self.cmd_opts.freeze_settings, "changing settings is disabled"
+        if not (self.data_labels[name].component_args or {}).get("visible", True):
+            raise RuntimeError(f"not possible to set '{name}' because it is restricted")
         self.data[name] = value
 
     def set(self, key, value, is_api=False, run_callbacks=True):
         before = self.data.get(key)
         if before == value:
             return False
-        setattr(self, key, value)
+        try:
+            setattr(self, key, value)
+        except RuntimeError:
+            return False
         change = self.data_labels[key].onchange
         if run_callbacks and change is not None:
             try:
