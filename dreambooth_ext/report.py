@@ -110,9 +110,10 @@ def _paths_of(config: TrainConfig, run: RunFolder) -> list[str]:
 
 
 def _without(text: str, secrets: Iterable[str]) -> str:
-    """The longest first, so that no part of one is left; also as JSON writes them."""
+    """The longest first, so that no part of one is left; also as JSON writes them, and as Python names Windows' paths in errors."""
     for secret in sorted(set(secrets), key=len, reverse=True):
-        text = text.replace(secret, "<redacted>").replace(json.dumps(secret)[1:-1], "<redacted>")
+        for written in (secret, secret.replace("\\", "\\\\")):
+            text = text.replace(json.dumps(written)[1:-1], "<redacted>").replace(written, "<redacted>")
     return text
 
 

@@ -40,6 +40,23 @@ def test_the_page_needs_nothing_else_and_names_no_folder(run):
     assert "/home/someone/secret/base.ckpt" in report_html(run, with_paths=True)
 
 
+def test_windows_paths_are_left_out_however_an_error_writes_them(tmp_path):
+    """Python doubles the backslashes of a path in its errors, and JSON doubles them once more."""
+    folder = "C:\\Users\\Jürgen\\photos"
+    config = TrainConfig(base="b.ckpt", output_name="r",
+                         concepts=(Concept(instance_dir=folder, token="rxz", class_noun="dog"),))
+    run = RunFolder(tmp_path / "r")
+    run.create(config)
+    why = str(PermissionError(13, "Permission denied", f"{folder}\\1.png"))
+    run.write_state(RunState("failed", 2, 5, why))
+    run.log(why)
+    with zipfile.ZipFile(explain_failure(run, tmp_path / "failure.zip")) as archive:
+        told = [archive.read(name).decode() for name in archive.namelist()]
+    for text in told:
+        assert "rgen" not in text and "photos" not in text
+    assert sum("Permission denied" in text for text in told) == 2
+
+
 def test_words_that_are_also_the_usual_folders_names_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = TrainConfig(base="b.ckpt", output_name="rex", concepts=(Concept(instance_dir="pics", token="rxz", class_noun="dog"),))
