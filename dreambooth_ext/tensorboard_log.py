@@ -50,12 +50,19 @@ class _Board:
                     if isinstance(value, (int, float)):
                         self._open(report.done).add_scalar(tag, value, report.done)
         except Exception as error:  # noqa: BLE001  another's library, of whatever version: the run matters more
-            self._broken = True
-            self._progress.log(f"TensorBoard's files could not be written ({type(error).__name__}: {error}).")
+            self._give_up(error)
 
     def close(self) -> None:
-        if self._writer is not None and not self._broken:
-            self._writer.close()
+        if self._writer is None or self._broken:
+            return
+        try:
+            self._writer.close()  # its thread may still be writing, and a disk be full
+        except Exception as error:  # noqa: BLE001  the run has ended as it has, by now
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._broken = True
+        self._progress.log(f"TensorBoard's files could not be written ({type(error).__name__}: {error}).")
 
     def _open(self, step: int) -> Any:
         if self._writer is None:

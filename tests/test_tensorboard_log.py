@@ -57,10 +57,11 @@ def test_without_it_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whatever_it_does_the_run_goes_on(played, tmp_path, monkeypatch):
+@pytest.mark.parametrize("act", ["add_scalar", "close"])
+def test_whatever_it_does_the_run_goes_on(played, tmp_path, monkeypatch, act):
     heard = []
     progress = Progress(lambda report: heard.append(report.text) if report.phase == "log" else None)
-    monkeypatch.setattr(sys.modules["torch.utils.tensorboard"].SummaryWriter, "add_scalar", lambda *_: 1 / 0)
+    monkeypatch.setattr(sys.modules["torch.utils.tensorboard"].SummaryWriter, act, lambda *_: 1 / 0)
     train(RunFolder(tmp_path), progress)
     assert heard == ["TensorBoard's files could not be written (ZeroDivisionError: division by zero)."]
 
