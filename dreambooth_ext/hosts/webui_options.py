@@ -11,7 +11,7 @@ def add() -> None:
     """Declare the settings; adding them again after "Reload UI" changes nothing."""
     from modules import shared
 
-    # Paths of a shared WebUI are confined to where the runs stand: its users must not say where. What is invisible, it does not set.
+    # Paths of a shared WebUI are confined to where the runs stand: its users must not say where. What is hidden, it does not set.
     for_its_owner = {"visible": False} if webui_limits.is_shared() else None
     entries = {
         "dreambooth_runs_dir": shared.OptionInfo(
