@@ -136,20 +136,30 @@ class A1111Host(WebuiTools):
     def free_gpu(self) -> Iterator[None]:
         from modules import shared
 
-        progress = self._progress or SILENT
+        progress, bring_back = self._progress or SILENT, self._load_anew
         before = webui_memory.measured()
-        bring_back = self._make_room(ram_too=bool(shared.opts.data.get("dreambooth_free_ram", False)))
-        webui_memory.sweep()
-        progress.log(f"The WebUI's model made room: {webui_memory.measured()} (before: {before}).")
         try:
+            bring_back = self._make_room(ram_too=bool(shared.opts.data.get("dreambooth_free_ram", False)))
+            webui_memory.sweep()
+            progress.log(f"The WebUI's model made room: {webui_memory.measured()} (before: {before}).")
             yield
         except BaseException as error:
             let_go(error)  # there must be room to put the host's model back
             raise
         finally:
             webui_memory.sweep()
-            bring_back()
-            progress.log(f"The WebUI's model is back: {webui_memory.measured()}.")
+            try:
+                bring_back()
+                progress.log(f"The WebUI's model is back: {webui_memory.measured()}.")
+            except Exception as error:  # noqa: BLE001  the run's own outcome is to be told
+                progress.log(f"The WebUI's model could not come back ({type(error).__name__}: {error}): it is loaded anew.")
+                let_go(error)
+                self._load_anew()
+
+    def _load_anew(self) -> None:
+        """What is half on the device can neither render nor be moved: it is loaded again when the job ends."""
+        self._forget_loaded()
+        self._borrowed = True
 
     # ---- what differs in forks (see forge.py)
 
@@ -331,20 +341,11 @@ class A1111Host(WebuiTools):
                     self._name_selected(Path(previous))
                 self._load_as_user_wants()
             raise HostError(f"{path.name} is to be selected", problem, "Choose it at the top of the page.")
-        self._keep_settings(shared.opts)
+        webui_settings.keep(shared.opts)
 
     def _is_loaded(self, path: Path) -> bool:
         loaded = self._loaded_file()
         return loaded is not None and same_file(loaded, path)
-
-    @staticmethod
-    def _keep_settings(opts: Any) -> None:
-        from modules import shared
-
-        try:
-            opts.save(shared.config_filename)
-        except (AssertionError, RuntimeError):
-            return  # frozen: the choice holds until the WebUI is restarted
 
     def _refresh_list(self) -> None:
         from modules import sd_models

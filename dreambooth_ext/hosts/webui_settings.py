@@ -82,6 +82,16 @@ def in_effect(opts: Any, values: dict[str, Any]) -> Iterator[None]:
                 opts.data.pop(name, None)
 
 
+def keep(opts: Any) -> None:
+    """Write the host's settings into its file, as its own page does after each choice."""
+    from modules import shared
+
+    try:
+        opts.save(shared.config_filename)
+    except (AssertionError, RuntimeError):
+        return  # frozen: the choice holds until the WebUI is restarted
+
+
 def as_text(values: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in sorted(values.items()))
 

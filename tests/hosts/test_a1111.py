@@ -3,6 +3,7 @@
 import threading
 import time
 import weakref
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -415,6 +416,25 @@ def test_it_comes_back_after_a_failure(host, webui, progress, error, ram_too):
         assert (loaded(webui) is None) is ram_too
         raise error
     assert loaded(webui).sd_checkpoint_info.name == "a-first.ckpt" and loaded(webui).device == "cuda"
+
+
+@pytest.mark.parametrize("way", ["send_model_to_cpu", "send_model_to_device"])
+def test_a_model_that_is_left_half_on_the_device_is_loaded_anew(host, webui, base, progress, monkeypatch, way):
+    """Memory may be short at that moment: txt2img would fail ever after, and what was trained would pass for failed."""
+    def breaks(model):
+        model.to("half cpu, half cuda")
+        raise RuntimeError("CUDA out of memory")
+
+    trained = []
+    with suppress(RuntimeError), host.job("run", progress):
+        webui.sd_models.reload_model_weights()
+        monkeypatch.setattr(webui.sd_models, way, breaks)
+        with host.free_gpu():
+            trained.append(True)
+    monkeypatch.undo()
+    assert loaded(webui).device == "cuda" and trained == ([] if way == "send_model_to_cpu" else [True])
+    assert "CUDA out of memory" in said(progress) or not trained
+    assert len(list(host.txt2img(base, REQUEST, progress))) == 3
 
 
 @pytest.mark.parametrize("told_as", [None, OutOfMemory], ids=["plainly", "in other words"])
