@@ -231,8 +231,7 @@ class A1111Host(WebuiTools):
     def _rendered(self, base: Path, request: Txt2Img, progress: Progress) -> Iterator[Image]:
         from modules import shared
 
-        info = self._listed(base)
-        values = {**webui_settings.neutral_values(shared.opts), "sd_model_checkpoint": info.title}
+        values = webui_settings.neutral_values(shared.opts)
         if "multiple_tqdm" in shared.opts.data_labels:
             values["multiple_tqdm"] = False  # its "Total progress" takes our count of pictures for one of calls, and never ends
         if "CLIP_stop_at_last_layers" in values:
@@ -243,6 +242,7 @@ class A1111Host(WebuiTools):
         self._borrowed = True
         while True:
             progress.check()
+            values["sd_model_checkpoint"] = self._listed(base).title
             shared.state.skipped, reloads = False, self._watch.reloads
             try:
                 with webui_settings.in_effect(shared.opts, values), webui_settings.params_txt_kept():
@@ -259,7 +259,8 @@ class A1111Host(WebuiTools):
                                 "Try the same in txt2img; if memory is short, lower the class image batch.") from error
             self._watch.look()
             progress.check()  # an interrupted call still returns pictures, half-sampled, or none if it had not begun
-            if not shared.state.skipped and reloads == self._watch.reloads:
+            # In Forge a checkpoint that is chosen meanwhile is what the next picture is rendered with, ours too.
+            if not shared.state.skipped and reloads == self._watch.reloads and self._is_loaded(base):
                 break
         if len(images) != len(request.seeds):
             raise HostError(f"{len(request.seeds)} pictures are to be rendered", f"the WebUI returned {len(images)}",

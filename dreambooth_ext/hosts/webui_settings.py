@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,22 +65,48 @@ def own_pictures(opts: Any, cmd_opts: Any) -> OwnPictures:
     return OwnPictures(", ".join(Path(name).name for name in named if name), int(getattr(opts, "CLIP_stop_at_last_layers", 1)))
 
 
+class _ForOneThread(dict[str, Any]):
+    """The host's settings as its user has them, but for one thread, for which some have other values."""
+
+    def __init__(self, data: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        super().__init__(data)
+        self._values, self._thread = dict(values), threading.get_ident()
+
+    def _is_other(self, name: object) -> bool:
+        return name in self._values and threading.get_ident() == self._thread
+
+    def __contains__(self, name: object) -> bool:
+        return self._is_other(name) or super().__contains__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name] if self._is_other(name) else super().__getitem__(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if self._is_other(name):  # the host corrects the title of what it has loaded
+            self._values[name] = value
+        else:
+            super().__setitem__(name, value)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._values[name] if self._is_other(name) else super().get(name, default)
+
+
 @contextmanager
 def in_effect(opts: Any, values: dict[str, Any]) -> Iterator[None]:
-    """Put `values` into effect, and the former ones back at the end.
+    """Put `values` into effect for what this thread does.
 
-    Written into the host's dictionary: `opts.set` refuses under --freeze-settings, and takes the queue's lock for some.
+    Class images take an hour at times. For all others the user's own stay: for a page that is opened meanwhile and shows them,
+    for the file that they are saved in, for whoever changes one. Put into the host's dictionary: `opts.set` refuses under
+    --freeze-settings, and takes the queue's lock for some.
     """
-    former = {name: opts.data[name] for name in values if name in opts.data}
-    opts.data.update(values)
+    data, mine = opts.data, _ForOneThread(opts.data, values)
+    opts.data = mine
     try:
         yield
     finally:
-        for name in values:
-            if name in former:
-                opts.data[name] = former[name]
-            else:
-                opts.data.pop(name, None)
+        if opts.data is mine:
+            data.update(mine)
+            opts.data = data  # to which others may hold on
 
 
 def keep(opts: Any) -> None:

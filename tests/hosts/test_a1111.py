@@ -1,5 +1,6 @@
 """The adapter in the double: the traps of the WebUI, each as a test."""
 
+import json
 import threading
 import time
 import weakref
@@ -273,6 +274,31 @@ def test_the_consoles_bar_of_all_progress_is_left_out_while_class_images_are_ren
     with host.job("run", progress):
         list(host.txt2img(base, REQUEST, progress))
     assert shown and not any(shown) and webui.opts.multiple_tqdm
+
+
+def test_what_the_user_sets_and_saves_while_class_images_are_rendered_is_his_own(host, webui, base, progress):
+    """Rendering takes an hour at times; its values are neither to be shown to others, nor saved, nor put over the user's."""
+    whole = [image.tobytes() for image in host.txt2img(base, REQUEST, progress)]
+    before, seen = dict(webui.opts.data), []
+
+    def chosen():
+        seen.append({name: webui.opts.data.get(name) for name in before})  # as a page that is opened now shows them
+        seen.append({name: getattr(webui.opts, name) for name in before})
+        webui.opts.set("token_merging_ratio", 0.3)
+        webui.opts.save(webui.shared.config_filename)
+
+    def at_step(step):
+        if step == 1 and not seen:
+            page = threading.Thread(target=chosen)
+            page.start()
+            page.join()
+
+    webui.processing.at_step = at_step
+    assert [image.tobytes() for image in host.txt2img(base, REQUEST, progress)] == whole
+    assert seen == [before, before]
+    wanted = {**before, "token_merging_ratio": 0.3}
+    assert webui.opts.data == wanted and type(webui.opts.data) is dict
+    assert json.loads(Path(webui.shared.config_filename).read_text()) == wanted
 
 
 def test_they_are_in_effect_again_after_a_failure_too(host, webui, base, progress):

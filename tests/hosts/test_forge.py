@@ -1,6 +1,7 @@
 """The adapter in the double as Forge: what is selected is loaded by the next picture, and lists show no hashes."""
 
 import sys
+import threading
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -151,6 +152,26 @@ def test_the_users_settings_do_not_act_on_class_images_and_are_in_effect_afterwa
     assert webui.opts.data == before
     assert next_picture(webui)[0] == "a-first.ckpt"
     assert (in_memory(webui).vae, in_memory(webui).weights) == ("user.vae.pt", "nf4")
+
+
+def test_a_checkpoint_that_is_chosen_while_class_images_are_rendered_stays_and_draws_none(host, webui, base, progress):
+    whole = [image.tobytes() for image in host.txt2img(base, REQUEST, progress)]
+    from modules_forge import main_entry
+
+    load, other = host._load_selected, host._title(host._listed(webui.folder / "a-first.ckpt"))
+    main_entry.checkpoint_change(host._title(host._listed(base)))
+    choose = iter([True])
+
+    def then_chosen(vae):
+        load(vae)
+        if next(choose, False):
+            page = threading.Thread(target=main_entry.checkpoint_change, args=[other])
+            page.start()
+            page.join()
+
+    host._load_selected = then_chosen
+    assert [image.tobytes() for image in host.txt2img(base, REQUEST, progress)] == whole
+    assert webui.opts.sd_model_checkpoint == other and Path(host._loaded_file()).name == "a-first.ckpt"
 
 
 @pytest.mark.parametrize("rendered_before", [True, False])

@@ -1,3 +1,6 @@
+import json
+
+
 class OptionInfo:
     def __init__(self, default=None, label="", component=None, component_args=None, onchange=None, section=None):
         self.default, self.label, self.onchange, self.section = default, label, onchange, section
@@ -19,6 +22,9 @@ class Options:
         raise AttributeError(name)
 
     def __setattr__(self, name, value):
+        if name in ("data", "data_labels"):
+            object.__setattr__(self, name, value)
+            return
         assert not self.cmd_opts.freeze_settings, "changing settings is disabled"
         if not (self.data_labels[name].component_args or {}).get("visible", True):
             raise RuntimeError(f"not possible to set '{name}' because it is restricted")
@@ -44,6 +50,8 @@ class Options:
 
     def save(self, filename):
         assert not self.cmd_opts.freeze_settings, "saving settings is disabled"
+        with open(filename, "w", encoding="utf8") as stream:
+            json.dump(self.data, stream, indent=4, default=str)
         object.__setattr__(self, "saved", self.saved + 1)
 
     def add_option(self, key, info):
