@@ -6,6 +6,7 @@ The WebUI runs this at each of its starts. With nothing to do it says nothing an
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from dreambooth_ext import needs
 
 PIP_LIMIT_S = 900
+# Versions that pip can read. Of others (0.23ubuntu1, say, of a system's own packages) a single one would keep it from everything.
+READABLE = re.compile(
+    r"v?(\d+!)?\d+(\.\d+)*([-_.]?(a|b|c|rc|alpha|beta|pre|preview)[-_.]?\d*)?(-\d+|[-_.]?(post|rev|r)[-_.]?\d*)?"
+    r"([-_.]?dev[-_.]?\d*)?(\+[a-z0-9]+([-_.][a-z0-9]+)*)?", re.IGNORECASE)
 
 
 def main() -> None:
@@ -38,7 +43,8 @@ def install(requirements: list[str]) -> list[str]:
     before = _installed()
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
-        constraints.write_text("\n".join(f"{name}=={version}" for name, version in before.items()), encoding="utf-8")
+        constraints.write_text("\n".join(f"{name}=={version}" for name, version in before.items()
+                                         if READABLE.fullmatch(version)), encoding="utf-8")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
                    "--retries", "1", "--timeout", "15", "--prefer-binary", "--constraint", str(constraints)]
         index = os.environ.get("INDEX_URL")  # as the WebUI's own installer reads it

@@ -1,6 +1,7 @@
 """install.py: nothing to do is silent and quick; what is missing is added, and nothing that is there is changed."""
 
 import os
+import runpy
 import subprocess
 import sys
 import venv
@@ -154,3 +155,18 @@ def test_a_current_host_gets_a_current_diffusers(monkeypatch):
 @pytest.mark.parametrize(("first", "second"), [("0.4.2", "0.31.0"), ("4.9", "4.30.2"), ("9.5.0", "10.0"), ("1.0rc1", "1.1")])
 def test_versions_are_compared_as_numbers(first, second):
     assert needs._key(first) < needs._key(second)
+
+
+def test_one_version_that_pip_cannot_read_keeps_nothing_from_being_installed(monkeypatch):
+    """Debian's and Ubuntu's own packages have such; they are seen where a WebUI has no environment of its own."""
+    code = runpy.run_path(str(INSTALL))
+    odd, read = {"distro-info": "0.23ubuntu1"}, {"torch": "2.1.2+cu121", "numpy": "1.26.2", "clip": "1.0", "x": "2.0rc1.post2.dev3"}
+    constraints = []
+
+    def pip(command, **_):
+        constraints.append(Path(command[command.index("--constraint") + 1]).read_text().splitlines())
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    monkeypatch.setitem(code["install"].__globals__, "_installed", lambda: {**odd, **read})
+    code["install"](["diffusers"])
+    assert constraints == [[f"{name}=={version}" for name, version in read.items()]]
