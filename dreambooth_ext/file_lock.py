@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from .files import make_folder, storage_error
+from .progress import Progress
+
 TRIES, BETWEEN_S = 4, 0.05  # whoever only looks holds the file for a moment, too
+LOOK_AGAIN_S = 5.0
+_HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK, getattr(errno, "EDEADLOCK", errno.EDEADLK))  # by another one
+
+
+@contextmanager
+def alone(path: Path, progress: Progress, told: str) -> Iterator[float]:
+    """Hold the file, once whoever holds it lets go; yields the seconds waited. `told`: what is waited for.
+
+    On a file system that knows no locks nobody waits. Raises StorageError, Cancelled.
+    """
+    try:
+        make_folder(path.parent)
+        stream = path.open("a+b")
+    except OSError as error:
+        raise storage_error(path, error) from error
+    began, log = time.monotonic(), True
+    with stream:
+        while True:
+            try:
+                take(stream.fileno())
+                break
+            except OSError as error:
+                if error.errno not in _HELD:
+                    break
+            if log:
+                progress.log(f"Waiting: {told}")
+                log = False
+            progress.say(f"Waiting: {told}")  # whoever hears it looks whether another process has asked for a stop
+            end = time.monotonic() + LOOK_AGAIN_S
+            while time.monotonic() < end:
+                progress.check()
+                time.sleep(BETWEEN_S)
+        yield 0.0 if log else time.monotonic() - began
 
 
 def take(handle: int) -> None:

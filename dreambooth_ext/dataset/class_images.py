@@ -13,12 +13,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import CLASS_IMAGES_AT_MOST, CLASS_IMAGES_PER_PICTURE, Concept
 from ..errors import HostError
+from ..file_lock import alone
 from ..files import append_line, sweep, write_atomically
 from ..host import Txt2Img
 from ..progress import Progress
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MANIFEST = "manifest.jsonl"
+LOCK = ".lock"
 STRUCK_OUT = "struck-out"  # a folder for pictures that somebody did not like
 SAMPLER = "DDIM"
 FIRM_ADVICE_ABOVE = 2000
@@ -178,7 +181,8 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
 
     `began` is the manifest of a run that goes on: it keeps those that it began with, whatever other runs have put beside them.
     Each picture is recorded and written before the next one is kept: stopped anywhere, no picture is lost, and those
-    that are rendered afterwards are the same as if nothing had happened.
+    that are rendered afterwards are the same as if nothing had happened. One process at a time renders into a folder:
+    whoever waited looks again at what is there, so that no picture is rendered twice.
     """
     before_it_stopped = _recorded(began, plan.concept_index) if began else []
     if before_it_stopped:
@@ -186,23 +190,32 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
             return before_it_stopped
         progress.log("Class images of the run are gone or changed, or another number is wanted: it goes on with others.")
     images: list[TrainingImage] = []
-    done, work, started = 0, 0.0, time.monotonic()
+    done, total, work, started = 0, plan.missing, 0.0, time.monotonic()
     before, since = 0.0, started  # of the first batch, which waits for its model
     adopted = len(plan.foreign) if plan.use_foreign else 0  # that still stand in for a missing one, of whichever prompt
     for prompt_plan in plan.prompts:
         paths = list(prompt_plan.found[: prompt_plan.wanted])
-        lacking = prompt_plan.wanted - len(paths)
-        replaced = min(lacking, adopted)
+        replaced = min(prompt_plan.wanted - len(paths), adopted)
         adopted -= replaced
-        for path in _render(prompt_plan, lacking - replaced, plan, base, txt2img, provenance, progress, batch):
-            paths.append(path)
-            done += 1
-            work += pace.work_of(prompt_plan.request.steps, prompt_plan.request.width, prompt_plan.request.height)
-            if done == batch:
-                before, since = work, time.monotonic()
-            seconds = (time.monotonic() - started) / done
-            progress.report(done, plan.missing, prompt_plan.request.prompt, images_per_s=1 / max(seconds, 1e-9),
-                            seconds_left=seconds * (plan.missing - done))
+        lacking = prompt_plan.wanted - len(paths) - replaced
+        with ExitStack() as held:
+            if lacking:
+                waited = held.enter_context(alone(prompt_plan.folder / LOCK, progress,
+                                                  f"another process renders class images into {prompt_plan.folder}."))
+                started, since = started + waited, since + waited
+                paths = _found_now(prompt_plan, plan)[: prompt_plan.wanted - replaced]
+                total -= lacking
+                lacking = prompt_plan.wanted - replaced - len(paths)
+                total += lacking
+            for path in _render(prompt_plan, lacking, plan, base, txt2img, provenance, progress, batch):
+                paths.append(path)
+                done += 1
+                work += pace.work_of(prompt_plan.request.steps, prompt_plan.request.width, prompt_plan.request.height)
+                if done == batch:
+                    before, since = work, time.monotonic()
+                seconds = (time.monotonic() - started) / done
+                progress.report(done, total, prompt_plan.request.prompt, images_per_s=1 / max(seconds, 1e-9),
+                                seconds_left=seconds * (total - done))
         images += [_as_training_image(path, prompt_plan.request, plan.concept_index) for path in paths]
     host, now = provenance.get("host", ""), time.monotonic()
     if done > batch:
@@ -213,6 +226,11 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
         request = plan.prompts[0].request
         images += [_adopted(path, request, plan.concept_index) for path in plan.foreign]
     return images
+
+
+def _found_now(plan: PromptPlan, whole: ClassImagePlan) -> list[Path]:
+    """With what other processes have rendered since it was planned."""
+    return _sorted_out(plan.folder, plan.request, [each.request.values for each in whole.prompts])[0]
 
 
 def _recorded(manifest: Path, concept_index: int) -> list[TrainingImage]:

@@ -1,14 +1,18 @@
 """Class images: only what is missing is rendered, only what the base made counts, stopping loses nothing."""
 
 import dataclasses
+import errno
 import json
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from dreambooth_ext import recipe
+from dreambooth_ext import file_lock, recipe
 from dreambooth_ext.config import Concept
 from dreambooth_ext.dataset import class_images
 from dreambooth_ext.dataset.class_images import MANIFEST, class_image_count, ensure, plan
@@ -71,6 +75,61 @@ def test_stopped_at_any_picture_nothing_is_rendered_twice(planned, after):
         ensure(planned(), Path("b"), first, {}, Progress(), batch=1)
     ensure(planned(), Path("b"), second, {}, Progress(), batch=1)
     assert first.seeds + second.seeds == list(range(3, 13))
+
+
+def test_two_processes_that_want_the_same_class_render_no_picture_twice(planned, monkeypatch):
+    monkeypatch.setattr(file_lock, "LOOK_AGAIN_S", 0.1)
+    waits, heard, second, others = threading.Event(), [], Renderer(), []
+
+    def listen(report):
+        heard.append(report)
+        if report.text.startswith("Waiting"):
+            waits.set()
+
+    class First(Renderer):
+        def __call__(self, base, request, progress):
+            for image in super().__call__(base, request, progress):
+                if len(self.seeds) == 3:
+                    also.start()
+                    assert waits.wait(20)
+                yield image
+
+    plans = planned(), planned(dataclasses.replace(CONCEPT, num_class_images=12))  # both before anything is rendered
+    also = threading.Thread(target=lambda: others.extend(ensure(plans[1], Path("b"), second, {}, Progress(listen), batch=1)))
+    first = First()
+    images = ensure(plans[0], Path("b"), first, {}, Progress(), batch=1)
+    also.join(20)
+    assert first.seeds == list(range(3, 13)) and second.seeds == [13, 14] and others[:10] == images and len(others) == 12
+    assert f"Waiting: another process renders class images into {plans[0].prompts[0].folder}." in [each.text for each in heard]
+    assert (heard[-1].done, heard[-1].total) == (2, 2)
+
+
+def test_who_waits_for_another_process_can_be_stopped(planned):
+    wanted, renderer = planned(), Renderer()
+    progress = Progress(lambda report: progress.cancel() if report.text.startswith("Waiting") else None)
+    with file_lock.alone(wanted.prompts[0].folder / class_images.LOCK, Progress(), ""), pytest.raises(Cancelled):
+        ensure(wanted, Path("b"), renderer, {}, progress)
+    assert renderer.seeds == [] and len(ensure(wanted, Path("b"), renderer, {}, Progress())) == 10
+
+
+def test_a_killed_process_keeps_nobody_waiting(planned):
+    wanted = planned()
+    holds = ("import sys, time; from pathlib import Path; from dreambooth_ext import file_lock; "
+             "stream = Path(sys.argv[1]).open('a+b'); file_lock.take(stream.fileno()); print('held', flush=True); time.sleep(60)")
+    lock = wanted.prompts[0].folder / class_images.LOCK
+    lock.parent.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", holds, str(lock)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n" and file_lock.is_held(lock)
+        other.kill()
+    assert len(ensure(wanted, Path("b"), Renderer(), {}, Progress())) == 10
+
+
+def test_where_the_file_system_has_no_locks_nobody_waits(planned, monkeypatch):
+    def none(handle, shared=False):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(file_lock, "lock", none)
+    assert len(ensure(planned(), Path("b"), Renderer(), {}, Progress())) == 10
 
 
 class InBatches(Renderer):
