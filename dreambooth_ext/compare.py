@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BORROWED = "dreambooth-comparing-"  # begins the names of the files that stand in the models folder meanwhile
+_OWN = f"{BORROWED}{uuid.uuid4().hex[:8]}-"  # this process's: another one may be comparing, too, with the same folder
+_FORGOTTEN_S = 24 * 3600  # no snapshot's pictures take that long: what is older was left behind by a process that was killed
 SMALL_PX = 192  # the longer side of the copies that pages show
 
 
@@ -120,7 +124,7 @@ def _as_checkpoint(run: RunFolder, config: TrainConfig, column: Column, host: Ho
     folder = host.models_dir
     _remove_borrowed(folder)
     # Its own name for each snapshot: hosts take a file of the same name for the model that they have loaded already.
-    name = f"{BORROWED}{run.path.name[:60].strip(' .')}-{column.name}"
+    name = f"{_OWN}{run.path.name[:60].strip(' .')}-{column.name}"
     silent = Progress(cancelled=lambda: progress.cancelled)  # its count of bytes is no count of pictures
     try:
         yield recipe.as_checkpoint(config, run.checkpoints_dir / column.name, folder, name, silent)
@@ -129,10 +133,11 @@ def _as_checkpoint(run: RunFolder, config: TrainConfig, column: Column, host: Ho
 
 
 def _remove_borrowed(folder: Path) -> None:
-    """Also those that an earlier process left behind when it was killed."""
-    for path in folder.glob(f"{BORROWED}*"):
+    """This process's own, and those that another one must have left behind, half written ones among them."""
+    for path in (*folder.glob(f"{BORROWED}*"), *folder.glob(f".{BORROWED}*.partial")):
         with suppress(OSError):  # Windows keeps a file that is still open; the next comparison removes it
-            path.unlink()
+            if path.name.startswith(_OWN) or time.time() - path.stat().st_mtime > _FORGOTTEN_S:
+                path.unlink()
 
 
 def _rendered(

@@ -1,7 +1,9 @@
 """Snapshots of a real run, small as it is, rendered side by side by the host, measured, and gone on from."""
 
 import errno
+import os
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -130,11 +132,17 @@ def test_a_stopped_or_failed_comparison_keeps_its_pictures_and_leaves_no_borrowe
     assert read_comparison(run).best is not None
 
 
-def test_what_a_killed_comparison_left_behind_goes_with_the_next(run, host):
-    left = host.models_dir / f"{BORROWED}other-step-000002.safetensors"
-    left.write_bytes(b"x")
+def test_what_a_killed_comparison_left_behind_goes_with_the_next_and_what_another_process_uses_stays(run, host):
+    left, used = (host.models_dir / f"{BORROWED}{name}-step-000002.safetensors" for name in ("12345678-other", "9abcdef0-rex"))
+    half = host.models_dir / f".{left.name}.0123456789ab.partial"
+    for path in (left, half, used):
+        path.write_bytes(b"x")
+    for path in (left, half):
+        os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
     compare(run, host, Progress(), replace(WISHES, count=1, snapshots=("step-000002",)))
-    assert not left.exists() and [column.name for column in read_comparison(run).columns] == [BASE, "step-000002"]
+    assert not left.exists() and not half.exists() and list(host.models_dir.glob(f"*{BORROWED}*")) == [used]
+    assert [column.name for column in read_comparison(run).columns] == [BASE, "step-000002"]
+    used.unlink()
 
 
 def test_a_lora_is_rendered_merged_into_its_base(trained, tmp_path):

@@ -56,8 +56,8 @@ def test_the_webui_renders_each_snapshot_and_is_left_as_it_was(host, webui, run)
 
     host._process = process
     found = comparing.compare(run, host, Progress(), WISHES)
-    assert [name for name, _ in seen] == ["base.ckpt"] * 2 + ["dreambooth-comparing-rex-step-000010.ckpt"] * 2 + [
-        "dreambooth-comparing-rex-step-000020.ckpt"] * 2
+    assert [name for name, _ in seen] == ["base.ckpt"] * 2 + [f"{comparing._OWN}rex-step-000010.ckpt"] * 2 + [
+        f"{comparing._OWN}rex-step-000020.ckpt"] * 2
     assert {skip for _, skip in seen} == {2}  # as it was trained
     ours = [pictures(run, found, column.name) for column in found.columns]
     assert all(not np.array_equal(ours[0][0], other[0]) for other in ours[1:]) and not np.array_equal(ours[1][0], ours[2][0])
