@@ -183,9 +183,13 @@ def _vae_attention(ldm: str, ours: str) -> Iterator[Rule]:
 
 def clip_rules(layers: int, prefix: str) -> Iterator[Rule]:
     """A CLIP text encoder under transformers' names. Early files lack `text_model.`."""
-    early = prefix.removesuffix("text_model.")
     for name in text_names(layers):
-        yield Rule(prefix + name, (name,), aliases=(early + name,))
+        yield Rule(prefix + name, (name,), aliases=(early_name(prefix + name),))
+
+
+def early_name(name: str) -> str:
+    """What early files call a tensor of a CLIP text encoder; any other tensor's own name."""
+    return name.replace(".transformer.text_model.", ".transformer.", 1)
 
 
 def openclip_rules(layers: int, prefix: str, projected: bool) -> Iterator[Rule]:

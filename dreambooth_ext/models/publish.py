@@ -24,7 +24,7 @@ from .convert import resolved
 from .diffusers_folder import WEIGHT_FILES, PartFiles, read_json
 from .family import EMA, SD2, V_PRED, WEIGHT_PREFIXES, ZTSNR, Family
 from .layout import PartLayout
-from .ldm_keys import CONV, SAME, Rule
+from .ldm_keys import CONV, SAME, Rule, early_name
 from .load import recognise
 from .modelspec import header_of
 from .networks import built, shapes_of
@@ -207,10 +207,13 @@ def overlay(
     """What is to be written, in the file's order: its own tensors, but for the replaced ones.
 
     Averages (`model_ema.*`) are left out where anything is replaced, for they would be those of another model, and where
-    `prune` is wished.
+    `prune` is wished. So is what has two names in the file, under its early one: hosts would load whichever comes last.
     """
     outputs, stale = [], 0
+    shadows = {early_name(name) for name in replacements} - replacements.keys()
     for name, entry in file.entries.items():
+        if name in shadows:
+            continue
         if name.startswith(EMA) and (replacements or prune):
             stale += 1
             continue

@@ -331,3 +331,20 @@ def test_a_stored_schedule_that_ends_in_zero_is_seen(tmp_path):
     sample = specimen(SD1, size=TINY["sd1"])
     sample.fixed |= {"alphas_cumprod": torch.linspace(0.99, 0.0, 1000)}
     assert inspect(sample.write(tmp_path / "z.safetensors"), prediction_type="v_prediction").zero_terminal_snr
+
+
+@pytest.mark.parametrize("publish_format", ["ckpt", "safetensors"])
+def test_a_tensor_that_stands_in_the_base_under_both_of_its_names_is_published_once(world, tmp_path, publish_format):
+    """The WebUI renames the early name and takes whichever comes last: it would load the base's text encoder."""
+    source, trained = world("sd1")
+    own = load_file(source)
+    root = "cond_stage_model.transformer."
+    early = {root + name.removeprefix(f"{root}text_model."): tensor for name, tensor in own.items() if name.startswith(root)}
+    assert len(early) > 20
+    base = tmp_path / "twice.ckpt"
+    torch.save({"state_dict": {**own, **early}}, base)
+    out, = publish(base, trained, tmp_path, "new", publish_format=publish_format)
+    alone, = publish(source, trained, tmp_path, "alone", publish_format=publish_format)
+    written, wanted = tensors(out), tensors(alone)
+    assert written.keys() - wanted.keys() <= {f"{root}embeddings.position_ids"}
+    assert all(same(written[name], wanted[name]) for name in wanted)
