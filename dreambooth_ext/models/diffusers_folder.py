@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ class PartFiles:
         if not paths:
             raise NotACheckpoint(f"{folder.name} is to be read", f"{WEIGHT_FILES[part]} is not there",
                                  "Choose a whole diffusers folder.")
-        self.files = [open_checkpoint(path) for path in paths]
+        with ExitStack() as opened:  # which closes the first of several files if a later one cannot be opened
+            self.files = [opened.enter_context(open_checkpoint(path)) for path in paths]
+            self._opened = opened.pop_all()
         ours = present_vae_name if part == "vae" else canonical
         self.where: dict[str, tuple[CheckpointFile, str]] = {
             ours(name): (file, name) for file in self.files for name in file.entries if not name.endswith("position_ids")
@@ -139,8 +142,7 @@ class PartFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self.files:
-            file.close()
+        self._opened.close()
 
 
 def settings_of(folder: Path, part: str) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreambooth_ext.cli import BAD_INPUT, DONE, run
-from dreambooth_ext.models.checkpoint_file import open_checkpoint
-from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES, save_part, saved_part
+from dreambooth_ext.errors import CheckpointError
+from dreambooth_ext.models.checkpoint_file import CheckpointFile, open_checkpoint
+from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES, PartFiles, save_part, saved_part
 from dreambooth_ext.models.family import SD1, SD2, SDXL
 from dreambooth_ext.models.load import inspect, load_checkpoint, load_diffusers
 from dreambooth_ext.models.networks import tensors_of
@@ -283,3 +284,20 @@ def require_round_trip(source, folder, suffix):
         for name, entry in one.entries.items():
             assert (entry.dtype, entry.shape) == (two.entries[name].dtype, two.entries[name].shape), name
             assert torch.equal(one.tensor(name), two.tensor(name)), name
+
+
+def test_where_the_second_of_several_files_is_damaged_the_first_is_closed(tmp_path, monkeypatch):
+    first, second = (tmp_path / "unet" / f"part-{number}.safetensors" for number in (1, 2))
+    first.parent.mkdir()
+    save_file({"a": torch.zeros(1)}, first)
+    second.write_bytes(b"x")
+    (tmp_path / f"{WEIGHT_FILES['unet']}.index.json").write_text(json.dumps({"weight_map": {"a": first.name, "b": second.name}}))
+    closed, close = [], CheckpointFile.close
+    monkeypatch.setattr(CheckpointFile, "close", lambda self: (closed.append(self.path), close(self)))
+    with pytest.raises(CheckpointError):
+        PartFiles(tmp_path, "unet")
+    assert first in closed
+    save_file({"b": torch.ones(1)}, second)
+    with PartFiles(tmp_path, "unet") as files:
+        assert files.where.keys() == {"a", "b"}
+    assert closed[-2:] == [second, first]
