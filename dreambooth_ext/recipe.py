@@ -295,6 +295,7 @@ def class_image_plans(checked: Checked, base_sha256: str, host: str = "") -> lis
 
 def inputs_of(config: TrainConfig) -> dict[str, str]:
     """sha256 of everything a run learns from: the base, another VAE, each picture and its caption. Raises PictureError."""
+    from .dataset.captions import caption_path
     from .dataset.choices import orders_of
     from .dataset.pictures import pictures_of
 
@@ -306,8 +307,7 @@ def inputs_of(config: TrainConfig) -> dict[str, str]:
         folder = Path(concept.instance_dir).expanduser()
         for path in pictures_of(folder, orders_of(concept.choices, folder)[0]):
             hashes[f"{index}/{path.name}"] = _hash_of(path)
-            caption = path.with_suffix(".txt")
-            if config.use_captions and caption.is_file():
+            if config.use_captions and (caption := caption_path(path)).is_file():
                 hashes[f"{index}/{caption.name}"] = _hash_of(caption)
     return hashes
 

@@ -42,8 +42,10 @@ class Caption:
 
 
 def caption_path(picture: Path) -> Path:
-    """The .txt file beside a picture that holds its caption."""
-    return picture.with_suffix(".txt")
+    """The .txt file beside a picture that holds its caption; IMG.TXT as well, as where capitals make no difference."""
+    usual = picture.with_suffix(".txt")
+    others = (picture.with_suffix(suffix) for suffix in (".TXT", ".Txt"))
+    return usual if usual.is_file() else next((path for path in others if path.is_file()), usual)
 
 
 def caption_of(picture: Path) -> str | None:

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from dreambooth_ext.config import Concept
+from dreambooth_ext import recipe
+from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.dataset import prepare as module
 from dreambooth_ext.dataset.buckets import bucket_for, bucket_sizes
-from dreambooth_ext.dataset.captions import caption_of, captions_advice, prompt_for, token_advice
+from dreambooth_ext.dataset.captions import caption_of, captions_advice, prompt_for, token_advice, write_caption
 from dreambooth_ext.dataset.crop import crop_box, without_letterbox
 from dreambooth_ext.dataset.prepare import as_trained, prepare
 from dreambooth_ext.dataset.resize import resize
@@ -120,6 +121,19 @@ CONCEPT = Concept(token="rxz", class_noun="dog")
 ])
 def test_prompts(concept, caption, prompt):
     assert prompt_for(concept, caption) == prompt
+
+
+@pytest.mark.parametrize("name", ["IMG.TXT", "IMG.Txt", "IMG.txt"])
+def test_the_ending_of_a_caption_may_be_in_capitals_on_every_system(tmp_path, name):
+    """As a camera's pictures are, and as Windows takes it."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "IMG.JPG")
+    (tmp_path / name).write_text("a dog on a sofa")
+    assert caption_of(tmp_path / "IMG.JPG") == "a dog on a sofa"
+    (tmp_path / "base.ckpt").write_bytes(b"x")
+    config = TrainConfig(base=str(tmp_path / "base.ckpt"), use_captions=True, concepts=(Concept(instance_dir=str(tmp_path)),))
+    assert len(recipe.inputs_of(config)) == 3  # a resume sees that it has changed
+    write_caption(tmp_path / "IMG.JPG", "a dog")
+    assert caption_of(tmp_path / "IMG.JPG") == "a dog" and len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
