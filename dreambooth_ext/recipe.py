@@ -90,7 +90,7 @@ def resume(run: RunFolder, host: Host, progress: Progress, *, snapshot: str = ""
     with team.led():
         rollback.require_another_way(run, learning_rate)
         rollback.require_possible(run, snapshot, steps, learning_rate)
-        config, state = rollback.changed(run.config(), steps, learning_rate), run.state()
+        config, state = rollback.changed(run.config(), steps, learning_rate), run.known_state()
         if state.state == "finished" and not snapshot and steps is None:
             with suppress(DreamboothError), run.lock():
                 sweep(run.path)  # half a report, if it was killed at its very end
@@ -206,7 +206,7 @@ def dry_run(config: TrainConfig, progress: Progress) -> Any:
 
 def provenance(config: TrainConfig, run: RunFolder, step: int | None = None) -> dict[str, Any]:
     """What a published file tells about how it was made; `step` is a snapshot's, None the run's last."""
-    step = run.state().step if step is None else step
+    step = run.known_state().step if step is None else step
     return {
         "title": config.output_name, "date": time.strftime("%Y-%m-%d"), "trainer": f"dreambooth_ext {__version__}",
         "base_name": Path(config.base).name, "base_sha256": run.inputs().get("base", ""),
@@ -352,7 +352,7 @@ def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress
             _select(paths[0], host, progress)
         published = tuple(str(path) for path in paths)
         sweep(run.path)
-        kept(lambda: run.write_state(replace(run.state(), state="finished", message="", published=published)))
+        kept(lambda: run.write_state(replace(run.known_state(), state="finished", message="", published=published)))
     return Finished(run, tuple(paths), steps, time.perf_counter() - started)
 
 
@@ -387,7 +387,7 @@ def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, prog
 
 
 def _enter(run: RunFolder, state: str, **values: int) -> None:
-    run.write_state(replace(run.state(), state=state, message="", failure="", **values))  # type: ignore[arg-type]
+    run.write_state(replace(run.known_state(), state=state, message="", failure="", **values))  # type: ignore[arg-type]
 
 
 def _require_same_inputs(run: RunFolder, now: dict[str, str]) -> None:

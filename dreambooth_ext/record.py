@@ -15,7 +15,7 @@ from .run_folder import RunFolder
 @contextmanager
 def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]:
     """Whatever happens, the run's state and log say so."""
-    taken = {"step": run.state().step}
+    taken = {"step": run.known_state().step}
 
     def listen(report: Report) -> None:
         if report.phase == "log":
@@ -27,8 +27,8 @@ def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]
     def note(state: str, message: str, error: Exception | None = None) -> None:
         with suppress(StorageError):  # a disk that is full or gone must not hide what has happened
             run.require_there()
-            failure = type(error).__name__ if error else ""
-            run.write_state(replace(run.state(), state=state, message=message, step=taken["step"], failure=failure))
+            failure, known = type(error).__name__ if error else "", run.known_state()
+            run.write_state(replace(known, state=state, message=message, step=taken["step"], failure=failure))
 
     try:
         with progress.heard_by(listen):

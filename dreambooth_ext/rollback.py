@@ -15,7 +15,7 @@ from .words import half_of
 
 def require_another_way(run: RunFolder, learning_rate: float | None) -> None:
     """Raise ResumeError where a run would come to the same end again: its steps are what they were, to the last bit."""
-    if run.state().failure == Diverged.__name__ and learning_rate is None:
+    if run.known_state().failure == Diverged.__name__ and learning_rate is None:
         command = resume_command(run.path.name, learning_rate=half_of(run.config().learning_rate))
         raise ResumeError(f"{run.path.name} is to be continued", "with the same settings its loss would become NaN again",
                           f"Go on at a lower learning rate: {command} (in the tab: Choose, Go on training from here). "
@@ -72,7 +72,7 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None, learni
     """
     run.require_own()
     first = require_possible(run, snapshot, steps, learning_rate)
-    state, config = run.state(), run.config()
+    state, config = run.known_state(), run.config()
     if snapshot:
         _remove_snapshots(run, first)
     wished = changed(config, steps, learning_rate)

@@ -26,7 +26,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,36 +46,16 @@ from .files import (
     write_json,
 )
 from .metrics import entry_of, last_step
+from .run_state import RunState, read_object, read_state, surely_read_state
 from .words import printable
 
-
-@dataclass(frozen=True)
-class RunState:
-    """Where a run stands: new, preparing, class images, training or publishing; then finished, interrupted or failed.
-
-    Times are seconds since 1970. `failure` is the class of the error that ended it.
-    """
-
-    state: str = "new"
-    step: int = 0
-    steps: int = 0
-    message: str = ""
-    started_s: float = 0.0
-    updated_s: float = 0.0
-    published: tuple[str, ...] = ()
-    failure: str = ""
-
-
-_STATE: dict[str, Any] = {"state": str, "step": int, "steps": int, "message": str, "started_s": (int, float),
-                          "updated_s": (int, float), "failure": str}
 BESIDE_RUNS = ("class-images", "presets", "uploads", "choices", "prepared", "token-check")  # in the runs' folder, and no runs
+_STATE = "state.json"
 WORKED_ON = ("preparing", "class images", "training", "publishing")  # states of a run that a process holds
 _LOG_BYTES_SHOWN = 1 << 20
-_OBJECT_BYTES_AT_MOST = 16 << 20  # inputs.json of 1000 pictures has some 100 KiB
 _LINE_BYTES_AT_MOST = 1 << 16
 _WISHES = ("preview", "snapshot", "stop")
 _BEFORE_CONFIG = re.compile(r"\.lock|(inputs|state|choices-\d+)\.json|\..*\.partial|.*\.wish")  # what a killed start has left
-_TOO_LARGE = 1e11  # steps, or seconds since 1970, of a file that somebody has tampered with
 
 
 class RunFolder:
@@ -179,18 +159,19 @@ class RunFolder:
                                               for each, path in zip(config.concepts, own, strict=True)))
 
     def state(self) -> RunState:
-        """The last state written; a fresh one if the file is missing or damaged."""
-        values = self._object("state.json")
-        published = values.get("published", ())
-        given = {name: value for name, value in values.items()
-                 if name in _STATE and isinstance(value, _STATE[name]) and not isinstance(value, bool)}
-        if not all(abs(value) < _TOO_LARGE for value in given.values() if isinstance(value, (int, float))):
-            return RunState()  # also what is no number: a comparison with it is false
-        known = isinstance(published, list) and all(isinstance(name, str) for name in published)
-        return RunState(**given, published=tuple(printable(name) for name in published) if known else ())
+        """The last state written; a fresh one if the file is missing or damaged, or cannot be read at the moment."""
+        try:
+            return read_state(self.path / _STATE)
+        except OSError:
+            return RunState()
+
+    def known_state(self) -> RunState:
+        """The same for whoever writes it anew: a fresh one would take away what is there. Raises StorageError where it cannot
+        be read, for some seconds."""
+        return surely_read_state(self.path / _STATE)
 
     def write_state(self, state: RunState) -> None:
-        write_json(self.path / "state.json", dict(asdict(state), updated_s=time.time()))
+        write_json(self.path / _STATE, dict(asdict(state), updated_s=time.time()))
 
     def described(self) -> dict[str, Any]:
         """The run as the list of runs shows it."""
@@ -261,12 +242,9 @@ class RunFolder:
     def _object(self, name: str) -> dict[str, Any]:
         """A JSON object of this folder, which may come from anywhere; empty if it is none."""
         try:
-            path = self.path / name
-            text = path.read_text(encoding="utf-8") if path.stat().st_size <= _OBJECT_BYTES_AT_MOST else ""
-            value = json.loads(text, object_pairs_hook=_with_printable_texts)
-        except (OSError, ValueError, RecursionError):
+            return read_object(self.path / name)
+        except OSError:
             return {}
-        return value if isinstance(value, dict) else {}
 
     def log_text(self) -> str:
         """The end of the log; empty where it is a link, or cannot be read."""
@@ -361,10 +339,6 @@ def _lines_of(path: Path) -> Iterator[str]:
     with path.open("rb") as stream:
         while line := stream.readline(_LINE_BYTES_AT_MOST):
             yield line.decode("utf-8", "replace")
-
-
-def _with_printable_texts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {printable(name): printable(value) if isinstance(value, str) else value for name, value in pairs}
 
 
 def step_in(name: str) -> int | None:

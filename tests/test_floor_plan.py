@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dreambooth_ext"
 F0 = {"errors", "options", "progress", "files", "config", "run_folder", "host", "patience", "watchdog", "ram"}
-F0 |= {"lookups", "desktop", "gpu", "metrics", "outbox", "signals", "words", "file_lock"}
+F0 |= {"lookups", "desktop", "gpu", "metrics", "outbox", "signals", "words", "file_lock", "run_state"}
 MAY_IMPORT = {
     "dataset": F0,
     "models": F0,

@@ -7,12 +7,16 @@ import shutil
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from dreambooth_ext import file_lock, files
+from dreambooth_ext import file_lock, files, recipe, rollback, run_state
 from dreambooth_ext.config import Concept, TrainConfig
-from dreambooth_ext.errors import ConfigError, ResumeError, RunBusy, StorageError
+from dreambooth_ext.errors import Cancelled, ConfigError, ResumeError, RunBusy, StorageError
+from dreambooth_ext.progress import Progress
+from dreambooth_ext.record import told_in_the_run_folder
 from dreambooth_ext.run_folder import RunFolder, RunState, list_runs
 
 CONFIG = TrainConfig(base="b", output_name="r", concepts=(Concept(instance_dir="p", token="t", class_noun="dog"),))
@@ -112,6 +116,50 @@ def test_looking_whether_a_run_is_held_keeps_nobody_from_working_on_it(run, monk
 def test_a_damaged_state_is_no_crash(run, text):
     (run.path / "state.json").write_text(text)
     assert isinstance(run.state(), RunState)
+
+
+@pytest.mark.parametrize("for_how_long", [3, 10**6])
+def test_a_state_that_cannot_be_read_for_the_moment_is_not_written_anew(run, monkeypatch, for_how_long):
+    """A virus scanner has the file, or the network drive does not answer: what it says must not be lost."""
+    monkeypatch.setattr(run_state.time, "sleep", lambda seconds: None)
+    written = RunState("training", 3, 10, started_s=5.0, published=("a.ckpt",))
+    run.write_state(written)
+    read, refused = Path.read_text, []
+
+    def read_text(path, *args, **kwargs):
+        if path.name == "state.json" and len(refused) < for_how_long:
+            refused.append(path)
+            raise PermissionError(errno.EACCES, "in use")
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert run.state().state == "new" and run.state().state == "new"  # whoever only looks does not wait
+    if for_how_long == 3:
+        assert replace(run.known_state(), updated_s=0.0) == written
+        return
+    with pytest.raises(StorageError):
+        run.known_state()
+    with pytest.raises(StorageError):
+        recipe._enter(run, "publishing")
+    with pytest.raises(StorageError):
+        rollback.go_back(run, steps=20)
+    refused.clear()
+    with pytest.raises(Cancelled), told_in_the_run_folder_as_it_ends(run, monkeypatch, read):
+        raise Cancelled
+    assert replace(run.state(), updated_s=0.0) == written
+
+
+@contextmanager
+def told_in_the_run_folder_as_it_ends(run, monkeypatch, read):
+    """The state can be read when the work begins, and no more when it ends."""
+    unreadable = Path.read_text
+    monkeypatch.setattr(Path, "read_text", read)
+    try:
+        with told_in_the_run_folder(run, Progress()):
+            monkeypatch.setattr(Path, "read_text", unreadable)
+            yield
+    finally:
+        monkeypatch.setattr(Path, "read_text", read)
 
 
 def test_a_line_cut_off_by_a_crash_is_dropped_and_a_resumed_step_counts_once(run):
