@@ -14,7 +14,7 @@ from .run_folder import RunFolder
 
 @contextmanager
 def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]:
-    """Whatever happens, the run's state and log say so."""
+    """Whatever happens, the run's state and log say so. What is finished stays finished, even if the host cannot be left."""
     taken = {"step": run.known_state().step}
 
     def listen(report: Report) -> None:
@@ -28,6 +28,9 @@ def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]
         with suppress(StorageError):  # a disk that is full or gone must not hide what has happened
             run.require_there()
             failure, known = type(error).__name__ if error else "", run.known_state()
+            if known.state == "finished":
+                run.log(f"After it was finished: {message}")
+                return
             run.write_state(replace(known, state=state, message=message, step=taken["step"], failure=failure))
 
     try:

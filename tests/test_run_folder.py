@@ -14,7 +14,7 @@ import pytest
 
 from dreambooth_ext import file_lock, files, recipe, rollback, run_state
 from dreambooth_ext.config import Concept, TrainConfig
-from dreambooth_ext.errors import Cancelled, ConfigError, ResumeError, RunBusy, StorageError
+from dreambooth_ext.errors import Cancelled, ConfigError, HostError, ResumeError, RunBusy, StorageError
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.record import told_in_the_run_folder
 from dreambooth_ext.run_folder import RunFolder, RunState, list_runs
@@ -160,6 +160,16 @@ def told_in_the_run_folder_as_it_ends(run, monkeypatch, read):
             yield
     finally:
         monkeypatch.setattr(Path, "read_text", read)
+
+
+@pytest.mark.parametrize("error", [Cancelled(), KeyboardInterrupt(), RuntimeError("the host broke"),
+                                   HostError("the model is to be loaded", "it is gone", "Choose one.")])
+def test_what_goes_wrong_after_a_run_was_finished_does_not_unfinish_it(run, error):
+    with pytest.raises(type(error)), told_in_the_run_folder(run, Progress()):
+        run.write_state(RunState("finished", 10, 10, published=("a.ckpt",)))
+        raise error
+    assert (run.state().state, run.state().message, run.state().failure) == ("finished", "", "")
+    assert "After it was finished: " in run.log_text()
 
 
 def test_a_line_cut_off_by_a_crash_is_dropped_and_a_resumed_step_counts_once(run):
