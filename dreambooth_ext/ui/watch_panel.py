@@ -63,7 +63,11 @@ def build(service: Service) -> WatchPanel:
     panel = WatchPanel(status, plot, shown, log, hidden(gr.Button, "dreambooth_poll", value="refresh"), gr.State({}))
     watcher = Watcher()
     on_script(panel.poll, lambda seen: refresh(service, seen, watcher), [panel.seen], panel.outputs)
-    acts = {"stop": lambda: _stop(service), "preview": lambda: _request(service, "preview"),
+    # The page names the job that it shows: whoever presses the button means that one, even if another has begun since.
+    shown_id = hidden(gr.Textbox, "dreambooth_stop_which", label="job to stop")
+    on(buttons["stop"].click, lambda job_id: _stop(service, job_id or ""), [shown_id], [status],
+       js="() => [(window.dreamboothPage.status() || {}).job || 'none']")
+    acts = {"preview": lambda: _request(service, "preview"),
             "snapshot": lambda: _request(service, "snapshot"), "folder": lambda: _open_folder(service)}
     for name, act in acts.items():
         on(buttons[name].click, act, [], [status])
@@ -237,10 +241,12 @@ IS_SELECTED = " is selected."  # how a WebUI tells of its success
 NOT_SELECTED = " is to be selected: "  # how a host's refusal begins
 
 
-def _stop(service: Service, job_id: str = "", *, discard: bool = False) -> str:
-    """Stop the running job; if one is named, only that one: another may have begun since it was asked about."""
+def _stop(service: Service, job_id: str, *, discard: bool = False) -> str:
+    """Stop the running job, if it is the one that is named: another may have begun since it was shown or asked about."""
     job = service.jobs.running
-    if job is None or job_id not in ("", job.id) or not service.stop(job.id, "this tab", discard=discard):
+    if job is not None and job_id != job.id:
+        return status_html(service, f"Nothing was stopped: what this page showed has ended, and {job.name} is running since.")
+    if job is None or not service.stop(job.id, "this tab", discard=discard):
         return status_html(service, "Nothing is running.")
     return status_html(service)
 

@@ -175,6 +175,30 @@ def test_snapshots_are_compared_the_best_is_marked_and_a_click_publishes_one(pag
     assert published.is_file() and json.loads((served[1] / "models" / "selected.json").read_text())["name"] == published.name
 
 
+@pytest.mark.any_gradio
+def test_stop_means_the_run_that_the_page_shows_though_another_has_begun_since(page):
+    over = [threading.Event(), threading.Event()]
+    try:
+        first, second = (JOBS.start(Job(name, lambda progress, go=go: go.wait(600))) for name, go in
+                         zip(("shown", "next"), over, strict=True))
+        page.evaluate("window.dreamboothPage.asked = 0")
+        wait_for(page, "running", "shown")
+        page.evaluate("window.dreamboothPage.asked = Date.now() + 1e9")  # the page sleeps
+        answered(page)
+        over[0].set()
+        waited_for(page, lambda: JOBS.running is second)
+        page.click("#dreambooth_stop")
+        expect(page, "status", "Nothing was stopped: what this page showed has ended, and next is running since.")
+        assert first.state == "finished" and not second.progress.cancelled
+        page.click("#dreambooth_stop")
+        expect(page, "status", "Stopping, as asked by this tab")
+        assert second.progress.cancelled
+    finally:
+        for go in over:
+            go.set()
+    assert second.done.wait(120)
+
+
 def test_training_goes_on_from_a_snapshot_after_a_confirmation(page, served):
     run = RunFolder(served[1] / "runs" / "back")
     published = served[1] / "models" / "back-step2.safetensors"

@@ -96,6 +96,27 @@ def test_hours_of_training_are_discarded_only_after_a_question_about_that_very_r
     assert "Nothing is running." in watch_panel._ask_to_discard(service)[0]
 
 
+def test_stop_means_the_run_that_the_page_shows(service):
+    go_on = [threading.Event(), threading.Event()]
+    first, second = (Job(name, lambda progress, go=go: go.wait(120) and progress.check())
+                     for name, go in zip(("rex", NASTY), go_on, strict=True))
+    try:
+        for job in (first, second):
+            service.jobs.start(job)
+        assert wait_until(lambda: first.state == "running")
+        go_on[0].set()
+        assert wait_until(lambda: second.state == "running")
+        told = watch_panel._stop(service, first.id)
+        assert "Nothing was stopped: what this page showed has ended, and &lt;script&gt;" in told and "<script" not in told
+        assert not second.progress.cancelled
+        watch_panel._stop(service, second.id)
+        assert second.progress.cancelled
+    finally:
+        for go in go_on:
+            go.set()
+    assert second.done.wait(120) and "Nothing is running." in watch_panel._stop(service, second.id)
+
+
 def wait_until(true):
     end = time.monotonic() + 120
     while not true():
