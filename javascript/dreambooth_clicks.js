@@ -10,7 +10,7 @@
         if ((element = found('.dreambooth-cell'))) {
             page.cellPrompt = element.dataset.prompt || null;
             page.cellRun = element.dataset.run || null;
-            sayThenClick('dreambooth_choose_cell', element.dataset.snapshot, 'dreambooth_choose_act');
+            sayThenClick('dreambooth_choose_cell', element.dataset.run + '/' + element.dataset.snapshot, 'dreambooth_choose_act');
         } else if ((element = found('.dreambooth-act'))) {
             if (!element.disabled) sayThenClick(element.dataset.into, element.dataset.value, element.dataset.then);
         } else if (found('.dreambooth-open-txt2img')) page.openInTxt2img(status() || {});

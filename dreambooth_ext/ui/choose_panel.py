@@ -63,9 +63,9 @@ def build(service: Service, watch: WatchPanel) -> None:
     on(compare.click, lambda name, *raw: _compare(service, name or _first(service), raw), [chosen, *wishes],
        [said, watch.status])
     on(stop.click, lambda: _stop(service), [], [said, watch.status])
-    for attach, button, source in ((on, publish.click, snapshot), (on_script, act, cell)):
-        attach(button, lambda name, which: _publish(service, name or _first(service), which), [chosen, source],
-               [said, watch.status])
+    for attach, button, source, publishes in ((on, publish.click, snapshot, _publish), (on_script, act, cell, _publish_cell)):
+        attach(button, lambda name, which, publishes=publishes: publishes(service, name or _first(service), which),
+               [chosen, source], [said, watch.status])
     on(back.click, lambda: gr.update(visible=True), [], [confirm])
     on(never.click, lambda: gr.update(visible=False), [], [confirm])
     on(really.click, lambda name, which, *how: _go_back(service, name or _first(service), which, *how),
@@ -151,6 +151,15 @@ def _publish(service: Service, name: str, snapshot: str | None) -> list[str]:
         return f"Publishing {snapshot} of {service.publish(name, snapshot=snapshot or '', as_name=model).name} ..."
 
     return _told(service, "Choose a run and one of its snapshots first.", name and snapshot, publish)
+
+
+def _publish_cell(service: Service, name: str, cell: str | None) -> list[str]:
+    """`cell` is run/snapshot, of what was clicked on: until another run's grid is drawn, the page has the former one's."""
+    run, _, snapshot = (cell or "").rpartition("/")
+    if name and run != name:
+        return [html.note(f"Nothing is published: the picture is of {run}, and {name} is chosen by now. Choose {run} again, or "
+                          f"wait for the pictures of {name}.", "fault"), status_html(service)]
+    return _publish(service, name, snapshot)
 
 
 def _go_back(service: Service, name: str, snapshot: str | None, count: str, rate: str = "") -> list[Any]:

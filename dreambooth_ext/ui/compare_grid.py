@@ -141,13 +141,14 @@ def _previews(run: RunFolder, kept: list[str]) -> str:
         row = [html.escaped(title)]
         row += [html.picture(cells[step, number], title) if (step, number) in cells else "" for step in steps]
         rows.append(row)
-    rows.append(["", *(_button(names.get(step, "")) for step in steps)])
+    rows.append(["", *(_button(run, names.get(step, "")) for step in steps)])
     left_out = len(all_steps) - len(steps)
     more = html.note(f"{left_out} more steps with previews are not shown here.", "small") if left_out else ""
     return more + html.table(("prompt", *("base" if step == 0 else f"step {step}" for step in steps)), rows)
 
 
-def _button(snapshot: str) -> str:
+def _button(run: RunFolder, snapshot: str) -> str:
     if not snapshot:
         return ""
-    return f'<button class="dreambooth-cell" data-snapshot="{html.escaped(snapshot)}">Publish</button>'
+    return (f'<button class="dreambooth-cell" data-snapshot="{html.escaped(snapshot)}" data-run="{html.escaped(run.path.name)}">'
+            "Publish</button>")

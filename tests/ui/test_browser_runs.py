@@ -176,6 +176,27 @@ def test_snapshots_are_compared_the_best_is_marked_and_a_click_publishes_one(pag
 
 
 @pytest.mark.any_gradio
+def test_a_click_on_a_picture_of_the_run_before_publishes_nothing(page, served):
+    """The list says another run already, and its pictures are not there yet."""
+    to_tab(page, "Choose")
+    choose(page, "dreambooth_choose_run", "rex")
+    cells = page.locator('#dreambooth_choose_grid .dreambooth-cell[data-snapshot="step-000002"]')
+    sync_api.expect(cells.first).to_have_attribute("data-run", "rex")
+    late, before = [], JOBS.all()
+    page.route(QUESTIONS, lambda route: late.append(route))
+    page.locator("#dreambooth_choose_run input").first.click()
+    page.locator("ul.options li:visible, [role=option]:visible", has_text="back").first.click()
+    cells.first.click()
+    waited_for(page, lambda: any("rex/step-000002" in (route.request.post_data or "") for route in late))
+    page.unroute(QUESTIONS)
+    for route in late:
+        route.continue_()
+    expect(page, "choose_said", "Nothing is published: the picture is of rex, and back is chosen by now.")
+    assert JOBS.all() == before
+    sync_api.expect(cells.first).to_have_attribute("data-run", "back")
+
+
+@pytest.mark.any_gradio
 def test_stop_means_the_run_that_the_page_shows_though_another_has_begun_since(page):
     over = [threading.Event(), threading.Event()]
     try:

@@ -117,6 +117,16 @@ def test_stop_means_the_run_that_the_page_shows(service):
     assert second.done.wait(120) and "Nothing is running." in watch_panel._stop(service, second.id)
 
 
+def test_a_click_on_a_picture_of_the_run_before_publishes_nothing_of_the_chosen_one(service, monkeypatch):
+    published = []
+    monkeypatch.setattr(choose_panel, "_publish", lambda service, name, snapshot: published.append((name, snapshot)) or ["", ""])
+    told = choose_panel._publish_cell(service, "max", "rex/step-000002")[0]
+    assert "Nothing is published: the picture is of rex, and max is chosen by now." in told and not published
+    choose_panel._publish_cell(service, "rex", "rex/step-000002")
+    choose_panel._publish_cell(service, "", "")
+    assert published == [("rex", "step-000002"), ("", "")]
+
+
 def wait_until(true):
     end = time.monotonic() + 120
     while not true():
