@@ -54,10 +54,10 @@
     let saying = Promise.resolve();
 
     // One after the other, each when the one before is answered: several share a field, and the button of the first would send
-    // the text of the second.
-    function sayThenClick(field, text, button) {
+    // the text of the second. `holds`, if given, says when its turn comes whether it is still meant.
+    function sayThenClick(field, text, button, holds = () => true) {
         const say = async () => {
-            if (!setText(field, text)) return;
+            if (!holds() || !setText(field, text)) return;
             await pause(100);
             const answer = new Promise((heard) => { if (!click(button, heard)) heard(); });
             await Promise.race([answer, pause(ANSWER_AT_MOST_MS)]);

@@ -59,7 +59,8 @@
             const sizes = [whole.dataset.width, whole.dataset.height, whole.dataset.width, whole.dataset.height].map(Number);
             const pixels = box().map((each, index) => Math.round(each * sizes[index]));
             if (pixels[2] - pixels[0] < 8 || pixels[3] - pixels[1] < 8) return click('dreambooth_review_again');
-            return sayThenClick('dreambooth_picture_box', pixels.join(', '), 'dreambooth_review_cut');
+            // When its turn comes: another picture may have been picked, whose own is not shown yet.
+            return sayThenClick('dreambooth_picture_box', pixels.join(', '), 'dreambooth_review_cut', () => page.isOpen(whole));
         };
         document.addEventListener('pointermove', draw);
         document.addEventListener('pointerup', done, {once: true});

@@ -40,6 +40,13 @@
         click('dreambooth_tell');
     }
 
+    // Whether what is shown of a picture, with all that is in it, is of the one that is open by its name.
+    function isOpen(element) {
+        const detail = element.closest('.dreambooth-detail'), name = root().querySelector(
+            '#dreambooth_review_name textarea, #dreambooth_review_name input');
+        return Boolean(detail && name && detail.dataset.name === name.value);
+    }
+
     function askAgain() {
         const now = Date.now();
         if (now - (page.askedAgain || 0) < AGAIN_MS - 50) return;
@@ -49,6 +56,9 @@
             buttons.add(place ? ASK_AGAIN[place] : 'dreambooth_tell');
             if (place === 'dreambooth_class_pictures') buttons.add('dreambooth_tell');  // the step's sentence counts them
         });
+        // An answer about the picture before, which came late, stands over the name of this one.
+        const detail = root().querySelector('#dreambooth_picture .dreambooth-detail');
+        if (detail && detail.offsetParent !== null && !isOpen(detail)) buttons.add('dreambooth_review_again');
         if (buttons.size) page.askedAgain = now;
         buttons.forEach(poll);
     }
@@ -88,5 +98,5 @@
         });
     });
 
-    Object.assign(page, {bringUpToDate, markChosen, confirm, askAgain, follow, showPicked});
+    Object.assign(page, {bringUpToDate, markChosen, confirm, askAgain, follow, showPicked, isOpen});
 })();

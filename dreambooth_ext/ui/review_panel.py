@@ -119,6 +119,10 @@ class ReviewPanel:
                 f"{_toggle(name, dropped)}</figcaption></figure>")
 
     def _detail_html(self, name: str, values: Values) -> str:
+        """It carries its name: answers may come late, when another picture is open, and the page's script compares them."""
+        return f'<div class="dreambooth-detail" data-name="{html.escaped(name)}">{self._detail_of(name, values)}</div>'
+
+    def _detail_of(self, name: str, values: Values) -> str:
         try:
             audit, shown, _ = self._found(values)
             picture = self._of(audit, name)

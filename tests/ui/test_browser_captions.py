@@ -157,3 +157,47 @@ def test_a_picture_that_is_open_is_closed_when_another_folder_is_named(page, fol
     sync_api.expect(page.locator("#dreambooth_caption_save")).to_be_hidden()
     sync_api.expect(page.locator("#dreambooth_review_name textarea, #dreambooth_review_name input").first).to_have_value("")
     assert (second / "a.txt").read_text() == "the a of second\n"
+
+
+def draw(page):
+    """A part of the picture that is shown."""
+    whole = page.locator(".dreambooth-whole")
+    whole.scroll_into_view_if_needed()
+    box = whole.bounding_box()
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.1 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.9 * box["height"], steps=5)
+    page.mouse.up()
+
+
+def test_an_answer_about_the_picture_before_gives_way_to_the_one_that_is_open(page, folders):
+    opened(page, folders[0])
+    detail = page.locator("#dreambooth_picture_detail h4").first
+    sync_api.expect(detail).to_contain_text("a.png")
+    late = []
+    page.route(QUESTIONS, lambda route: late.append(route) if not late else route.continue_())
+    page.evaluate("dreamboothPage.asked = Date.now() + 1e9; dreamboothPage.click('dreambooth_review_again')")
+    come(page, late, 1)
+    page.click('.dreambooth-shown[data-name="b.png"]')
+    sync_api.expect(detail).to_contain_text("b.png")
+    page.evaluate("""() => { window.seen = []; new MutationObserver(() => window.seen.push(
+        document.querySelector('#dreambooth_picture_detail h4').textContent.slice(0, 5))).observe(
+        document.querySelector('#dreambooth_picture_detail'), {childList: true, subtree: true}); }""")
+    page.unroute(QUESTIONS)
+    late[0].continue_()
+    page.wait_for_function("window.seen.includes('a.png')")
+    sync_api.expect(detail).to_contain_text("b.png")
+
+
+def test_a_part_that_is_drawn_on_the_picture_before_is_not_cut_from_the_one_that_is_open(page, folders, served):
+    opened(page, folders[0])
+    page.evaluate("window.shown = window.dreamboothPage.askAgain; window.dreamboothPage.askAgain = () => null")
+    page.evaluate("window.dreamboothPage.setText('dreambooth_review_name', 'b.png')")  # whose own is on its way
+    draw(page)
+    page.wait_for_timeout(500)
+    answered(page)
+    assert field(page, "dreambooth_picture_box").input_value() == ""
+    page.evaluate("window.dreamboothPage.askAgain = window.shown")
+    sync_api.expect(page.locator("#dreambooth_picture_detail h4").first).to_contain_text("b.png")
+    draw(page)
+    sync_api.expect(field(page, "dreambooth_picture_box")).not_to_have_value("")
