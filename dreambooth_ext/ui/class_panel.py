@@ -19,7 +19,7 @@ from .sentences import Sentences
 
 SHOWN_AT_MOST = 200
 STRIKE_WAITS_S = 10  # usually none: what is looked for is found in a moment
-TOKEN_CHECK = "token check"  # the job's name
+TOKEN_CHECK = "token check"  # the job's name and key
 TOKEN_NEEDS = "Fill in base, token and class first."
 LOOK_NEEDS = "Fill in base, pictures and class first."
 Values = Mapping[str, Any]
@@ -74,7 +74,7 @@ class ClassPanel:
 
     def drawn_html(self) -> str:
         """What the newest check has drawn, or how far it is."""
-        job = next((job for job in self._service.jobs.all() if job.name == TOKEN_CHECK), None)
+        job = next((job for job in self._service.jobs.all() if job.key == TOKEN_CHECK), None)
         if job is None:
             return html.note(TOKEN_NEEDS)
         if job.state in ("queued", "running"):

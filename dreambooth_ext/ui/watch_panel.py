@@ -158,7 +158,7 @@ def status_html(service: Service, said: str = "") -> str:
 
 def run_of(service: Service, job: Job | None) -> RunFolder | None:
     """The run that a job works on, which it may be about to begin; None of other jobs."""
-    if job is None:
+    if job is None or isinstance(job.key, str):  # a word, such as "captions", which a run may be called too
         return None
     run = RunFolder(service.host.runs_dir / job.name)
     return run if isinstance(job.work, Work) or run.exists else None

@@ -117,6 +117,33 @@ def test_stop_means_the_run_that_the_page_shows(service):
     assert second.done.wait(120) and "Nothing is running." in watch_panel._stop(service, second.id)
 
 
+def test_a_run_that_is_called_as_another_job_is_not_what_that_job_works_on(service, values):
+    """While captions are written, and afterwards, the page showed the curve of a run called captions."""
+    for name in ("captions", class_panel.TOKEN_CHECK):
+        config = service.settings({**values, "output_name": name})
+        run = RunFolder.for_config(config)
+        run.create(config)
+        for step in (1, 2):
+            run.append_metrics({"step": step, "loss": 0.5})
+        during = []
+        job = Job(name, lambda progress, during=during: during.append(watch_panel.refresh(service, {}, patient())), name)
+        service.jobs.start(job)
+        assert job.done.wait(120)
+        assert "svg" not in str(during[0][1]) and "svg" not in str(watch_panel.refresh(service, {}, patient())[1])
+        assert watch_panel.run_of(service, job) is None
+        of_run = service._use(run, lambda progress: [])
+        assert of_run.done.wait(120) and watch_panel.run_of(service, of_run).path == run.path
+        assert "svg" in watch_panel.refresh(service, {}, patient())[1]
+
+
+def test_a_run_that_is_called_as_the_token_check_is_none(service, values):
+    config = service.settings({**values, "output_name": class_panel.TOKEN_CHECK})
+    run = RunFolder.for_config(config)
+    run.create(config)
+    assert service._use(run, lambda progress: []).done.wait(120)
+    assert class_panel.TOKEN_NEEDS in form_of(service).drawn.drawn_html()
+
+
 def test_a_click_on_a_picture_of_the_run_before_publishes_nothing_of_the_chosen_one(service, monkeypatch):
     published = []
     monkeypatch.setattr(choose_panel, "_publish", lambda service, name, snapshot: published.append((name, snapshot)) or ["", ""])
