@@ -164,7 +164,8 @@ def test_every_route_needs_a_password_where_the_host_has_one(service, body):
         call = getattr(http, method.lower())
         url = api.PREFIX + path.replace("{name}", "rex")
         for headers in ({}, basic("ann", "wrong"), basic("bob", ""), basic("bob", "s3:cret"), basic("", ""),
-                        {"Authorization": "Bearer s3:cret"}, {"Authorization": "Basic ???"}):
+                        {"Authorization": "Bearer s3:cret"}, {"Authorization": "Basic ???"},
+                        {"Authorization": "Basic sécret".encode()}, {"Authorization": b"Basic \xff\xfe"}):
             assert call(url, headers=headers).status_code == 401, (method, path, headers)
         assert call(url, headers=basic("ann", "s3:cret")).status_code != 401
     assert service.jobs.all() == []
