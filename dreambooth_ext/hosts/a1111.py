@@ -129,8 +129,9 @@ class A1111Host(WebuiTools):
                 self._select_now(wish)
                 is_lora = _is_inside(wish, self.lora_dir)
                 progress.log(f"{wish.name} is {'in the list of LoRAs' if is_lora else 'selected'}.")
-            except HostError as error:
-                progress.log(str(error))
+            except Exception as error:  # noqa: BLE001  the run's own outcome is to be told, whatever its drive or an extension does
+                why = f"{wish.name} is to be selected: {type(error).__name__}: {error}\nChoose it at the top of the page."
+                progress.log(str(error) if isinstance(error, HostError) else why)
 
     @contextmanager
     def free_gpu(self) -> Iterator[None]:

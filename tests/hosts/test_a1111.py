@@ -557,6 +557,20 @@ def test_a_model_that_cannot_be_loaded_leaves_the_previous_one_selected(host, we
     assert "bad.ckpt is to be selected" in said(progress)
 
 
+@pytest.mark.parametrize("error", [OSError(5, "the network drive is gone"), RuntimeError("an extension's own")])
+def test_a_list_that_cannot_be_read_after_the_job_is_told_and_fails_nothing(host, webui, base, progress, monkeypatch, error):
+    with host.job("run", progress):
+        host.select(base)
+        monkeypatch.setattr(host, "_load_as_user_wants", lambda: None)
+
+        def gone():
+            raise error
+
+        monkeypatch.setattr(webui.sd_models, "list_models", gone)
+    assert f"base.ckpt is to be selected: {type(error).__name__}: {error}" in said(progress)
+    assert webui.call_queue.queue_lock.acquire(blocking=False)
+
+
 def test_selecting_under_frozen_settings_is_told_and_changes_nothing(host, webui, base, progress):
     webui.shared.cmd_opts.freeze_settings = True
     with pytest.raises(HostError, match="disabled"):
