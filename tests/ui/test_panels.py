@@ -386,18 +386,20 @@ def test_class_images_that_a_run_renders_are_counted_as_they_come(service, value
 
     assert told("0 found that this checkpoint made; 3 to render")
     plan, = picture_room.class_image_plans(service.settings(values), service.host)
-    one = replace(plan, prompts=(replace(plan.prompts[0], wanted=1),))
     seen = [threading.Event() for _ in range(3)]
+
+    def first(count):
+        return replace(plan, prompts=(replace(plan.prompts[0], wanted=count),))
 
     def drawn(base, request, progress):
         return (Image.new("RGB", (64, 64), (seed % 255, 0, 9)) for seed in request.seeds)
 
     def work(progress):
         progress.start("class images", 3)
-        for event in seen[:2]:
-            ensure(one, Path("b"), drawn, {}, Progress())
+        for count, event in enumerate(seen[:2], 1):
+            ensure(first(count), Path("b"), drawn, {}, Progress())
             assert event.wait(60)
-        ensure(one, Path("b"), drawn, {}, Progress())
+        ensure(first(3), Path("b"), drawn, {}, Progress())
         progress.start("training", 5)
         assert seen[2].wait(60)
 
