@@ -155,8 +155,10 @@ class RunFolder:
                               "`python -m dreambooth_ext runs` lists the runs there are.")
         config = TrainConfig.read(self.path / "config.json").require_usable()
         own = [self.choices_path(index) for index in range(len(config.concepts))]  # which a moved folder has with it
-        return replace(config, concepts=tuple(replace(each, choices=str(path)) if each.choices and path.is_file() else each
-                                              for each, path in zip(config.concepts, own, strict=True)))
+        here = Path(config.runs_dir).expanduser() == self.path.parent
+        return replace(config, runs_dir=config.runs_dir if here else str(self.path.parent),
+                       concepts=tuple(replace(each, choices=str(path)) if each.choices and path.is_file() else each
+                                      for each, path in zip(config.concepts, own, strict=True)))
 
     def state(self) -> RunState:
         """The last state written; a fresh one if the file is missing or damaged, or cannot be read at the moment."""

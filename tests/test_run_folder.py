@@ -76,7 +76,7 @@ def test_a_wish_that_cannot_be_left_is_told(tmp_path):
 
 def test_config_and_state_come_back(run):
     run.write_state(RunState("training", 3, 10, published=("a.ckpt",)))
-    assert run.config() == CONFIG
+    assert run.config() == replace(CONFIG, runs_dir=str(run.path.parent))
     assert (run.state().state, run.state().step, run.state().published) == ("training", 3, ("a.ckpt",))
 
 
@@ -321,6 +321,15 @@ def test_a_run_that_was_moved_has_its_choices_with_it(run, tmp_path):
     run.choices_path(0).write_text("{}")
     moved = RunFolder(shutil.move(run.path, tmp_path / "another disk"))
     assert [each.choices for each in moved.config().concepts] == [str(moved.choices_path(0)), "elsewhere.json", ""]
+
+
+def test_what_is_beside_the_runs_is_looked_for_where_the_run_is_now(run, tmp_path):
+    """Class images and choices: the folder of runs was moved as a whole."""
+    (tmp_path / "runs").mkdir()
+    moved = RunFolder(shutil.move(run.path, tmp_path / "runs" / "r"))
+    for written, now in (("gone", tmp_path / "runs"), ("~/gone", tmp_path / "runs"), (str(tmp_path / "runs"), tmp_path / "runs")):
+        moved.create(replace(CONFIG, runs_dir=written))
+        assert moved.config().runs_dir == str(now)
 
 
 def test_a_run_that_ends_between_two_looks_is_not_taken_for_a_killed_one(run, monkeypatch):

@@ -161,7 +161,7 @@ def test_a_name_in_a_run_never_leaves_the_models_folder(service, run, name):
         service.publish("rex", as_name=name or "..")
 
 
-@pytest.mark.parametrize("setting", ["base", "vae", "models_dir", "runs_dir", "instance_dir", "class_dir"])
+@pytest.mark.parametrize("setting", ["base", "vae", "models_dir", "instance_dir", "class_dir"])
 def test_a_run_from_elsewhere_is_confined_like_what_is_typed(shared, run, tmp_path, setting):
     """Strangers cannot bring a run folder by themselves, but one that they were given may name any path."""
     inside = {"models_dir": str(tmp_path / "models"), "instance_dir": str(run.path)}
@@ -176,6 +176,13 @@ def test_a_run_from_elsewhere_is_confined_like_what_is_typed(shared, run, tmp_pa
     for act in (shared.resume, shared.publish):
         with pytest.raises(UnsafePath):
             act("rex")
+
+
+def test_the_folder_of_runs_is_where_a_run_from_elsewhere_stands_whatever_it_says(shared, run, tmp_path):
+    values = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps({**values, "runs_dir": str(tmp_path / "secret")}))
+    assert shared.run("rex").config().runs_dir == str(run.path.parent)
+    assert shared.cloned("rex")["runs_dir"] == str(run.path.parent)
 
 
 def test_links_in_a_run_are_not_followed(service, shared, run, tmp_path):

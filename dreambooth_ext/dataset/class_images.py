@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +184,7 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
     that are rendered afterwards are the same as if nothing had happened. One process at a time renders into a folder:
     whoever waited looks again at what is there, so that no picture is rendered twice.
     """
-    before_it_stopped = _recorded(began, plan.concept_index) if began else []
+    before_it_stopped = _recorded(began, plan) if began else []
     if before_it_stopped:
         if _still_hold(before_it_stopped, plan):
             return before_it_stopped
@@ -233,10 +233,17 @@ def _found_now(plan: PromptPlan, whole: ClassImagePlan) -> list[Path]:
     return _sorted_out(plan.folder, plan.request, [each.request.values for each in whole.prompts])[0]
 
 
-def _recorded(manifest: Path, concept_index: int) -> list[TrainingImage]:
-    """The class images of a concept that a run's manifest names; none if there is none yet, or it makes no sense."""
+def _recorded(manifest: Path, plan: ClassImagePlan) -> list[TrainingImage]:
+    """The class images of a concept that a run's manifest names; none if there is none yet, or it makes no sense.
+
+    Those of a library that was moved are looked for where it is now.
+    """
+    def here(image: TrainingImage) -> TrainingImage:
+        moved = plan.library / image.path.parent.name / image.path.name
+        return replace(image, path=moved) if not image.path.is_file() and moved.is_file() else image
+
     try:
-        return [image for image in TrainingSet.read(manifest).prior if image.concept == concept_index]
+        return [here(image) for image in TrainingSet.read(manifest).prior if image.concept == plan.concept_index]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 

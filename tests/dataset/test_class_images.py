@@ -256,6 +256,19 @@ def test_a_run_that_goes_on_keeps_the_class_images_it_began_with(planned, tmp_pa
     assert len(others) == 3 and began[1] not in others and any("goes on with others" in text for text in told)
 
 
+def test_a_library_that_was_moved_with_the_runs_has_the_class_images_that_a_run_began_with(planned, tmp_path):
+    concept, manifest = dataclasses.replace(CONCEPT, num_class_images=3), tmp_path / "manifest.json"
+    began = ensure(planned(concept, seed=1000), Path("b"), Renderer(), {}, Progress())
+    TrainingSet((), tuple(began)).write(manifest)
+    ensure(planned(concept, seed=1), Path("b"), Renderer(), {}, Progress())
+    ensure(planned(dataclasses.replace(CONCEPT, num_class_images=6), seed=1), Path("b"), Renderer(), {}, Progress())
+    (tmp_path / "library").rename(tmp_path / "elsewhere")
+    renderer = Renderer()
+    now = ensure(planned(concept, seed=1000, library=tmp_path / "elsewhere"), Path("b"), renderer, {}, Progress(), began=manifest)
+    assert [each.sha256 for each in now] == [each.sha256 for each in began] and not renderer.seeds
+    assert all(each.path.is_relative_to(tmp_path / "elsewhere") for each in now)
+
+
 def test_only_a_run_that_goes_on_is_asked_what_it_began_with(planned, tmp_path, monkeypatch):
     concept, run = dataclasses.replace(CONCEPT, num_class_images=3), SimpleNamespace(dataset_dir=tmp_path)
     checked = SimpleNamespace(config=SimpleNamespace(class_batch_size=4, base="b"), resolution=64)
