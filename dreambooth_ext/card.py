@@ -10,7 +10,7 @@ from typing import Any
 
 from . import __version__
 from .config import TrainConfig
-from .files import write_atomically, write_json
+from .files import surely_read, write_atomically, write_json
 from .run_folder import RunFolder, step_in
 from .words import as_webui_reads
 
@@ -72,10 +72,10 @@ def _merged(found: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object that may have been written by the WebUI or by hand; empty if it is none."""
+    """A JSON object that may have been written by the WebUI or by hand; empty if it is none. Raises StorageError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = json.loads(surely_read(path, lambda path: path.read_text(encoding="utf-8") if path.exists() else ""))
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import recipe
-from .comparison import BASE, Column, Comparison, Wishes, folder_of, prompts_for, read_comparison, small_of, step_of_snapshot
+from .comparison import BASE, Column, Comparison, Wishes, folder_of, known_comparison, prompts_for, small_of, step_of_snapshot
 from .config import TrainConfig
 from .errors import ConfigError, OutOfMemory, ResumeError
 from .files import DAMAGED, is_link, make_folder, require_safe_name, write_atomically
@@ -110,7 +110,7 @@ def _missing(run: RunFolder, asked: Comparison, column: Column) -> list[Place]:
 
 def _forget_other(run: RunFolder, asked: Comparison) -> None:
     """Pictures of other prompts or settings are removed."""
-    before = read_comparison(run)
+    before = known_comparison(run)
     if before is None or not before.asks_the_same(asked):
         shutil.rmtree(folder_of(run), ignore_errors=True)
 

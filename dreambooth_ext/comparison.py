@@ -18,13 +18,14 @@ from typing import Any
 
 from .config import TrainConfig
 from .errors import ConfigError
-from .files import write_json
+from .files import surely_read, write_json
 from .options import faults_of, from_mapping, option
 from .run_folder import RunFolder
 
 BASE = "base"
 SUBJECT, CLASS = "subject", "class"  # what a prompt shows: whether it names the token
 PROMPTS_AT_MOST = 99  # their numbers have two digits in the pictures' names
+FILE = "comparison.json"
 HARDLY_DIFFER = 0.05  # of nearness less drift: nobody would see less
 SNAPSHOT = re.compile(r"step-(\d{6,12})")
 
@@ -136,7 +137,7 @@ class Comparison:
                    for name in ("prompts", "render_steps", "guidance_scale", "side", "host"))
 
     def write(self, run: RunFolder) -> None:
-        write_json(folder_of(run) / "comparison.json", {"version": 1, **asdict(self)})
+        write_json(folder_of(run) / FILE, {"version": 1, **asdict(self)})
 
     def to_dict(self) -> dict[str, Any]:
         best = self.best
@@ -152,15 +153,28 @@ def folder_of(run: RunFolder) -> Path:
 
 
 def read_comparison(run: RunFolder) -> Comparison | None:
-    """The run's last comparison; None if there is none, or its file, which may come from anywhere, makes no sense."""
+    """The run's last comparison; None if there is none, or its file, which may come from anywhere, makes no sense, or cannot be
+    read at the moment."""
     try:
-        values = json.loads((folder_of(run) / "comparison.json").read_text(encoding="utf-8"))
+        return _read(folder_of(run) / FILE)
+    except OSError:
+        return None
+
+
+def known_comparison(run: RunFolder) -> Comparison | None:
+    """The same for whoever removes what it does not name. Raises StorageError where it cannot be read."""
+    return surely_read(folder_of(run) / FILE, _read)
+
+
+def _read(path: Path) -> Comparison | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
         columns = tuple(_column(entry) for entry in values["columns"])
         found = Comparison(
             _texts(values["prompts"]), _texts(values["kinds"]), tuple(_whole(seed) for seed in values["seeds"]),
             _whole(values["render_steps"]), float(values["guidance_scale"]), _whole(values["side"]), columns,
             str(values.get("host", "")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
     sane = len(found.kinds) == len(found.prompts) and set(found.kinds) <= {SUBJECT, CLASS} and 0 < len(found.seeds) <= 64
     return found if sane and len(found.prompts) <= PROMPTS_AT_MOST else None
@@ -232,7 +246,7 @@ def _texts(values: Any) -> tuple[str, ...]:
 
 def forget_after(run: RunFolder, step: int) -> None:
     """Drop the columns of snapshots after `step`, which are no more."""
-    found = read_comparison(run)
+    found = known_comparison(run)
     for folder in folder_of(run).glob("step-*"):
         if step_of_snapshot(folder.name) > step and not folder.is_symlink():
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from .errors import ConfigError, DiskFull, NotWritable, StorageError, UnsafePath
 
@@ -33,6 +33,7 @@ DAMAGED = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, A
 _WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _NAME_BYTES_KEPT = 150  # a file system takes 255, and a hidden name is longer
+T = TypeVar("T")
 RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}  # of Windows
 
 
@@ -107,6 +108,21 @@ def patiently(action: Callable[[], Any]) -> None:
                 raise
             time.sleep(wait_s)
     action()
+
+
+def surely_read(path: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a file, for whoever would lose something if it took the file for empty. A virus scanner or a network
+    drive may keep it for a moment: that is waited for. Raises StorageError."""
+    for wait_s in _WAITS_S:
+        try:
+            return read(path)
+        except OSError:
+            time.sleep(wait_s)
+    try:
+        return read(path)
+    except OSError as error:
+        raise StorageError(f"{path.name} is to be read from {path.parent}", str(error.strerror or error),
+                           "Check that the drive is there and that the file may be read.") from error
 
 
 def make_folder(folder: Path) -> None:

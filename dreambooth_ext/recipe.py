@@ -209,7 +209,7 @@ def provenance(config: TrainConfig, run: RunFolder, step: int | None = None) -> 
     step = run.known_state().step if step is None else step
     return {
         "title": config.output_name, "date": time.strftime("%Y-%m-%d"), "trainer": f"dreambooth_ext {__version__}",
-        "base_name": Path(config.base).name, "base_sha256": run.inputs().get("base", ""),
+        "base_name": Path(config.base).name, "base_sha256": run.known_inputs().get("base", ""),
         "instance_prompts": [concept.instance_text for concept in config.concepts],
         "class_prompts": [text for concept in config.concepts for text in concept.class_texts],
         "steps": step, "global_step": step, "learning_rate": config.learning_rate, "seed": config.seed,
@@ -321,7 +321,7 @@ def _hash_of(path: Path) -> str:
 
 
 def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress: Progress, *, resume: bool) -> Finished:
-    config, started, base_sha256 = checked.config, time.perf_counter(), run.inputs().get("base", "")
+    config, started, base_sha256 = checked.config, time.perf_counter(), run.known_inputs().get("base", "")
 
     def kept(write: Callable[[], T]) -> T:
         """What is written waits for a disk that is full or gone."""
@@ -391,7 +391,7 @@ def _enter(run: RunFolder, state: str, **values: int) -> None:
 
 
 def _require_same_inputs(run: RunFolder, now: dict[str, str]) -> None:
-    before = run.inputs()
+    before = run.known_inputs()
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
         named = ", ".join("the base" if name == "base" else name.split("/", 1)[-1] for name in changed[:5])

@@ -41,16 +41,17 @@ from .files import (
     require_safe_name,
     size_of,
     storage_error,
+    surely_read,
     sync_folder,
     write_atomically,
     write_json,
 )
 from .metrics import entry_of, last_step
-from .run_state import RunState, read_object, read_state, surely_read_state
+from .run_state import RunState, read_state, read_texts
 from .words import printable
 
 BESIDE_RUNS = ("class-images", "presets", "uploads", "choices", "prepared", "token-check")  # in the runs' folder, and no runs
-_STATE = "state.json"
+_STATE, _INPUTS = "state.json", "inputs.json"
 WORKED_ON = ("preparing", "class images", "training", "publishing")  # states of a run that a process holds
 _LOG_BYTES_SHOWN = 1 << 20
 _LINE_BYTES_AT_MOST = 1 << 16
@@ -170,7 +171,7 @@ class RunFolder:
     def known_state(self) -> RunState:
         """The same for whoever writes it anew: a fresh one would take away what is there. Raises StorageError where it cannot
         be read, for some seconds."""
-        return surely_read_state(self.path / _STATE)
+        return surely_read(self.path / _STATE, read_state)
 
     def write_state(self, state: RunState) -> None:
         write_json(self.path / _STATE, dict(asdict(state), updated_s=time.time()))
@@ -197,11 +198,18 @@ class RunFolder:
         return {"name": printable(self.path.name), "base": base, "prompts": prompts, **asdict(state)}
 
     def inputs(self) -> dict[str, str]:
-        """Hashes by name; empty if the file is missing or damaged, and then nothing matches."""
-        return {name: value for name, value in self._object("inputs.json").items() if isinstance(value, str)}
+        """Hashes by name; empty if the file is missing or damaged, and then nothing matches, or cannot be read at the moment."""
+        try:
+            return read_texts(self.path / _INPUTS)
+        except OSError:
+            return {}
+
+    def known_inputs(self) -> dict[str, str]:
+        """The same for whoever compares with them, or writes them down. Raises StorageError where they cannot be read."""
+        return surely_read(self.path / _INPUTS, read_texts)
 
     def write_inputs(self, hashes: dict[str, str]) -> None:
-        write_json(self.path / "inputs.json", hashes)
+        write_json(self.path / _INPUTS, hashes)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Append one line. A line cut off by a crash is dropped by `metrics`. Raises StorageError."""
@@ -240,13 +248,6 @@ class RunFolder:
             raise storage_error(self.metrics_path, error) from error
         with write_atomically(self.metrics_path, "w") as stream:
             stream.writelines(json.dumps(entry) + "\n" for entry in kept)
-
-    def _object(self, name: str) -> dict[str, Any]:
-        """A JSON object of this folder, which may come from anywhere; empty if it is none."""
-        try:
-            return read_object(self.path / name)
-        except OSError:
-            return {}
 
     def log_text(self) -> str:
         """The end of the log; empty where it is a link, or cannot be read."""

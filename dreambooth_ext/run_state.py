@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import StorageError
 from .words import printable
 
 _OBJECT_BYTES_AT_MOST = 16 << 20  # inputs.json of 1000 pictures has some 100 KiB
 _TOO_LARGE = 1e11  # steps, or seconds since 1970, of a file that somebody has tampered with
-_WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 @dataclass(frozen=True)
@@ -49,20 +46,6 @@ def read_state(path: Path) -> RunState:
     return RunState(**given, published=tuple(printable(name) for name in published) if known else ())
 
 
-def surely_read_state(path: Path) -> RunState:
-    """The same; a virus scanner or a network drive may keep the file for a moment. Raises StorageError."""
-    for wait_s in _WAITS_S:
-        try:
-            return read_state(path)
-        except OSError:
-            time.sleep(wait_s)
-    try:
-        return read_state(path)
-    except OSError as error:
-        raise StorageError(f"{path.name} is to be read from {path.parent}", str(error.strerror or error),
-                           "Check that the drive is there and that the file may be read.") from error
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if it is missing, or holds none. Raises OSError if it cannot be read."""
     try:
@@ -71,6 +54,11 @@ def read_object(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The texts of such an object, by name."""
+    return {name: value for name, value in read_object(path).items() if isinstance(value, str)}
 
 
 def _with_printable_texts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """What the WebUI's cards show beside a published model."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from dreambooth_ext import files
 from dreambooth_ext.card import preview_of, write_cards
 from dreambooth_ext.config import Concept, TrainConfig
+from dreambooth_ext.errors import StorageError
 from dreambooth_ext.run_folder import RunFolder, step_in
 
 MADE = {"steps": 40, "base_sha256": "ab" * 32, "trainer": "dreambooth_ext 9"}
@@ -44,6 +48,28 @@ def test_a_card_shows_the_preview_of_its_step_and_how_it_was_made(tmp_path, conf
     notes = notes_of(tmp_path)
     assert "rxz dog" in notes["description"] and "40 steps on base.safetensors (ababababab)" in notes["notes"]
     assert "secret folder" not in json.dumps(notes)
+
+
+@pytest.mark.parametrize("for_how_long", [3, 10**6])
+def test_notes_that_cannot_be_read_for_the_moment_are_not_lost(tmp_path, config, run, monkeypatch, for_how_long):
+    (tmp_path / "dog.json").write_text('{"notes": "my own words"}')
+    read, refused = Path.read_text, []
+
+    def read_text(path, *args, **kwargs):
+        if path.name == "dog.json" and len(refused) < for_how_long:
+            refused.append(path)
+            raise PermissionError(errno.EACCES, "in use")
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    if for_how_long == 3:
+        write_cards([tmp_path / "dog.ckpt"], config, run, MADE)
+    else:
+        with pytest.raises(StorageError, match="in use"):
+            write_cards([tmp_path / "dog.ckpt"], config, run, MADE)
+    monkeypatch.undo()
+    assert notes_of(tmp_path)["notes"] == "my own words"
 
 
 def test_a_lora_tells_what_to_write_into_the_prompt(tmp_path, config, run):

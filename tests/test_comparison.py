@@ -1,13 +1,28 @@
 """What is asked of a comparison, what is read back, and which snapshot is called the best, without any network."""
 
+import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from dreambooth_ext.comparison import BASE, CLASS, SUBJECT, Column, Comparison, Wishes, folder_of, prompts_for, read_comparison
+from dreambooth_ext import files
+from dreambooth_ext.compare import _forget_other
+from dreambooth_ext.comparison import (
+    BASE,
+    CLASS,
+    SUBJECT,
+    Column,
+    Comparison,
+    Wishes,
+    folder_of,
+    forget_after,
+    prompts_for,
+    read_comparison,
+)
 from dreambooth_ext.config import Concept, TrainConfig
-from dreambooth_ext.errors import ConfigError
+from dreambooth_ext.errors import ConfigError, StorageError
 from dreambooth_ext.run_folder import RunFolder
 
 CONFIG = TrainConfig(base="b.ckpt", output_name="r", concepts=(Concept(instance_dir="p", token="rxz", class_noun="dog"),))
@@ -34,6 +49,36 @@ def comparison(*measures):
 def test_the_best_one_and_why(measures, best, told):
     found = comparison(*measures)
     assert found.best.step == best and told in found.why
+
+
+@pytest.mark.parametrize("for_how_long", [3, 10**6])
+def test_a_comparison_that_cannot_be_read_for_the_moment_keeps_its_pictures_and_its_truth(tmp_path, monkeypatch, for_how_long):
+    """Rendered for minutes each; and the columns of snapshots that are no more would be shown for those to come."""
+    run, made = RunFolder(tmp_path / "r"), comparison((0.4, 0.0), (0.9, 0.1))
+    made.write(run)
+    picture = folder_of(run) / "step-000100" / "picture.png"
+    picture.parent.mkdir()
+    picture.touch()
+    read, refused = Path.read_text, []
+
+    def read_text(path, *args, **kwargs):
+        if path.name == "comparison.json" and len(refused) < for_how_long:
+            refused.append(path)
+            raise PermissionError(errno.EACCES, "in use")
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    if for_how_long == 3:
+        _forget_other(run, made)
+        refused.clear()
+        forget_after(run, 100)
+        assert read_comparison(run).columns == made.columns[:2]
+    else:
+        for act in (lambda: _forget_other(run, made), lambda: forget_after(run, 0)):
+            with pytest.raises(StorageError, match="in use"):
+                act()
+    assert picture.is_file()
 
 
 def test_without_measures_there_is_no_best_one():

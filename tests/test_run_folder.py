@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ext import file_lock, files, recipe, rollback, run_state
+from dreambooth_ext import file_lock, files, recipe, rollback
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.errors import Cancelled, ConfigError, HostError, ResumeError, RunBusy, StorageError
 from dreambooth_ext.progress import Progress
@@ -121,7 +121,7 @@ def test_a_damaged_state_is_no_crash(run, text):
 @pytest.mark.parametrize("for_how_long", [3, 10**6])
 def test_a_state_that_cannot_be_read_for_the_moment_is_not_written_anew(run, monkeypatch, for_how_long):
     """A virus scanner has the file, or the network drive does not answer: what it says must not be lost."""
-    monkeypatch.setattr(run_state.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     written = RunState("training", 3, 10, started_s=5.0, published=("a.ckpt",))
     run.write_state(written)
     read, refused = Path.read_text, []
@@ -295,6 +295,30 @@ def test_a_lock_that_was_deleted_with_its_run_is_no_lock(run):
             pass
     run.delete()
     assert not run.path.exists()
+
+
+@pytest.mark.parametrize("for_how_long", [3, 10**6])
+def test_inputs_that_cannot_be_read_for_the_moment_are_not_taken_for_others(run, monkeypatch, for_how_long):
+    """It would be said that all had changed, or the model's card and the class images would know of no base."""
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    run.write_inputs({"base": "aaa"})
+    read, refused = Path.read_text, []
+
+    def read_text(path, *args, **kwargs):
+        if path.name == "inputs.json" and len(refused) < for_how_long:
+            refused.append(path)
+            raise PermissionError(errno.EACCES, "in use")
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert run.inputs() == {}  # whoever only looks does not wait
+    if for_how_long == 3:
+        recipe._require_same_inputs(run, {"base": "aaa"})
+        return
+    with pytest.raises(StorageError, match=r"inputs\.json is to be read .*: in use"):
+        recipe._require_same_inputs(run, {"base": "aaa"})
+    with pytest.raises(StorageError, match=r"inputs\.json"):
+        recipe.provenance(CONFIG, run)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file")

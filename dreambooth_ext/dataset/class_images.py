@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import CLASS_IMAGES_AT_MOST, CLASS_IMAGES_PER_PICTURE, Concept
 from ..errors import HostError
 from ..file_lock import alone
-from ..files import append_line, sweep, write_atomically
+from ..files import append_line, surely_read, sweep, write_atomically
 from ..host import Txt2Img
 from ..progress import Progress
 from ..words import counted, printable
@@ -236,15 +236,16 @@ def _found_now(plan: PromptPlan, whole: ClassImagePlan) -> list[Path]:
 def _recorded(manifest: Path, plan: ClassImagePlan) -> list[TrainingImage]:
     """The class images of a concept that a run's manifest names; none if there is none yet, or it makes no sense.
 
-    Those of a library that was moved are looked for where it is now.
+    Those of a library that was moved are looked for where it is now. Raises StorageError.
     """
     def here(image: TrainingImage) -> TrainingImage:
         moved = plan.library / image.path.parent.name / image.path.name
         return replace(image, path=moved) if not image.path.is_file() and moved.is_file() else image
 
     try:
-        return [here(image) for image in TrainingSet.read(manifest).prior if image.concept == plan.concept_index]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        prior = surely_read(manifest, lambda path: TrainingSet.read(path).prior if path.exists() else ())
+        return [here(image) for image in prior if image.concept == plan.concept_index]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 
@@ -351,13 +352,12 @@ def _request_key(request: Request, prompt: str) -> dict[str, Any]:
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a manifest; a line cut off by a crash leaves its picture to be rendered again."""
-    try:
-        lines = (folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+    """The whole lines of a manifest; a line cut off by a crash leaves its picture to be rendered again. Raises StorageError."""
+    def lines(path: Path) -> list[str]:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+
     rows = []
-    for line in lines:
+    for line in surely_read(folder / MANIFEST, lines):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

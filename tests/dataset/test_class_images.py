@@ -12,13 +12,13 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from dreambooth_ext import file_lock, recipe
+from dreambooth_ext import file_lock, files, recipe
 from dreambooth_ext.config import Concept
 from dreambooth_ext.dataset import class_images
 from dreambooth_ext.dataset.class_images import MANIFEST, class_image_count, ensure, plan
 from dreambooth_ext.dataset.contact_sheet import named_among, strike_out
 from dreambooth_ext.dataset.manifest import TrainingSet
-from dreambooth_ext.errors import Cancelled, HostError, PictureError
+from dreambooth_ext.errors import Cancelled, HostError, PictureError, StorageError
 from dreambooth_ext.progress import Progress
 
 CONCEPT = Concept(instance_dir="p", token="rxz", class_noun="dog", num_class_images=10)
@@ -267,6 +267,33 @@ def test_a_library_that_was_moved_with_the_runs_has_the_class_images_that_a_run_
     now = ensure(planned(concept, seed=1000, library=tmp_path / "elsewhere"), Path("b"), renderer, {}, Progress(), began=manifest)
     assert [each.sha256 for each in now] == [each.sha256 for each in began] and not renderer.seeds
     assert all(each.path.is_relative_to(tmp_path / "elsewhere") for each in now)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "manifest.json"])
+@pytest.mark.parametrize("for_how_long", [3, 10**6])
+def test_a_manifest_that_cannot_be_read_for_the_moment_is_not_taken_for_none(planned, tmp_path, monkeypatch, name, for_how_long):
+    """Else all would be rendered anew, or a run would go on with other class images than it began with."""
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    concept, manifest = dataclasses.replace(CONCEPT, num_class_images=3), tmp_path / "manifest.json"
+    began = ensure(planned(concept, seed=1000), Path("b"), Renderer(), {}, Progress())
+    TrainingSet((), tuple(began)).write(manifest)
+    ensure(planned(dataclasses.replace(CONCEPT, num_class_images=6), seed=1), Path("b"), Renderer(), {}, Progress())
+    read, refused = Path.read_text, []
+
+    def read_text(path, *args, **kwargs):
+        if path.name == name and len(refused) < for_how_long:
+            refused.append(path)
+            raise PermissionError(errno.EACCES, "in use")
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    renderer = Renderer()
+    if for_how_long == 3:
+        assert ensure(planned(concept, seed=1000), Path("b"), renderer, {}, Progress(), began=manifest) == began
+    else:
+        with pytest.raises(StorageError, match="in use"):
+            ensure(planned(concept, seed=1000), Path("b"), renderer, {}, Progress(), began=manifest)
+    assert refused and not renderer.seeds
 
 
 def test_only_a_run_that_goes_on_is_asked_what_it_began_with(planned, tmp_path, monkeypatch):
