@@ -19,6 +19,7 @@ from .progress import Progress, Report
 
 ENDED = ("finished", "cancelled", "failed")
 KEPT = "what was finished is kept"  # of a job that was stopped
+TOO_LATE = "The stop came too late: it was finished already."
 LOG_LINES_KEPT = 500
 ENDED_JOBS_KEPT = 50
 
@@ -118,11 +119,11 @@ class Jobs:
                 waiting.stopped_by = by
                 self._end(waiting, "cancelled", "taken out of the queue")
                 return True
-        job = self.running
-        if job is None or job.id != job_id:
-            return False
-        job.stopped_by = job.stopped_by or by
-        job.progress.cancel()
+            job = self.running  # which ends under the lock: it hears of the stop, or this is told that there is none to stop
+            if job is None or job.id != job_id:
+                return False
+            job.stopped_by = job.stopped_by or by
+            job.progress.cancel()
         return True
 
     def stop_all(self, by: str) -> Job | None:
@@ -143,6 +144,8 @@ class Jobs:
             state, message = self._outcome(job)
             with self._lock:
                 self.running = None
+                if state == "finished" and job.progress.cancelled:
+                    message = getattr(job.work, "too_late", TOO_LATE)
                 self._end(job, state, message)
 
     @staticmethod

@@ -21,7 +21,7 @@ from .errors import Cancelled, ConfigError, DreamboothError, HostError, ResumeEr
 from .files import NAME_AT_MOST, require_inside, require_safe_name
 from .gpu import require_device
 from .host import Host, on_device_of
-from .jobs import JOBS, Job, Jobs
+from .jobs import JOBS, TOO_LATE, Job, Jobs
 from .options import options_of
 from .progress import Progress
 from .run_folder import RunFolder, list_runs, require_run_name
@@ -46,6 +46,12 @@ class Work:
                     self.run.delete()
                     raise Cancelled("its run is deleted, as asked") from stopped
             raise
+
+    @property
+    def too_late(self) -> str:
+        """What is told if it was finished before it heard of the stop."""
+        kept = " The run is kept, and its model: delete the one in Runs, the other in its folder."
+        return TOO_LATE + (kept if self.discard and not self.only_reads else "")
 
 
 class Service:

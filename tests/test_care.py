@@ -159,6 +159,20 @@ def test_who_thinks_better_of_discarding_a_run_keeps_it(config, rex, monkeypatch
     assert run(["ask", "rex", "discard"]) == INTERRUPTED and rex.exists
 
 
+def test_a_run_that_was_finished_before_it_could_be_discarded_is_kept_and_that_is_said(rex, monkeypatch, capsys):
+    looks = iter([True, True, False])
+
+    def is_held(run):
+        held = next(looks)
+        if not held:
+            run.write_state(replace(run.state(), state="finished"))
+        return held
+
+    monkeypatch.setattr(RunFolder, "is_held", is_held)
+    assert run(["ask", "rex", "discard"]) == BAD_INPUT and rex.exists
+    assert "it was finished before it could be stopped, and is kept" in capsys.readouterr().err
+
+
 def test_a_queue_is_worked_off_in_order_and_judged_before_it_begins(config, rex, tmp_path, capsys, monkeypatch):
     order = []
 

@@ -63,6 +63,21 @@ def test_stopping_the_running_and_the_waiting(jobs):
     assert not jobs.stop(first.id, "again") and jobs.running is None
 
 
+def test_a_stop_that_comes_too_late_is_said_to(jobs):
+    begun = threading.Event()
+
+    def work(progress):  # which looks no more whether it should stop
+        begun.set()
+        while not progress.cancelled:
+            threading.Event().wait(0.01)
+
+    job = jobs.start(Job("rex", work))
+    assert begun.wait(120) and jobs.stop(job.id, "the tab") and job.done.wait(120)
+    assert (job.state, job.message) == ("finished", "The stop came too late: it was finished already.")
+    unasked = jobs.start(Job("rex", lambda progress: None))
+    assert unasked.done.wait(120) and (unasked.state, unasked.message) == ("finished", "")
+
+
 def test_a_job_is_found_again_with_its_last_report_and_log(jobs):
     def work(progress):
         progress.start("training", 10)

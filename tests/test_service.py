@@ -122,6 +122,21 @@ def test_stop_and_discard_leaves_nothing(service, values, played):
     assert not (service.host.runs_dir / "rex").exists()
 
 
+def test_a_run_that_is_finished_before_it_hears_that_it_is_to_be_discarded_is_kept_and_that_is_said(service, values, monkeypatch):
+    def train(config, host, progress):
+        RunFolder.for_config(config).create(config)
+        while not progress.cancelled:  # as while the model is selected
+            threading.Event().wait(0.01)
+
+    monkeypatch.setattr(recipe, "train", train)
+    job = service.start(values)
+    while service.jobs.running is None:
+        threading.Event().wait(0.01)
+    assert service.stop(job.id, "a test", discard=True) and job.done.wait(120)
+    assert job.state == "finished" and service.run("rex").exists
+    assert "too late" in job.message and "delete the one in Runs" in job.message
+
+
 @pytest.mark.parametrize("use", ["publish", "compare"])
 def test_stop_and_discard_of_what_only_uses_a_run_leaves_the_run(service, values, monkeypatch, use):
     from dreambooth_ext import compare

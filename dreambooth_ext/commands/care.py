@@ -58,6 +58,9 @@ def ask(parsed: argparse.Namespace, progress: Progress) -> None:
                 raise RunBusy(f"{run.path.name} is to be discarded", "it has not stopped yet", "Delete it once it has.")
             time.sleep(0.2)
         progress.check()
+        if run.known_state().state == "finished":
+            raise ResumeError(f"{run.path.name} is to be discarded", "it was finished before it could be stopped, and is kept",
+                              "`delete` removes the run; the model that it published is a file of its own.")
         _service(run).delete(run.path.name)
     told = {"discard": "stopped and deleted", "stop": "asked to stop after this step, and to keep what it has learnt"}
     say(parsed, f"{run.path.name}: {told.get(parsed.wish, f'a {parsed.wish} comes with its next step')}.", asked=parsed.wish)

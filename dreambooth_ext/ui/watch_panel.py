@@ -232,7 +232,7 @@ def _outcome(job: Job, status: dict[str, Any], lora_dir: Path, goes_on: str) -> 
         warnings = "\n".join(line for line in job.log if NOT_SELECTED in line)
         selected = ", and selected" if any(line.endswith(IS_SELECTED) for line in job.log) else ""
         return html.note(f"{names} is in the {folder} folder{selected}." if names else "Finished.", "good") + html.note(
-            warnings, "warning")
+            "\n".join(filter(None, [status["message"], warnings])), "warning")
     return ""
 
 

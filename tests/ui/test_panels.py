@@ -628,6 +628,12 @@ def test_who_has_stopped_a_run_is_told_where_it_goes_on(service, values):
     assert "Resume" not in watch_panel.status_html(service)  # it was no training
 
 
+def test_a_stop_that_comes_too_late_is_said_to(service):
+    run_job(service, lambda progress: progress.cancel())
+    shown = watch_panel.status_html(service)
+    assert "finished" in shown and "The stop came too late" in shown
+
+
 def test_a_discarded_run_is_not_said_to_be_kept(service, values):
     config = service.settings(values)
     run = RunFolder.for_config(config)
