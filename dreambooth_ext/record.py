@@ -14,14 +14,13 @@ from .run_folder import RunFolder
 
 @contextmanager
 def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]:
-    """Whatever happens, the run's state and log say so. What is finished stays finished, even if the host cannot be left."""
-    taken = {"step": run.known_state().step}
+    """Whatever happens, the run's state and log say so. What is finished stays finished, even if the host cannot be left.
 
+    Steps that were taken after the last snapshot are lost, and do not count.
+    """
     def listen(report: Report) -> None:
         if report.phase == "log":
             run.log(report.text)
-        elif report.phase == "training":
-            taken.update(step=report.done)
         _fulfil(run.take_wishes(), progress)
 
     def note(state: str, message: str, error: Exception | None = None) -> None:
@@ -31,7 +30,7 @@ def told_in_the_run_folder(run: RunFolder, progress: Progress) -> Iterator[None]
             if known.state == "finished":
                 run.log(f"After it was finished: {message}")
                 return
-            run.write_state(replace(known, state=state, message=message, step=taken["step"], failure=failure))
+            run.write_state(replace(known, state=state, message=message, step=run.kept_step(), failure=failure))
 
     try:
         with progress.heard_by(listen):

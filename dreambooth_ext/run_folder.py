@@ -173,6 +173,13 @@ class RunFolder:
         be read, for some seconds."""
         return surely_read(self.path / _STATE, read_state)
 
+    def kept_step(self) -> int:
+        """From which it would go on: that of its last whole snapshot; 0 if it has none, or none can be seen."""
+        try:
+            return max((step_in(path.parent.name) or 0 for path in self.checkpoints_dir.glob("step-*/state.pt")), default=0)
+        except OSError:
+            return 0
+
     def write_state(self, state: RunState) -> None:
         write_json(self.path / _STATE, dict(asdict(state), updated_s=time.time()))
 
@@ -185,8 +192,7 @@ class RunFolder:
         one that nobody works on any more is interrupted."""
         base, prompts, state = "", [], self.state()
         if state.state in WORKED_ON and not self.is_held() and (state := self.state()).state in WORKED_ON:  # nor ended meanwhile
-            kept = [step_in(path.parent.name) or 0 for path in self.checkpoints_dir.glob("step-*/state.pt")]
-            state = replace(state, state="interrupted", step=max(kept, default=state.step),
+            state = replace(state, state="interrupted", step=self.kept_step() or state.step,
                             message="it ended without a word, and can be resumed")
         elif state.state == "training":  # its state is written anew only when it ends
             state = replace(state, step=last_step(self.metrics_path) or state.step)

@@ -172,6 +172,21 @@ def test_what_goes_wrong_after_a_run_was_finished_does_not_unfinish_it(run, erro
     assert "After it was finished: " in run.log_text()
 
 
+@pytest.mark.parametrize(("error", "state"), [(Cancelled(), "interrupted"), (RuntimeError("the host broke"), "failed")])
+def test_the_step_that_is_told_is_the_one_from_which_it_would_go_on(run, error, state):
+    """Not the last one taken: its snapshot may have found no room."""
+    progress = Progress()
+    for kept in (0, 4):
+        if kept:
+            (run.checkpoints_dir / f"step-{kept:06d}").mkdir(parents=True)
+            (run.checkpoints_dir / f"step-{kept:06d}" / "state.pt").write_bytes(b"x")
+        with pytest.raises(type(error)), told_in_the_run_folder(run, progress):
+            progress.start("training", 10)
+            progress.report(kept + 3, 10)
+            raise error
+        assert (run.state().state, run.state().step, run.summary()["step"]) == (state, kept, kept)
+
+
 def test_a_line_cut_off_by_a_crash_is_dropped_and_a_resumed_step_counts_once(run):
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "loss": step / 10})
