@@ -29,6 +29,7 @@ from .dataset.manifest import sha256_of
 from .dataset.pictures import list_pictures, open_picture
 from .dataset.prepare import LANCZOS, Prepared, prepare, require_upscaler
 from .errors import ConfigError, HostError, NotACheckpoint, PictureError
+from .file_lock import alone
 from .files import write_atomically
 from .host import Host, Txt2Img
 from .progress import SILENT, Progress
@@ -97,8 +98,9 @@ def prepare_folder(folder: Path, host: Host, *, resolution: int, crop: str = "sm
                    flatten_on: str = "white", progress: Progress = SILENT) -> PreparedFolder:
     """Prepare a folder's pictures as a run would, by what was chosen of them, into a folder beside the runs.
 
-    A picture that cannot be used is named, and the rest goes on. Raises ConfigError, PictureError if there are no pictures,
-    HostError if the host lacks the upscaler.
+    A picture that cannot be used is named, and the rest goes on. Whoever asks while the same pictures are being prepared waits:
+    each removes what the other has made otherwise. Raises ConfigError, PictureError if there are no pictures, HostError if the
+    host lacks the upscaler.
     """
     if colour_of(flatten_on) is None:
         raise ConfigError([f"--flatten-on: {flatten_on!r} is no colour: white, black, grey, or #rrggbb"])
@@ -107,7 +109,8 @@ def prepare_folder(folder: Path, host: Host, *, resolution: int, crop: str = "sm
     leave_out, boxes = orders(remembered(file), folder)
     out, refused = host.runs_dir / "prepared" / file.stem, {}  # type: tuple[Path, dict[str, str]]
     # An upscaler is a model on the host's device.
-    with host.job("prepare", progress) if upscaler != LANCZOS else nullcontext():
+    with alone(out / ".lock", progress, f"the pictures of {folder} are being prepared already."), \
+            host.job("prepare", progress) if upscaler != LANCZOS else nullcontext():
         prepared = prepare(folder, out, resolution=resolution, crop=crop, upscaler=upscaler, flatten_on=flatten_on,
                            upscale=host.upscale, overrides=boxes, leave_out=leave_out, refused=refused, progress=progress)
     return PreparedFolder(out, tuple(prepared), refused)

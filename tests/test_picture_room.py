@@ -1,6 +1,7 @@
 """The picture room's own services: captions, tokens, class images planned, looked at and struck out."""
 
 import io
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreambooth_ext import picture_room
+from dreambooth_ext import file_lock, picture_room
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.dataset import contact_sheet
 from dreambooth_ext.dataset.class_images import ensure
@@ -134,6 +135,33 @@ def test_a_host_describes_what_has_no_caption(folder, host):
     assert len(picture_room.caption_with(folder, host, "BLIP", overwrite=True).written) == 3
     with pytest.raises(HostError, match="BLIP"):
         picture_room.caption_with(folder, host, "CLIP")
+
+
+def test_who_asks_for_pictures_that_are_being_prepared_waits(folder, host, monkeypatch):
+    """Otherwise prepared, they would take each other's pictures away."""
+    monkeypatch.setattr(file_lock, "LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(host, "upscalers", list, raising=False)
+    monkeypatch.setattr(host, "upscale", None, raising=False)
+    order, waits, made = [], threading.Event(), {}
+
+    def prepare(side):
+        progress = Progress(lambda report: listen(side, report))
+        made[side] = picture_room.prepare_folder(folder, host, resolution=side, progress=progress)
+
+    def listen(side, report):
+        if report.text.startswith("Waiting: the pictures of"):
+            waits.set()
+        elif report.total:
+            order.append(side)
+        if side == 64 and order == [64]:
+            second.start()
+            assert waits.wait(120)
+
+    second = threading.Thread(target=lambda: (prepare(32), waits.set()))
+    prepare(64)
+    second.join(120)
+    assert order == [64] * 3 + [32] * 3 and len(made[32].pictures) == 3
+    assert sorted(made[32].folder.glob("*.png")) == sorted(each.path for each in made[32].pictures)
 
 
 def test_a_token_is_told_by_its_pieces():
