@@ -173,6 +173,9 @@ def caption_with(folder: Path, host: Host, captioner: str, *, overwrite: bool = 
             progress.check()
             images = []
             for path in wanted[start : start + CAPTIONED_AT_ONCE]:
+                if not overwrite and _has_caption(path):  # since: typed meanwhile, or by another who asked for the same
+                    kept.append(path)
+                    continue
                 try:
                     image = open_picture(path, at_least=(CAPTIONED_PX // 2, CAPTIONED_PX // 2))
                     image.thumbnail((CAPTIONED_PX, CAPTIONED_PX), reducing_gap=2.0)
@@ -181,6 +184,9 @@ def caption_with(folder: Path, host: Host, captioner: str, *, overwrite: bool = 
                     refused.append((printable(path.name), error.why))
             texts = host.caption([image for _, image in images], captioner) if images else []
             for (path, _), text in zip(images, texts, strict=True):
+                if not overwrite and _has_caption(path):
+                    kept.append(path)
+                    continue
                 written.append(write_caption(path, text))
                 progress.report(len(written) + len(refused), len(wanted), path.name)
     return Captioned(tuple(written), tuple(kept), tuple(refused))

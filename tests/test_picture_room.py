@@ -137,6 +137,24 @@ def test_a_host_describes_what_has_no_caption(folder, host):
         picture_room.caption_with(folder, host, "CLIP")
 
 
+def test_a_caption_that_is_typed_while_others_are_made_is_kept(folder, host, monkeypatch):
+    """Or is written by another who asked for the same a moment before: this one has waited for the host."""
+    def job(job_id, progress):
+        (folder / "0.txt").write_text("mine")
+        return nullcontext()
+
+    def caption(images, name):
+        (folder / "1.txt").write_text("mine, too")
+        return [f"a picture of {image.width} px" for image in images]
+
+    monkeypatch.setattr(host, "job", job)
+    monkeypatch.setattr(host, "caption", caption)
+    done = picture_room.caption_with(folder, host, "BLIP")
+    assert [path.name for path in done.written] == ["2.txt"] and [path.name for path in done.kept] == ["0.png", "1.png"]
+    assert [(folder / f"{number}.txt").read_text() for number in (0, 1)] == ["mine", "mine, too"]
+    assert len(picture_room.caption_with(folder, host, "BLIP", overwrite=True).written) == 3
+
+
 def test_who_asks_for_pictures_that_are_being_prepared_waits(folder, host, monkeypatch):
     """Otherwise prepared, they would take each other's pictures away."""
     monkeypatch.setattr(file_lock, "LOOK_AGAIN_S", 0.1)
