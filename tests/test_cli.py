@@ -610,7 +610,7 @@ def test_ctrl_c_ends_the_page_and_its_run_keeps_what_it_has_learnt(monkeypatch, 
     def launch(*arguments, **named):
         for job in jobs:
             JOBS.start(job)
-        assert begun.wait(60)
+        assert begun.wait(120)
         try:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)

@@ -91,14 +91,14 @@ def test_two_processes_that_want_the_same_class_render_no_picture_twice(planned,
             for image in super().__call__(base, request, progress):
                 if len(self.seeds) == 3:
                     also.start()
-                    assert waits.wait(20)
+                    assert waits.wait(120)
                 yield image
 
     plans = planned(), planned(dataclasses.replace(CONCEPT, num_class_images=12))  # both before anything is rendered
     also = threading.Thread(target=lambda: others.extend(ensure(plans[1], Path("b"), second, {}, Progress(listen), batch=1)))
     first = First()
     images = ensure(plans[0], Path("b"), first, {}, Progress(), batch=1)
-    also.join(20)
+    also.join(120)
     assert first.seeds == list(range(3, 13)) and second.seeds == [13, 14] and others[:10] == images and len(others) == 12
     assert f"Waiting: another process renders class images into {plans[0].prompts[0].folder}." in [each.text for each in heard]
     assert (heard[-1].done, heard[-1].total) == (2, 2)

@@ -377,7 +377,7 @@ def test_class_images_that_a_run_renders_are_counted_as_they_come(service, value
     form = form_of(service)
 
     def told(text):
-        for _ in range(400):
+        for _ in range(6000):
             said = form.sentences.concept(values)
             if text in said:
                 return True
@@ -398,10 +398,10 @@ def test_class_images_that_a_run_renders_are_counted_as_they_come(service, value
         progress.start("class images", 3)
         for count, event in enumerate(seen[:2], 1):
             ensure(first(count), Path("b"), drawn, {}, Progress())
-            assert event.wait(60)
+            assert event.wait(120)
         ensure(first(3), Path("b"), drawn, {}, Progress())
         progress.start("training", 5)
-        assert seen[2].wait(60)
+        assert seen[2].wait(120)
 
     job = service.jobs.start(Job("rex", Work(RunFolder(tmp_path / "runs" / "rex"), work)))
     try:
@@ -411,7 +411,7 @@ def test_class_images_that_a_run_renders_are_counted_as_they_come(service, value
     finally:
         for event in seen:
             event.set()
-        assert job.done.wait(60)
+        assert job.done.wait(120)
 
 
 def test_without_any_checkpoint_it_says_how_to_get_one(service, values):
@@ -773,7 +773,7 @@ def test_what_takes_long_is_asked_for_until_it_is_there(service):
     go_on = threading.Event()
 
     def made(text):
-        assert go_on.wait(20)
+        assert go_on.wait(120)
         if text == "wrong":
             raise StorageError("It is to be made", "the disk is full", "Make room.")
         return {said: text}
@@ -787,7 +787,7 @@ def test_what_takes_long_is_asked_for_until_it_is_there(service):
         answer = errands._answer([0, text, text])
         assert "Making it" in answer[errands._doing] and "dreambooth-pending" in answer[errands._doing] and said not in answer
         go_on.set()
-        for _ in range(200):
+        for _ in range(1200):
             if said in (answer := errands._answer([0, text, text])):
                 break
         assert told in answer[said] and answer[errands._doing] == "" and answer[errands._wish] is None
