@@ -43,8 +43,15 @@
     // Whether what is shown of a picture, with all that is in it, is of the one that is open by its name.
     function isOpen(element) {
         const detail = element.closest('.dreambooth-detail'), name = root().querySelector(
-            '#dreambooth_review_name textarea, #dreambooth_review_name input');
+            '#dreambooth_review_open textarea, #dreambooth_review_open input');
         return Boolean(detail && name && detail.dataset.name === name.value);
+    }
+
+    // The fields' values from an answer, if it is about the picture that is `meant` still; else, and where it has none, as they are.
+    function fill(answer, folder, meant, ...shown) {
+        const said = answer ? JSON.parse(answer) : {values: shown.map(() => null)};
+        const isMeant = said.name === meant && said.folder === folder;
+        return said.values.map((value, index) => (isMeant && value !== null ? value : shown[index]));
     }
 
     function askAgain() {
@@ -98,5 +105,5 @@
         });
     });
 
-    Object.assign(page, {bringUpToDate, markChosen, confirm, askAgain, follow, showPicked, isOpen});
+    Object.assign(page, {bringUpToDate, markChosen, confirm, askAgain, follow, showPicked, isOpen, fill});
 })();

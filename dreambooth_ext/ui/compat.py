@@ -32,10 +32,11 @@ def on(
     return event(fn, **arguments)
 
 
-def on_script(button: Any, fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+def on_script(button: Any, fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
     """As `on`, for a button that the page's script clicks. The script is told of each answer: gradio drops clicks before."""
     answered = on(button.click, fn, inputs, outputs)
     on(answered.then, None, js=f"() => {{ window.dreamboothPage.answered('{button.elem_id}'); return []; }}")
+    return answered
 
 
 def hidden(kind: type, elem_id: str, **arguments: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,9 @@ class ReviewPanel:
                 self.close = gr.Button("Close", size="sm", elem_id="dreambooth_picture_close")
         # Clicked by the page's script, which also names the picture. Outside: what is folded may not be on the page.
         self.look = hidden(gr.Button, "dreambooth_review", value="look")
-        self.name = hidden(gr.Textbox, "dreambooth_review_name", label="picture")  # the one that is open
+        self.wanted = hidden(gr.Textbox, "dreambooth_review_name", label="picture to open")
+        self.name = hidden(gr.Textbox, "dreambooth_review_open", label="picture")  # the one whose own stands in the fields
+        self.found, self.said = (hidden(gr.Textbox, f"dreambooth_review_{each}", label="values") for each in ("found", "said"))
         self.other = hidden(gr.Textbox, "dreambooth_review_other", label="picture to leave out or take in")
         self.acts = {act: hidden(gr.Button, f"dreambooth_review_{act}", value=act) for act in ("pick", "again", "toggle", "cut")}
 
@@ -57,21 +60,25 @@ class ReviewPanel:
         def with_values(handler: Any) -> Any:
             return lambda *raw: handler(*raw[: len(raw) - len(names)], fields.values_of(names, raw[len(raw) - len(names):]))
 
-        detailed = [self.column, self.detail, self.choice, self.box, *self.captions.outputs]
+        folder, pick, cut = widgets["instance_dir"], self.acts["pick"], self.acts["cut"]
+        part, changed = [self.choice, self.box], [self.detail, self.grid, self.said]
         on_script(self.look, with_values(self.grid_html), inputs, [self.grid])
-        on_script(self.acts["pick"], with_values(self._picked), [self.name, *inputs], detailed)
         on_script(self.acts["again"], with_values(self._again), [self.name, *inputs], [self.detail])
         on_script(self.acts["toggle"], with_values(self._toggled), [self.other, *inputs], [self.grid])
-        changed = [self.detail, self.choice, self.box, self.grid]
-        on(self.choice.input if hasattr(self.choice, "input") else self.choice.change, with_values(self._chosen),
-           [self.name, self.choice, self.box, *inputs], changed)
-        for attach, event in ((on_script, self.acts["cut"]), (on, self.box.submit)):
-            attach(event, with_values(self._cut), [self.name, self.box, *inputs], changed)
-        on(self.close.click, lambda: [gr.update(visible=False), ""], [], [self.column, self.name])
-        # Another folder may have a picture of that name: what is typed and drawn for this one is not for that. At once, and hidden
-        # when the server answers.
-        on(widgets["instance_dir"].change, None, [], [self.name], js="() => ['']")
-        on(widgets["instance_dir"].change, lambda: gr.update(visible=False), [], [self.column])
+        picked = on_script(pick, _with_name(with_values(self._picked)), [folder, self.wanted, *inputs],
+                           [self.column, self.detail, self.found])
+        _fill(picked, self.found, folder, self.wanted, [self.name, *part, *self.captions.outputs])
+        done = on(self.choice.input if hasattr(self.choice, "input") else self.choice.change, _with_name(with_values(self._chosen)),
+                  [folder, self.name, self.choice, self.box, *inputs], changed)
+        _fill(done, self.said, folder, self.name, part)
+        for attach, event in ((on_script, cut), (on, self.box.submit)):
+            done = attach(event, _with_name(with_values(self._cut)), [folder, self.name, self.box, *inputs], changed)
+            _fill(done, self.said, folder, self.name, part)
+        # At once, for what is typed and drawn for this one is not for another of its name, in another folder; and hidden when the
+        # server answers.
+        for event in (self.close.click, folder.change):
+            on(event, None, [], [self.name, self.wanted], js="() => ['', '']")
+            on(event, lambda: gr.update(visible=False), [], [self.column])
         self.captions.wire(self.name, inputs, with_values, self._sentences.folder)
 
     # ---- what is shown
@@ -187,10 +194,9 @@ class ReviewPanel:
         try:
             chosen = self._sentences.choices_of(values).get(name) or Choice("keep")
         except DreamboothError as error:
-            return [gr.update(visible=True), html.note(str(error), "fault"), gr.update(), gr.update(),
-                    *(gr.update() for _ in self.captions.outputs)]
-        return [gr.update(visible=True), self._detail_html(name, values), chosen.choice, _as_text(chosen.box),
-                *self.captions.shown(self._sentences.folder(values), name, values)]
+            return [gr.update(visible=True), html.note(str(error), "fault"), [None] * (3 + len(self.captions.outputs))]
+        return [gr.update(visible=True), self._detail_html(name, values), [
+            name, chosen.choice, _as_text(chosen.box), *self.captions.shown(self._sentences.folder(values), name, values)]]
 
     def _again(self, name: str, values: Values) -> str:
         return self._detail_html(name, values) if name else ""
@@ -215,7 +221,7 @@ class ReviewPanel:
             self._remember(name, Choice(choice, box=part), values)
         except (DreamboothError, _NotYet) as error:
             return self._refused(error)
-        return [self._detail_html(name, values), gr.update(), _as_text(part), self.grid_html(values)]
+        return [self._detail_html(name, values), self.grid_html(values), [None, _as_text(part)]]
 
     def _cut(self, name: str, box: str, values: Values) -> list[Any]:
         """A part that was drawn or typed is to be used; an empty one makes it be chosen by itself again."""
@@ -226,7 +232,7 @@ class ReviewPanel:
             self._remember(name, Choice("fix", box=part) if part else None, values)
         except (DreamboothError, _NotYet) as error:
             return self._refused(error)
-        return [self._detail_html(name, values), "fix" if part else "keep", _as_text(part), self.grid_html(values)]
+        return [self._detail_html(name, values), self.grid_html(values), ["fix" if part else "keep", _as_text(part)]]
 
     def _remember(self, name: str, choice: Choice | None, values: Values) -> None:
         from ..dataset.choices import Choice, choose
@@ -239,7 +245,20 @@ class ReviewPanel:
     @staticmethod
     def _refused(error: Exception) -> list[Any]:
         said = html.note(str(error), "fault") if isinstance(error, DreamboothError) else str(error)
-        return [said, gr.update(), gr.update(), gr.update()]
+        return [said, gr.update(), [None, None]]
+
+
+def _with_name(handler: Any) -> Any:
+    """What a handler gives last, the values of fields, says for which picture of which folder it is."""
+    def named(folder: str | None, name: str, *raw: Any) -> list[Any]:
+        *shown, values = handler(name, *raw)
+        return [*shown, json.dumps({"folder": folder, "name": name, "values": values})]
+    return named
+
+
+def _fill(answered: Any, values: Any, folder: Any, meant: Any, into: list[Any]) -> None:
+    """Only if that picture is meant still: an answer that comes late would write the values of one into the fields of another."""
+    on(answered.then, None, [values, folder, meant, *into], into, js="(...all) => window.dreamboothPage.fill(...all)")
 
 
 def _toggle(name: str, dropped: bool) -> str:

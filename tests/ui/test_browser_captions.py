@@ -155,7 +155,7 @@ def test_a_picture_that_is_open_is_closed_when_another_folder_is_named(page, fol
     opened(page, first)
     fill(page, instance_dir=second)
     sync_api.expect(page.locator("#dreambooth_caption_save")).to_be_hidden()
-    sync_api.expect(page.locator("#dreambooth_review_name textarea, #dreambooth_review_name input").first).to_have_value("")
+    sync_api.expect(page.locator("#dreambooth_review_open textarea, #dreambooth_review_open input").first).to_have_value("")
     assert (second / "a.txt").read_text() == "the a of second\n"
 
 
@@ -174,8 +174,7 @@ def test_an_answer_about_the_picture_before_gives_way_to_the_one_that_is_open(pa
     opened(page, folders[0])
     detail = page.locator("#dreambooth_picture_detail h4").first
     sync_api.expect(detail).to_contain_text("a.png")
-    late = []
-    page.route(QUESTIONS, lambda route: late.append(route) if not late else route.continue_())
+    late = held(page, '["a.png"')  # this question alone: what was typed is judged again some seconds later
     page.evaluate("dreamboothPage.asked = Date.now() + 1e9; dreamboothPage.click('dreambooth_review_again')")
     come(page, late, 1)
     page.click('.dreambooth-shown[data-name="b.png"]')
@@ -192,7 +191,7 @@ def test_an_answer_about_the_picture_before_gives_way_to_the_one_that_is_open(pa
 def test_a_part_that_is_drawn_on_the_picture_before_is_not_cut_from_the_one_that_is_open(page, folders, served):
     opened(page, folders[0])
     page.evaluate("window.shown = window.dreamboothPage.askAgain; window.dreamboothPage.askAgain = () => null")
-    page.evaluate("window.dreamboothPage.setText('dreambooth_review_name', 'b.png')")  # whose own is on its way
+    page.evaluate("window.dreamboothPage.setText('dreambooth_review_open', 'b.png')")  # whose own is on its way
     draw(page)
     page.wait_for_timeout(500)
     answered(page)
@@ -201,3 +200,39 @@ def test_a_part_that_is_drawn_on_the_picture_before_is_not_cut_from_the_one_that
     sync_api.expect(page.locator("#dreambooth_picture_detail h4").first).to_contain_text("b.png")
     draw(page)
     sync_api.expect(field(page, "dreambooth_picture_box")).not_to_have_value("")
+
+
+def test_a_caption_is_saved_for_the_picture_that_it_is_of_though_another_one_was_picked(page, folders):
+    """Whose own has not come yet: what stands in the field is not for it."""
+    opened(page, folders[0])
+    late = held(page, "b.png")
+    page.click('.dreambooth-shown[data-name="b.png"]')
+    come(page, late, 1)
+    page.click("#dreambooth_caption_save")
+    sync_api.expect(saved(page)).to_contain_text("Saved in a.txt.")
+    page.unroute(QUESTIONS)
+    late[0].continue_()
+    sync_api.expect(field(page, "dreambooth_caption")).to_have_value("the b of first")
+    page.click("#dreambooth_caption_save")
+    sync_api.expect(saved(page)).to_contain_text("Saved in b.txt.")
+    assert [(folders[0] / f"{name}.txt").read_text() for name in "ab"] == ["the a of first\n", "the b of first\n"]
+
+
+def test_an_answer_about_the_part_of_the_picture_before_leaves_the_fields_of_the_one_that_is_open(page, folders):
+    opened(page, folders[1])  # of which nothing is left out
+    late = held(page, "1, 2, 33, 44")
+    box = field(page, "dreambooth_picture_box")
+    box.fill("1, 2, 33, 44")
+    box.press("Enter")
+    come(page, late, 1)
+    page.click('.dreambooth-shown[data-name="b.png"]')
+    sync_api.expect(box).to_have_value("")
+    page.unroute(QUESTIONS)
+    late[0].continue_()
+    sync_api.expect(page.locator("#dreambooth_review_grid").first).to_contain_text("part chosen")  # it has come
+    answered(page)
+    assert box.input_value() == "" and page.locator("#dreambooth_picture_choice input:checked").input_value() == "keep"
+    sync_api.expect(page.locator("#dreambooth_picture_detail h4").first).to_contain_text("b.png")
+    page.click('.dreambooth-shown[data-name="a.png"]')
+    sync_api.expect(box).to_have_value("1, 2, 33, 44")
+    assert page.locator("#dreambooth_picture_choice input:checked").input_value() == "fix"
