@@ -62,7 +62,10 @@ def build(service: Service, watch: WatchPanel) -> None:
               [chosen, seen, snapshot], [*shown, said])
     on(compare.click, lambda name, *raw: _compare(service, name or _first(service), raw), [chosen, *wishes],
        [said, watch.status])
-    on(stop.click, lambda: _stop(service), [], [said, watch.status])
+    # As for training's Stop: the page names the job that it shows.
+    which = hidden(gr.Textbox, "dreambooth_compare_stop_which", label="comparison to stop")
+    on(stop.click, lambda job_id, name: _stop(service, job_id or "", name or _first(service)), [which, chosen],
+       [said, watch.status], js="(job, name) => [(window.dreamboothPage.status() || {}).job || 'none', name]")
     for attach, button, source, publishes in ((on, publish.click, snapshot, _publish), (on_script, act, cell, _publish_cell)):
         attach(button, lambda name, which, publishes=publishes: publishes(service, name or _first(service), which),
                [chosen, source], [said, watch.status])
@@ -137,12 +140,19 @@ def _compare(service: Service, name: str, raw: tuple[Any, ...]) -> list[str]:
                  lambda: f"Comparing the snapshots of {service.compare(name, values).name} ...")
 
 
-def _stop(service: Service) -> list[str]:
+def _stop(service: Service, job_id: str, name: str) -> list[str]:
+    """Stop the comparison that the page shows: another may have begun since, or be of another run than the chosen one."""
     job = service.jobs.running
     if job is None or not is_comparing(job):
-        return [html.note("No comparison is running."), status_html(service)]
-    service.stop(job.id, "this tab")
-    return [html.note("Stopping; what was rendered is kept."), status_html(service)]
+        said = "No comparison is running."
+    elif job.id != job_id:
+        said = f"Nothing was stopped: what this page showed has ended, and {job.name} is being compared since."
+    elif job.name != name:
+        said = f"Nothing was stopped: {job.name} is being compared, and {name} is chosen. Choose {job.name} to stop it."
+    else:
+        service.stop(job.id, "this tab")
+        said = "Stopping; what was rendered is kept."
+    return [html.note(said), status_html(service)]
 
 
 def _publish(service: Service, name: str, snapshot: str | None) -> list[str]:

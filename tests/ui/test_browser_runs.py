@@ -220,6 +220,29 @@ def test_stop_means_the_run_that_the_page_shows_though_another_has_begun_since(p
     assert second.done.wait(120)
 
 
+@pytest.mark.any_gradio
+def test_stop_in_choose_means_the_comparison_of_the_run_that_is_chosen(page):
+    over = threading.Event()
+
+    def work(progress):
+        progress.start("comparing", 4)
+        over.wait(600)
+
+    try:
+        job = JOBS.start(Job("rex", work))
+        page.evaluate("window.dreamboothPage.asked = 0")
+        wait_for(page, "running", "rex")
+        to_tab(page, "Choose")
+        for name, said in (("back", "Nothing was stopped: rex is being compared, and back is chosen."), ("rex", "Stopping")):
+            choose(page, "dreambooth_choose_run", name)
+            page.click("#dreambooth_compare_stop")
+            sync_api.expect(page.locator("#dreambooth_status").first).to_contain_text("Stopping" if name == "rex" else "rex:")
+            assert job.progress.cancelled == (said == "Stopping")
+    finally:
+        over.set()
+    assert job.done.wait(120)
+
+
 def test_training_goes_on_from_a_snapshot_after_a_confirmation(page, served):
     run = RunFolder(served[1] / "runs" / "back")
     published = served[1] / "models" / "back-step2.safetensors"

@@ -117,6 +117,34 @@ def test_stop_means_the_run_that_the_page_shows(service):
     assert second.done.wait(120) and "Nothing is running." in watch_panel._stop(service, second.id)
 
 
+def test_stop_in_choose_means_the_comparison_that_the_page_shows(service):
+    go_on = [threading.Event(), threading.Event()]
+
+    def compared(progress, go):
+        progress.start("comparing", 4)
+        return go.wait(120) and progress.check()
+
+    first, second = (Job(name, lambda progress, go=go: compared(progress, go))
+                     for name, go in zip(("rex", "max"), go_on, strict=True))
+    try:
+        for job in (first, second):
+            service.jobs.start(job)
+        assert wait_until(lambda: first.last.phase == "comparing")
+        told = choose_panel._stop(service, first.id, "max")[0]
+        assert "Nothing was stopped: rex is being compared, and max is chosen. Choose rex to stop it." in told
+        assert not first.progress.cancelled
+        go_on[0].set()
+        assert wait_until(lambda: second.last.phase == "comparing")
+        told = choose_panel._stop(service, first.id, "max")[0]
+        assert "Nothing was stopped: what this page showed has ended, and max is being compared since." in told
+        assert not second.progress.cancelled
+        assert "Stopping" in choose_panel._stop(service, second.id, "max")[0] and second.progress.cancelled
+    finally:
+        for go in go_on:
+            go.set()
+    assert second.done.wait(120) and "No comparison is running." in choose_panel._stop(service, second.id, "max")[0]
+
+
 def test_a_run_that_is_called_as_another_job_is_not_what_that_job_works_on(service, values):
     """While captions are written, and afterwards, the page showed the curve of a run called captions."""
     for name in ("captions", class_panel.TOKEN_CHECK):
