@@ -15,6 +15,7 @@
             return false;
         }
         if (page.given && page.arrived > page.sent && now - page.arrived > ARRIVED_MS && !place.querySelector('.file-preview a')) {
+            page.taking = 0;
             place.querySelector('button').click();  // empties the list
             setTimeout(() => send(page.given), 100);
         }
@@ -37,8 +38,25 @@
         if (files.length) Object.assign(page, {given: files, sent: Date.now()});
     }, true));
 
+    // The framework drops pictures that arrive before the server has put away the ones before: they are sent again then.
+    const mark = (file) => [file.name, file.size, file.lastModified].join();
+    function arrived() {
+        page.arrived = Date.now();
+        if (page.sent === page.taken) return;
+        if (!page.taking || page.arrived - page.taking > UPLOAD_AT_MOST_MS) page.taking = page.sent;
+        else if (page.taking !== page.sent) page.given.forEach((file) => missed.set(mark(file), file));
+    }
+
+    const missed = new Map();
+    function putAway() {
+        Object.assign(page, {taken: page.taking, taking: 0});
+        const files = Array.from(missed.values());
+        missed.clear();
+        if (files.length) setTimeout(() => send(files), 300);  // the field is empty by then, and the folder named
+    }
+
     new PerformanceObserver((seen) => {
-        if (seen.getEntries().some((entry) => /\/upload(\?|$)/.test(entry.name))) page.arrived = Date.now();
+        if (seen.getEntries().some((entry) => /\/upload(\?|$)/.test(entry.name))) arrived();
     }).observe({type: 'resource'});
 
     document.addEventListener('blur', (event) => {
@@ -57,5 +75,5 @@
         if (pictures.length && send(pictures)) event.preventDefault();
     });
 
-    Object.assign(page, {isUploading});
+    Object.assign(page, {isUploading, putAway});
 })();

@@ -114,8 +114,9 @@ def wire(panel: TrainPanel, watch: watch_panel.WatchPanel) -> None:
        [*(panel.faults[step] for step in STEPS), panel.said, watch.status, panel.notes["ready"]])
     base, folder = panel.widgets["base"], panel.widgets["instance_dir"]
     on(panel.buttons["loaded"].click, lambda: _use_loaded(panel.service), [], [base])
-    on(panel.buttons["upload"].upload, lambda files, *raw: _take_uploads(panel, files, panel.values(raw)),
-       [panel.buttons["upload"], *inputs], [folder, panel.notes["upload"], panel.buttons["upload"], *panel.told])
+    kept = on(panel.buttons["upload"].upload, lambda files, *raw: _take_uploads(panel, files, panel.values(raw)),
+              [panel.buttons["upload"], *inputs], [folder, panel.notes["upload"], panel.buttons["upload"], *panel.told])
+    on(kept.then, None, js="() => { window.dreamboothPage.putAway(); return []; }")
     panel.review.wire(panel.widgets)
     panel.drawn.wire(panel.widgets)
 
