@@ -54,6 +54,14 @@
         return said.values.map((value, index) => (isMeant && value !== null ? value : shown[index]));
     }
 
+    // Whether Choose shows the pictures of another run than the chosen one: an answer about the run before came late.
+    function isOfAnotherRun() {
+        const grid = byId('dreambooth_choose_grid'), chosen = root().querySelector('#dreambooth_choose_run input');
+        const seen = root().querySelector('#dreambooth_choose_seen textarea, #dreambooth_choose_seen input');
+        if (!grid || grid.offsetParent === null || !chosen || !chosen.value || !seen || !seen.value) return false;
+        return JSON.parse(seen.value)[0] !== chosen.value;
+    }
+
     function askAgain() {
         const now = Date.now();
         if (now - (page.askedAgain || 0) < AGAIN_MS - 50) return;
@@ -66,6 +74,7 @@
         // An answer about the picture before, which came late, stands over the name of this one.
         const detail = root().querySelector('#dreambooth_picture .dreambooth-detail');
         if (detail && detail.offsetParent !== null && !isOpen(detail)) buttons.add('dreambooth_review_again');
+        if (isOfAnotherRun()) buttons.add('dreambooth_choose_poll');
         if (buttons.size) page.askedAgain = now;
         buttons.forEach(poll);
     }

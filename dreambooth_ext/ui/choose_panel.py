@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def build(service: Service, watch: WatchPanel) -> None:
             never = gr.Button("No", elem_id="dreambooth_back_no")
     cell = hidden(gr.Textbox, "dreambooth_choose_cell", label="chosen snapshot")
     act, poll = (hidden(gr.Button, f"dreambooth_choose_{name}", value=name) for name in ("act", "poll"))
-    seen, newest = gr.State(["", None, None]), gr.State(None)
+    # What the page shows is kept by the page itself: an answer that comes late may have put the run before there again.
+    seen, newest = hidden(gr.Textbox, "dreambooth_choose_seen", label="what is shown"), gr.State(None)
     shown, drawings = [grid, drawing, snapshot, seen], Lookups(PATIENCE_S, KEPT)
 
     on_script(again, lambda name, newest, seen, which: _refreshed(service, drawings, name, newest, seen, which),
@@ -97,20 +99,21 @@ def _wishes() -> tuple[list[Any], Any, Any]:
     return [widgets[name] for name in WISHES], compare, stop
 
 
-def _refreshed(service: Service, drawings: Lookups, name: str | None, newest: str | None, seen: list[Any],
+def _refreshed(service: Service, drawings: Lookups, name: str | None, newest: str | None, seen: str | None,
                which: str | None) -> list[Any]:
     listed, name, newest = following(service, name, newest)
     return [listed, newest, *_shown(service, drawings, name, seen, which)]
 
 
-def _shown(service: Service, drawings: Lookups, name: str | None, seen: list[Any], chosen: str | None) -> list[Any]:
-    """The grid, whether it is being drawn, and the list of snapshots, unless the page has them already. `seen` is [run, its
-    mark, snapshot we proposed]: another one was chosen by a person, and stays chosen while it is there.
+def _shown(service: Service, drawings: Lookups, name: str | None, shown: str | None, chosen: str | None) -> list[Any]:
+    """The grid, whether it is being drawn, and the list of snapshots, unless the page has them already. `shown` is [run, its
+    mark, snapshot we proposed], as JSON: another one was chosen by a person, and stays chosen while it is there.
     """
+    seen = _seen(shown)
     run = _run(service, name or "")
     mark = mark_of(service, run) if run else ""
     if seen[:2] == [name, mark]:
-        return [gr.update(), "", gr.update(), seen]
+        return [gr.update(), "", gr.update(), gr.update()]
     answer = drawings.ask("grid", (name, repr(mark)), lambda progress: grid_html(service, name or ""))
     if answer.ready:
         grid = answer.value if answer.error is None else html.note(str(answer.error), "fault")
@@ -120,7 +123,16 @@ def _shown(service: Service, drawings: Lookups, name: str | None, seen: list[Any
     proposed = _preferred(run, found)
     is_own_choice = seen[0] == name and chosen in found and chosen != seen[2]
     return [grid, "" if answer.ready else html.pending(DRAWING),
-            gr.update(choices=found, value=chosen if is_own_choice else proposed), [name, mark, proposed]]
+            gr.update(choices=found, value=chosen if is_own_choice else proposed), json.dumps([name, mark, proposed])]
+
+
+def _seen(shown: str | None) -> list[Any]:
+    """The page may say anything."""
+    try:
+        seen = json.loads(shown or "")
+    except (ValueError, RecursionError):
+        seen = None
+    return seen if isinstance(seen, list) and len(seen) == 3 else ["", None, None]
 
 
 def _news(service: Service, name: str) -> Any:

@@ -197,6 +197,26 @@ def test_a_click_on_a_picture_of_the_run_before_publishes_nothing(page, served):
 
 
 @pytest.mark.any_gradio
+def test_an_answer_about_the_run_before_gives_way_to_the_pictures_of_the_chosen_one(page):
+    to_tab(page, "Choose")
+    choose(page, "dreambooth_choose_run", "rex")
+    cells = page.locator('#dreambooth_choose_grid .dreambooth-cell[data-snapshot="step-000002"]')
+    sync_api.expect(cells.first).to_have_attribute("data-run", "rex")
+    late = []
+    page.route(QUESTIONS, lambda route: late.append(route) if '["rex"' in (route.request.post_data or "") else route.continue_())
+    page.evaluate("window.dreamboothPage.click('dreambooth_choose_poll')")
+    waited_for(page, lambda: late)
+    page.locator("#dreambooth_choose_run input").first.click()
+    page.locator("ul.options li:visible, [role=option]:visible", has_text="back").first.click()
+    sync_api.expect(cells.first).to_have_attribute("data-run", "back")
+    page.unroute(QUESTIONS)
+    for route in late:
+        route.continue_()
+    answered(page)
+    sync_api.expect(cells.first).to_have_attribute("data-run", "back")
+
+
+@pytest.mark.any_gradio
 def test_stop_means_the_run_that_the_page_shows_though_another_has_begun_since(page):
     over = [threading.Event(), threading.Event()]
     try:
