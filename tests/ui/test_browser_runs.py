@@ -426,7 +426,7 @@ def test_an_answer_that_comes_late_leaves_what_was_chosen_since(page, served, an
     late, hold = [], True
     page.route(QUESTIONS, lambda route: late.append(route) if hold else route.continue_())
     page.click("#dreambooth_runs_refresh")
-    page.wait_for_timeout(300)
+    waited_for(page, lambda: any('["another"' in (route.request.post_data or "") for route in late))
     hold = False
     page.click("#dreambooth_delete")
     page.click("#dreambooth_delete_yes")

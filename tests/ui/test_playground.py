@@ -165,7 +165,10 @@ def on_its_way(page, files):
     late = []
     page.route("**/upload**", lambda route: late.append(route))
     page.locator("#dreambooth_upload input[type=file]").set_input_files([str(file) for file in files])
-    page.wait_for_timeout(500)
+    end = time.monotonic() + 240
+    while not late:  # however slow the machine
+        assert time.monotonic() < end
+        page.wait_for_timeout(100)
 
     def let_go():
         page.unroute("**/upload**")
