@@ -28,8 +28,8 @@ class Checked:
     warnings: tuple[str, ...] = ()
 
 
-def check(config: TrainConfig) -> Checked:
-    """Judge the settings against what is on disk.
+def check(config: TrainConfig, *, goes_on: bool = False) -> Checked:
+    """Judge the settings against what is on disk. A run that goes on has choices on its pictures of its own, or none.
 
     Raises ConfigError with every fault, MissingPackage before anything that a missing library would cut short.
     """
@@ -38,7 +38,7 @@ def check(config: TrainConfig) -> Checked:
     if lacking:
         raise MissingPackage("a run is to be started", f"{', '.join(lacking)} cannot be imported",
                              advice() or f"Install it into this Python: pip install {' '.join(lacking)}")
-    config = with_choices(config)
+    config = config if goes_on else with_choices(config)
     faults: list[str] = []
     pictures = tuple(_count_pictures(concept, faults) for concept in config.concepts)
     if config.with_prior_preservation:

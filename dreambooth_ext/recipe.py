@@ -96,7 +96,7 @@ def resume(run: RunFolder, host: Host, progress: Progress, *, snapshot: str = ""
                 sweep(run.path)  # half a report, if it was killed at its very end
             raise ResumeError(f"{run.path.name} is to be continued", f"it is finished, with all its {state.steps} steps",
                               "`publish` writes its model again; `train` under another name starts anew.")
-        checked = check(on_device_of(host, config))
+        checked = check(on_device_of(host, config), goes_on=True)
         with run.lock():
             run.require_own()
             sweep(run.path)

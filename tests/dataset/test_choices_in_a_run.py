@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from dreambooth_ext import check, recipe
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.dataset import choices
-from dreambooth_ext.errors import ConfigError
+from dreambooth_ext.dataset.manifest import TrainingSet
+from dreambooth_ext.errors import Cancelled, ConfigError
+from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.playground import subject
 from dreambooth_ext.playground.base import playground_base_path
 from dreambooth_ext.progress import Progress
@@ -48,6 +51,18 @@ def test_what_is_dropped_is_not_trained_on_and_what_is_cut_is_cut(config, tmp_pa
     choose(file, "subject_03.png", "drop")  # for the next run
     assert recipe.inputs_of(own) == before and len(recipe.prepare(own, run, 64, Progress())) == 3
     assert check.check(config).pictures == (2,)
+
+
+def test_a_run_that_began_without_choices_goes_on_without_those_made_since(config):
+    config = dataclasses.replace(config, steps=1, with_prior_preservation=False, preview_steps=1)
+    run, host, progress = RunFolder.for_config(config), StandaloneHost(Path(config.models_dir), Path(config.runs_dir)), Progress()
+    progress.listen(lambda report: progress.cancel() if report.phase == "training" else None)
+    with pytest.raises(Cancelled):
+        recipe.train(config, host, progress)
+    choose(remembered(config), "subject_01.png", "drop")
+    recipe.resume(run, host, Progress())
+    trained_on = TrainingSet.read(run.dataset_dir / "manifest.json").instance
+    assert run.state().state == "finished" and len(trained_on) == 4
 
 
 def test_the_pictures_folder_stays_as_it_is(config, tmp_path):
