@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from .comparison import forget_after, step_of_snapshot
 from .config import TrainConfig
@@ -67,14 +68,17 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None, learni
     """Make a resume go on from `snapshot` (the last one, if not given), up to `steps`, at `learning_rate`. Returns the step.
 
     For whoever holds the run, and has found that it can go on. What came after the snapshot is removed: later snapshots,
-    previews, figures, and the finished model in the run's folder. Published files stay. Cut short at any moment, it can be
-    asked for again. Raises StorageError and the errors of `require_possible`.
+    previews and figures; and the finished model in the run's folder, which is not the one of the step that it goes on to.
+    Published files stay. Cut short at any moment, it can be asked for again. Raises StorageError and the errors of
+    `require_possible`.
     """
     run.require_own()
     first = require_possible(run, snapshot, steps, learning_rate)
     state, config = run.known_state(), run.config()
     if snapshot:
         _remove_snapshots(run, first)
+    if snapshot or steps is not None:
+        _remove(run, run.diffusers_dir, first)
     wished = changed(config, steps, learning_rate)
     if wished != config:  # not before: a snapshot beyond the new last step would be taken for that one
         write_json(run.path / "config.json", wished.to_dict())
@@ -84,7 +88,6 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None, learni
         run.write_state(replace(state, state="interrupted", step=first, message=f"goes on from step {first}",
                                 steps=state.steps if steps is None else steps))
     if snapshot:
-        remove_folder(run.diffusers_dir)
         for path in run.previews():
             if (step_in(path.name) or 0) > first:
                 patiently(partial(path.unlink, missing_ok=True))
@@ -100,7 +103,11 @@ def _remove_snapshots(run: RunFolder, after: int) -> None:
 
     for step, folder in reversed(snapshots(run.checkpoints_dir)):
         if step > after:
-            remove_folder(folder)
-            if folder.exists():
-                raise StorageError(f"{run.path.name} is to go on from step {after}", f"{folder.name} cannot be removed",
-                                   "Close what uses its files, and try again.")
+            _remove(run, folder, after)
+
+
+def _remove(run: RunFolder, folder: Path, first: int) -> None:
+    remove_folder(folder)
+    if folder.exists():
+        raise StorageError(f"{run.path.name} is to go on from step {first}", f"{folder.name} cannot be removed",
+                           "Close what uses its files, and try again.")

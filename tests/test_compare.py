@@ -207,6 +207,8 @@ def test_a_finished_run_goes_on_to_more_steps(run, host):
     with pytest.raises(ResumeError):
         recipe.resume(run, host, Progress())
     assert go_back(run, steps=6) == 4
+    with pytest.raises(ResumeError, match="no finished model"):
+        recipe.publish(run, Progress())  # that of step 4, which would be told to be of a later one
     assert recipe.resume(run, host, Progress()).steps == 6
     assert [entry["step"] for entry in run.metrics()] == [1, 2, 3, 4, 5, 6] and run.state().state == "finished"
 
