@@ -243,16 +243,16 @@ def audit_pictures(config: TrainConfig, run: RunFolder, resolution: int, progres
 
 
 def prepare(
-    config: TrainConfig, run: RunFolder, resolution: int, progress: Progress, host: Host | None = None
+    config: TrainConfig, run: RunFolder, resolution: int, progress: Progress, host: Host | None = None, goes_on: bool = False
 ) -> list[TrainingImage]:
-    """Prepare the pictures of all concepts into the run's dataset folder. Raises HostError if `host` lacks the upscaler."""
+    """The pictures of all concepts, in the run's folder; one that `goes_on` keeps its own. HostError: `host` lacks the upscaler."""
     from .dataset.prepare import prepare_concept, require_upscaler
 
     require_upscaler(config.upscaler, host.upscalers() if host else [])
     images: list[TrainingImage] = []
     for index, concept in enumerate(config.concepts):
         progress.start("preparing", 0)
-        prepared = prepare_concept(concept, index, run.dataset_dir / f"concept-{index}", resolution=resolution,
+        prepared = prepare_concept(concept, index, run.dataset_dir / f"concept-{index}", resolution=resolution, goes_on=goes_on,
                                    crop=config.crop, use_captions=config.use_captions, flatten_on=config.flatten_on,
                                    upscaler=config.upscaler, upscale=host.upscale if host else None, progress=progress)
         images += prepared * concept.repeats
@@ -335,7 +335,7 @@ def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress
             tensorboard_log(run, progress), host.job(run.path.name, progress):
         kept(lambda: _enter(run, "preparing", steps=config.steps or 0))
         audit_pictures(config, run, checked.resolution, progress)
-        instance = kept(lambda: prepare(config, run, checked.resolution, progress, host))
+        instance = kept(lambda: prepare(config, run, checked.resolution, progress, host, resume))
         prior: list[TrainingImage] = []
         if config.with_prior_preservation:
             kept(lambda: _enter(run, "class images"))

@@ -63,8 +63,18 @@ class Manner:
     def key(self, source: Path, source_sha256: str, box: Box | None) -> str:
         """Names the result: by the picture's content and name (which is in the PNG), and by all that shapes it."""
         finder = "" if self.crop == "center" else detector()
-        values = [RECIPE, source_sha256, source.name, self.resolution, self.crop, self.flatten_on, self.upscaler, box, finder]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+        return _hash([RECIPE, *self._asked(source, source_sha256, box), finder])
+
+    def wish(self, source: Path, source_sha256: str, box: Box | None) -> str:
+        """The same without what this program and this Python make of it: which version prepares, and what finds faces."""
+        return _hash(self._asked(source, source_sha256, box))
+
+    def _asked(self, source: Path, source_sha256: str, box: Box | None) -> list[Any]:
+        return [source_sha256, source.name, self.resolution, self.crop, self.flatten_on, self.upscaler, box]
+
+
+def _hash(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def require_upscaler(name: str, of_host: Sequence[str]) -> None:
@@ -78,13 +88,14 @@ def require_upscaler(name: str, of_host: Sequence[str]) -> None:
 def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "smart", flatten_on: str = "white",
             upscaler: str = LANCZOS, upscale: Upscale | None = None, progress: Progress = SILENT,
             overrides: Mapping[str, Box] | None = None, leave_out: Collection[str] = (),
-            refused: MutableMapping[str, str] | None = None) -> list[Prepared]:
+            refused: MutableMapping[str, str] | None = None, goes_on: bool = False) -> list[Prepared]:
     """Prepare the pictures of a folder into `out_dir`, but those whose names are in `leave_out`.
 
     `overrides` gives, by file name, the part of the upright picture to crop within; all of it, if it has the right shape.
-    `upscaler` is for pictures smaller than the target. With `refused`, pictures that cannot be used are put there, name to
-    reason, and the rest is all there is; else they raise PictureError, as a folder without pictures does. Raises HostError
-    of the upscaler, StorageError.
+    `upscaler` is for pictures smaller than the target. A run that `goes_on` keeps what it has prepared, though it would be cut
+    otherwise today, with another OpenCV or by another version of ours. With `refused`, pictures that cannot be used are put
+    there, name to reason, and the rest is all there is; else they raise PictureError, as a folder without pictures does. Raises
+    HostError of the upscaler, StorageError.
     """
     sources = pictures_of(pictures_dir, leave_out)
     manner = Manner(resolution, crop, flatten_on, upscaler, upscale)
@@ -98,7 +109,7 @@ def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "
         for number, source in enumerate(sources, start=1):
             progress.check()
             try:  # the others are looked at as well, so that all that are bad are named at once
-                index[source.name] = _entry(source, out_dir, manner, (overrides or {}).get(source.name), former)
+                index[source.name] = _entry(source, out_dir, manner, (overrides or {}).get(source.name), former, goes_on)
             except PictureError as error:
                 bad[printable(source.name)] = error.why
             progress.report(number, len(sources), printable(source.name))
@@ -122,11 +133,12 @@ def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "
 
 def prepare_concept(concept: Concept, index: int, out_dir: Path, *, resolution: int, crop: str, use_captions: bool,
                     flatten_on: str = "white", upscaler: str = LANCZOS, upscale: Upscale | None = None,
-                    progress: Progress = SILENT) -> list[TrainingImage]:
-    """The training images of one concept, each with its prompt."""
+                    progress: Progress = SILENT, goes_on: bool = False) -> list[TrainingImage]:
+    """The training images of one concept, each with its prompt; `goes_on` as in `prepare`."""
     leave_out, boxes = orders_of(concept.choices, Path(concept.instance_dir).expanduser())
     prepared = prepare(Path(concept.instance_dir).expanduser(), out_dir, resolution=resolution, crop=crop, progress=progress,
-                       flatten_on=flatten_on, upscaler=upscaler, upscale=upscale, overrides=boxes, leave_out=leave_out)
+                       flatten_on=flatten_on, upscaler=upscaler, upscale=upscale, overrides=boxes, leave_out=leave_out,
+                       goes_on=goes_on)
     return [
         TrainingImage(picture.path, prompt_for(concept, caption_of(picture.source) if use_captions else None),
                       picture.sha256, picture.width, picture.height, index)
@@ -173,19 +185,20 @@ def _in_original(part: Box, scale: float, full: tuple[int, int]) -> Box:
     return left, top, min(right, full[0]), min(bottom, full[1])
 
 
-def _entry(source: Path, out_dir: Path, manner: Manner, box: Box | None, former: Mapping[str, dict]) -> dict:
+def _entry(source: Path, out_dir: Path, manner: Manner, box: Box | None, former: Mapping[str, dict], goes_on: bool) -> dict:
     """The index's entry of one picture, made anew unless all that shapes it is as before. Raises PictureError."""
     content = _content_of(source)
-    key = manner.key(source, content, box)
+    key, wish = manner.key(source, content, box), manner.wish(source, content, box)
     entry = former.get(source.name)
-    if entry is not None and entry["key"] == key and _is_there(out_dir / entry["file"], entry["sha256"]):
+    is_same = entry is not None and (entry["key"] == key or (goes_on and entry.get("wish", wish) == wish))
+    if entry is not None and is_same and _is_there(out_dir / entry["file"], entry["sha256"]):
         return entry
     image, part = _as_trained(source, manner, box)
     data = _png(image, {"source": source.name, "source_sha256": content, "recipe": key})
     path = out_dir / f"{key[:20]}.png"
     with write_atomically(path) as stream:
         stream.write(data)
-    return {"key": key, "file": path.name, "sha256": hashlib.sha256(data).hexdigest(), "width": image.width,
+    return {"key": key, "wish": wish, "file": path.name, "sha256": hashlib.sha256(data).hexdigest(), "width": image.width,
             "height": image.height, "box": list(part)}
 
 

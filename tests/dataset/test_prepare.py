@@ -18,6 +18,8 @@ from dreambooth_ext.dataset.crop import crop_box, without_letterbox
 from dreambooth_ext.dataset.prepare import as_trained, prepare
 from dreambooth_ext.dataset.resize import resize
 from dreambooth_ext.errors import PictureError
+from dreambooth_ext.progress import Progress
+from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.words import as_webui_reads
 
 
@@ -64,6 +66,21 @@ def test_only_what_changed_is_done_again(folder, tmp_path, monkeypatch):
     assert done == []
     prepare(folder, out, resolution=128)
     assert len(done) == 2
+
+
+def test_a_run_that_goes_on_keeps_the_pictures_that_it_has_learnt_from(folder, tmp_path, monkeypatch):
+    concept = Concept(instance_dir=str(folder), token="rxz", class_noun="ball")
+    config, run = TrainConfig(output_name="rxz", concepts=(concept,)), RunFolder(tmp_path / "rxz")
+    before = recipe.prepare(config, run, 64, Progress())
+    monkeypatch.setattr(module, "detector", lambda: "OpenCV of another host")
+    monkeypatch.setattr(module, "RECIPE", module.RECIPE + 1)
+    monkeypatch.setattr(module, "crop_box", lambda image, width, height, how: (0, 0, 64, 64))
+    assert recipe.prepare(config, run, 64, Progress(), None, True) == before
+    scene(folder / "1.png", at=(40, 40))
+    again = recipe.prepare(config, run, 64, Progress(), None, True)
+    assert [now == then for now, then in zip(again, before, strict=True)] == [True, False, True]
+    assert not {image.sha256 for image in recipe.prepare(config, run, 64, Progress())} & {image.sha256 for image in before}
+    assert {image.width for image in recipe.prepare(config, run, 128, Progress(), None, True)} == {128}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1, "pictures": {"0.png": {"file": "../x"}}}', '{"version": 9}'])
