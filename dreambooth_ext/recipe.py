@@ -14,10 +14,11 @@ from . import __version__, rollback
 from .card import write_cards
 from .check import Checked, check, require_new_model, require_our_model
 from .config import TrainConfig
-from .dataset.manifest import TrainingImage, TrainingSet, sha256_of
+from .dataset.manifest import TrainingImage, TrainingSet
 from .errors import ConfigError, DreamboothError, HostError, ResumeError, StorageError
 from .files import require_space, sweep, write_json
 from .host import Host, on_device_of
+from .inputs import inputs_of, require_same_inputs
 from .ledger import ledger
 from .patience import patiently
 from .progress import Progress
@@ -100,7 +101,7 @@ def resume(run: RunFolder, host: Host, progress: Progress, *, snapshot: str = ""
         with run.lock():
             run.require_own()
             sweep(run.path)
-            _require_same_inputs(run, inputs_of(config))
+            require_same_inputs(run, inputs_of(config))
             rollback.go_back(run, snapshot, steps, learning_rate)  # only now: it takes away what nobody brings back
             return _corridor(checked, run, team, host, progress, resume=True)
 
@@ -293,33 +294,6 @@ def class_image_plans(checked: Checked, base_sha256: str, host: str = "") -> lis
     ]
 
 
-def inputs_of(config: TrainConfig) -> dict[str, str]:
-    """sha256 of everything a run learns from: the base, another VAE, each picture and its caption. Raises PictureError."""
-    from .dataset.captions import caption_path
-    from .dataset.choices import orders_of
-    from .dataset.pictures import pictures_of
-
-    models = {"base": config.base, "vae": config.vae}
-    hashes = {name: _hash_of(Path(file).expanduser()) for name, file in models.items() if file}
-    for index, concept in enumerate(config.concepts):
-        if concept.choices:
-            hashes[f"{index}/choices"] = _hash_of(Path(concept.choices).expanduser())
-        folder = Path(concept.instance_dir).expanduser()
-        for path in pictures_of(folder, orders_of(concept.choices, folder)[0]):
-            hashes[f"{index}/{path.name}"] = _hash_of(path)
-            if config.use_captions and (caption := caption_path(path)).is_file():
-                hashes[f"{index}/{caption.name}"] = _hash_of(caption)
-    return hashes
-
-
-def _hash_of(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise StorageError(f"{path.name} is to be read from {path.parent}", str(error.strerror or error),
-                           "Check that the drive is there and that the file may be read.") from error
-
-
 def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress: Progress, *, resume: bool) -> Finished:
     config, started, base_sha256 = checked.config, time.perf_counter(), run.known_inputs().get("base", "")
 
@@ -388,12 +362,3 @@ def _train_model(config: TrainConfig, dataset: TrainingSet, run: RunFolder, prog
 
 def _enter(run: RunFolder, state: str, **values: int) -> None:
     run.write_state(replace(run.known_state(), state=state, message="", failure="", **values))  # type: ignore[arg-type]
-
-
-def _require_same_inputs(run: RunFolder, now: dict[str, str]) -> None:
-    before = run.known_inputs()
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if changed:
-        named = ", ".join("the base" if name == "base" else name.split("/", 1)[-1] for name in changed[:5])
-        raise ResumeError(f"{run.path.name} is to be continued", f"what it learns from has changed since: {named}",
-                          "Put the former files back, or start a new run under another name.")

@@ -24,7 +24,9 @@ MAY_IMPORT = {
     "report": F0 | {"report_sections"},
     "record": F0 | {"report"},
     "team": F0,
-    "recipe": F0 | {"dataset", "models", "training", "card", "check", "rollback", "team", "ledger", "record", "tensorboard_log"},
+    "inputs": F0 | {"dataset", "models"},
+    "recipe": F0 | {"dataset", "models", "training", "card", "check", "rollback", "team", "ledger", "record", "tensorboard_log"}
+    | {"inputs"},
     "picture_room": F0 | {"dataset", "models", "check", "recipe"},
     "likeness": set(),
     "comparison": F0,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_ext import file_lock, files, recipe, rollback
+from dreambooth_ext import file_lock, files, inputs, recipe, rollback
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.errors import Cancelled, ConfigError, HostError, ResumeError, RunBusy, StorageError
 from dreambooth_ext.progress import Progress
@@ -328,10 +328,10 @@ def test_inputs_that_cannot_be_read_for_the_moment_are_not_taken_for_others(run,
     monkeypatch.setattr(Path, "read_text", read_text)
     assert run.inputs() == {}  # whoever only looks does not wait
     if for_how_long == 3:
-        recipe._require_same_inputs(run, {"base": "aaa"})
+        inputs.require_same_inputs(run, {"base": "aaa"})
         return
     with pytest.raises(StorageError, match=r"inputs\.json is to be read .*: in use"):
-        recipe._require_same_inputs(run, {"base": "aaa"})
+        inputs.require_same_inputs(run, {"base": "aaa"})
     with pytest.raises(StorageError, match=r"inputs\.json"):
         recipe.provenance(CONFIG, run)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from .. import recipe
 from ..check import check
 from ..config import TrainConfig
+from ..dataset.manifest import sha256_of
 from ..errors import ConfigError
 from ..files import expanded, write_atomically
 from ..flags import add_config_flags, config_from_flags
@@ -32,7 +33,7 @@ def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
 
     checked = check(_with_what_no_class_image_needs(config_from_flags(parsed)))
     host = host_of(checked.config)
-    base_sha256 = recipe.sha256_of(expanded(checked.config.base))
+    base_sha256 = sha256_of(expanded(checked.config.base))
     sheet = expanded(parsed.sheet) if parsed.sheet else None
     if sheet is not None and sheet.suffix.lower() not in (".html", ".htm"):
         raise ConfigError([f"--sheet: the name {sheet.name} is to end in .html"])

@@ -148,7 +148,7 @@ def test_the_ending_of_a_caption_may_be_in_capitals_on_every_system(tmp_path, na
     assert caption_of(tmp_path / "IMG.JPG") == "a dog on a sofa"
     (tmp_path / "base.ckpt").write_bytes(b"x")
     config = TrainConfig(base=str(tmp_path / "base.ckpt"), use_captions=True, concepts=(Concept(instance_dir=str(tmp_path)),))
-    assert len(recipe.inputs_of(config)) == 3  # a resume sees that it has changed
+    assert f"0/{name}" in recipe.inputs_of(config)  # a resume sees that it has changed
     write_caption(tmp_path / "IMG.JPG", "a dog")
     assert caption_of(tmp_path / "IMG.JPG") == "a dog" and len(list(tmp_path.iterdir())) == 3
 
