@@ -17,6 +17,7 @@ from .config import TrainConfig
 from .errors import ConfigError, OutOfMemory, ResumeError
 from .files import DAMAGED, is_link, make_folder, require_safe_name, write_atomically
 from .host import Host, Txt2Img, on_device_of
+from .inputs import require_same_models
 from .likeness import measure
 from .patience import patiently
 from .progress import Progress
@@ -79,6 +80,7 @@ def compare(run: RunFolder, host: Host, progress: Progress, wishes: Wishes) -> C
     run.require_own()
     asked, config = plan(run, wishes, host), run.config()
     with reported(run, progress), host.job(run.path.name, progress):
+        require_same_models(run, config, "compared with its base")
         _forget_other(run, asked)
         patiently(lambda: asked.write(run), progress, config.storage_wait_min)
         missing = {column.name: _missing(run, asked, column) for column in asked.columns}

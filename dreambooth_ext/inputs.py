@@ -43,6 +43,20 @@ def require_same_inputs(run: RunFolder, now: dict[str, str]) -> None:
                           "Put the former files back, or start a new run under another name.")
 
 
+def require_same_models(run: RunFolder, config: TrainConfig, asked: str) -> None:
+    """Raise ResumeError where the base, its sidecar or the VAE of these settings is not what the run learnt from.
+
+    `asked` is what the run is to be. Of a VAE that was named afterwards nothing is to be known.
+    """
+    before, now = run.known_inputs(), _models_of(config)
+    changed = [name for name, value in now.items() if name in before and before[name] != value]
+    if config.vae != run.config().vae:
+        changed = [name for name in changed if name != "vae"]
+    if changed:
+        raise ResumeError(f"{run.path.name} is to be {asked}", f"what it learnt from has changed since: {_named(changed)}",
+                          "Put the former files back: over others it is another model.")
+
+
 def _models_of(config: TrainConfig) -> dict[str, str]:
     from .models.sidecar import sidecar_path
 
@@ -53,7 +67,7 @@ def _models_of(config: TrainConfig) -> dict[str, str]:
 
 
 def _named(names: list[str]) -> str:
-    told = {"base": "the base", SIDECAR: "the base's .yaml file"}
+    told = {"base": "the base", "vae": "the VAE", SIDECAR: "the base's .yaml file"}
     return ", ".join(told.get(name, name.split("/", 1)[-1]) for name in names)
 
 

@@ -18,7 +18,7 @@ from .dataset.manifest import TrainingImage, TrainingSet
 from .errors import ConfigError, DreamboothError, HostError, ResumeError, StorageError
 from .files import require_space, sweep, write_json
 from .host import Host, on_device_of
-from .inputs import inputs_of, require_same_inputs
+from .inputs import inputs_of, require_same_inputs, require_same_models
 from .ledger import ledger
 from .patience import patiently
 from .progress import Progress
@@ -111,8 +111,8 @@ def publish(
 ) -> list[Path]:
     """Convert a run's result, or one of its snapshots' folders, into model files in the models folder.
 
-    Raises ResumeError if the run has no result yet, ConfigError for another name or folder where somebody else's model is,
-    CheckpointError and StorageError of models/publish.py.
+    Raises ResumeError if the run has no result yet or its base has changed, ConfigError for another name or folder where somebody
+    else's model is, CheckpointError and StorageError of models/publish.py.
     """
     own = run.config()
     config, name = config or own, name or own.output_name
@@ -124,6 +124,7 @@ def publish(
         raise ResumeError(f"{run.path.name} is to be published", "it has no finished model yet",
                           f"Continue it first: {resume_command(run.path.name)}")
     progress.start("publishing", 0)
+    require_same_models(run, config, "published")
     for suffix in ("ckpt", "safetensors", "yaml", "json", "preview.png"):
         sweep(Path(config.models_dir).expanduser(), f"{name}.{suffix}")
     make = _publish_lora if config.lora_rank else _publish_model

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "picture_room": F0 | {"dataset", "models", "check", "recipe"},
     "likeness": set(),
     "comparison": F0,
-    "compare": F0 | {"models", "training", "comparison", "likeness", "recipe", "record"},
+    "compare": F0 | {"models", "training", "comparison", "likeness", "recipe", "record", "inputs"},
     "rollback": F0 | {"comparison", "training"},
     "share_plot": set(),
     "jobs": F0,

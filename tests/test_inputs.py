@@ -1,5 +1,7 @@
 """What a run has learnt from is what it goes on with, is published over and compared with; what has changed is told."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 import yaml
 
 from dreambooth_ext import recipe
+from dreambooth_ext.compare import compare
+from dreambooth_ext.comparison import Wishes
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.errors import ResumeError
 from dreambooth_ext.hosts.standalone import StandaloneHost
@@ -57,3 +61,24 @@ def test_a_base_whose_sidecar_says_something_else_is_not_gone_on_with(config, ru
 def test_a_run_of_an_earlier_version_that_knows_nothing_of_sidecars_goes_on(config, run):
     run.write_inputs({name: value for name, value in inputs_of(config).items() if name != SIDECAR})
     require_same_inputs(run, inputs_of(config))
+
+
+@pytest.mark.parametrize("what", ["base.safetensors", "base.yaml", "vae.safetensors"])
+def test_a_run_is_neither_published_over_another_base_nor_compared_with_it(config, run, tmp_path, what):
+    shutil.copyfile(config.base, tmp_path / "vae.safetensors")
+    config = replace(config, vae=str(tmp_path / "vae.safetensors"), lora_rank=4, preview_steps=0, output_name="rxy")
+    host = StandaloneHost(Path(config.models_dir), Path(config.runs_dir))
+    run = recipe.train(config, host, Progress()).run
+    assert recipe.publish(run, Progress(), name="again")
+    if what == "base.yaml":
+        predicts_velocity(config.base)
+    else:
+        specimen(SD1).write(tmp_path / what, torch.float32)
+    before = sorted(path.name for path in (tmp_path / "models").iterdir())
+    with pytest.raises(ResumeError, match="is to be published: what it learnt from has changed since"):
+        recipe.publish(run, Progress(), name="once-more")
+    with pytest.raises(ResumeError, match="is to be compared with its base: what it learnt from has changed since"):
+        compare(run, host, Progress(), Wishes(count=1, render_steps=1))
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == before
+    if what == "vae.safetensors":  # another one may be chosen for the file
+        assert recipe.publish(run, Progress(), name="once-more", config=replace(run.config(), vae=""))
