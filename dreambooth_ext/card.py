@@ -10,7 +10,7 @@ from typing import Any
 
 from . import __version__
 from .config import TrainConfig
-from .files import surely_read, write_atomically, write_json
+from .files import storage_error, surely_read, write_atomically, write_json
 from .run_folder import RunFolder, step_in
 from .words import as_webui_reads
 
@@ -85,7 +85,13 @@ def _write_preview(path: Path, config: TrainConfig, run: RunFolder, step: int) -
     from PIL import Image, PngImagePlugin
 
     source = preview_of(run, step)
-    if source is None or not _is_ours(path):
+    if not _is_ours(path):
+        return False
+    if source is None:  # a former one would show another step's model
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(path, error) from error
         return False
     try:
         with Image.open(source) as opened:

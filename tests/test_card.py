@@ -118,3 +118,13 @@ def test_links_and_damaged_previews_are_no_pictures(tmp_path, config, run):
                                             ("diffusers", None), ("step-", None), ("step-000100x", None)])
 def test_steps_are_read_from_names(name, step):
     assert step_in(name) == step
+
+
+def test_a_card_without_a_preview_of_its_step_does_not_keep_another_steps(tmp_path, config, run):
+    paths = [tmp_path / "dog.ckpt"]
+    write_cards(paths, config, run, MADE)
+    assert write_cards(paths, config, run, {**MADE, "steps": 10}) == [tmp_path / "dog.json"]
+    assert "10 steps" in notes_of(tmp_path)["notes"] and not (tmp_path / "dog.preview.png").exists()
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "dog.preview.png")
+    write_cards(paths, config, run, {**MADE, "steps": 10})
+    assert (tmp_path / "dog.preview.png").exists()  # somebody else's
