@@ -101,7 +101,7 @@ def provenance(run: RunFolder, config: TrainConfig) -> str:
     rows: list[tuple[str, Any]] = [("base", f"{Path(config.base).name}, sha256 {inputs.get('base', 'unknown')}")]
     if "vae" in inputs:
         rows.append(("VAE", f"{Path(config.vae).name}, sha256 {inputs['vae']}"))
-    files = [name for name in inputs if "/" in name]
+    files = [name for name in inputs if "/" in name and not name.endswith("/choices")]
     captions = sum(name.endswith(".txt") for name in files)
     rows.append(("pictures", f"{len(files) - captions}, and {counted(captions, 'caption')}; each sha256 is in inputs.json"))
     rows += [(f"class images of concept {index}", told) for index, told in enumerate(_class_images(run), start=1)]

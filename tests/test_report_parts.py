@@ -23,7 +23,7 @@ def run(tmp_path):
     run = RunFolder(tmp_path / "rex")
     run.create(TrainConfig(base="models/base.safetensors", output_name="rex", learning_rate=3e-6, concepts=(
         Concept(instance_dir="pictures", token="rxz", class_noun="dog"),)))
-    run.write_inputs({"base": "ab" * 32, "0/a.png": "cd" * 32, "0/a.txt": "ef" * 32})
+    run.write_inputs({"base": "ab" * 32, "0/a.png": "cd" * 32, "0/a.txt": "ef" * 32, "0/choices": "01" * 32})
     return run
 
 
