@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import recipe
-from .comparison import BASE, Column, Comparison, Wishes, folder_of, known_comparison, prompts_for, small_of, step_of_snapshot
+from .comparison import (
+    BASE,
+    Column,
+    Comparison,
+    Wishes,
+    folder_of,
+    forget_pictures,
+    known_comparison,
+    prompts_for,
+    small_of,
+    step_of_snapshot,
+)
 from .config import TrainConfig
 from .errors import ConfigError, OutOfMemory, ResumeError
 from .files import DAMAGED, is_link, make_folder, require_safe_name, write_atomically
@@ -111,10 +121,10 @@ def _missing(run: RunFolder, asked: Comparison, column: Column) -> list[Place]:
 
 
 def _forget_other(run: RunFolder, asked: Comparison) -> None:
-    """Pictures of other prompts or settings are removed."""
+    """Pictures of other prompts or settings are removed. Raises StorageError."""
     before = known_comparison(run)
     if before is None or not before.asks_the_same(asked):
-        shutil.rmtree(folder_of(run), ignore_errors=True)
+        forget_pictures(folder_of(run))
 
 
 @contextmanager

@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .config import TrainConfig
-from .errors import ConfigError
-from .files import surely_read, write_json
+from .errors import ConfigError, StorageError
+from .files import remove_folder, surely_read, write_json
 from .options import faults_of, from_mapping, option
 from .run_folder import RunFolder
 
@@ -245,10 +244,18 @@ def _texts(values: Any) -> tuple[str, ...]:
 
 
 def forget_after(run: RunFolder, step: int) -> None:
-    """Drop the columns of snapshots after `step`, which are no more."""
+    """Drop the columns of snapshots after `step`, which are no more. Raises StorageError."""
     found = known_comparison(run)
     for folder in folder_of(run).glob("step-*"):
         if step_of_snapshot(folder.name) > step and not folder.is_symlink():
-            shutil.rmtree(folder, ignore_errors=True)
+            forget_pictures(folder)
     if found is not None:
         replace(found, columns=tuple(column for column in found.columns if column.step <= step)).write(run)
+
+
+def forget_pictures(folder: Path) -> None:
+    """All of a folder's, or StorageError: one that stays would be taken for what is rendered in its place."""
+    remove_folder(folder)
+    if folder.exists():
+        raise StorageError(f"the pictures in {folder} are to give way to others", "they cannot be removed",
+                           "Close what shows them, and try again.")

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -302,3 +303,29 @@ def test_a_stop_that_is_asked_while_a_run_is_taken_back_is_heard(run, host, monk
     monkeypatch.setattr(rollback, "remove_folder", lambda folder: (run.ask("stop"), remove(folder)))
     with pytest.raises(Cancelled):
         recipe.resume(run, host, Progress(), snapshot="step-000002")
+
+
+def test_pictures_that_cannot_be_removed_are_not_taken_for_what_comes_in_their_place(run, host, monkeypatch):
+    """Windows removes, and moves, no file that somebody looks at, nor the folder around it."""
+    compare(run, host, Progress(), replace(WISHES, count=1))
+    looked_at = folder_of(run) / "step-000004" / "00-1.png"
+    move, unlink = files._move, os.unlink
+
+    def is_open(path):
+        return looked_at == Path(path) or Path(path) in looked_at.parents
+
+    def refuse(call):
+        def refusing(path, *args, **more):
+            if is_open(path) or (Path(str(path)).name == looked_at.name and more.get("dir_fd") is not None):
+                raise PermissionError(errno.EACCES, "in use", str(path))
+            return call(path, *args, **more)
+        return refusing
+
+    monkeypatch.setattr(files, "_move", refuse(move))
+    monkeypatch.setattr(os, "unlink", refuse(unlink))
+    with pytest.raises(StorageError, match="cannot be removed"):
+        compare(run, host, Progress(), replace(WISHES, count=1, prompts=("a cat",)))
+    with pytest.raises(StorageError, match="cannot be removed"):
+        go_back(run, "step-000002")
+    monkeypatch.undo()
+    assert go_back(run, "step-000002") == 2 and not looked_at.exists()
