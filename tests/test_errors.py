@@ -159,8 +159,8 @@ APPROVED = {
     "MissingPackage": ("a run is to be started", "diffusers cannot be imported",
                        "Install it into this Python: pip install diffusers"),
     "OutOfMemory": ("training with memory profile none, batch size 1", "the GPU ran out of memory (tried to allocate 2 GiB)",
-                    "Choose a leaner memory profile (low, then ultra), or a smaller batch size or resolution, and resume: what was "
-                    "learnt up to the last snapshot is kept."),
+                    "Close what else uses the GPU, and resume: what was learnt up to the last snapshot is kept. A leaner memory "
+                    "profile (low, then ultra), or a smaller batch size or resolution, is for a new run, under another name."),
     "Diverged": ("training at learning rate 10", "the loss became nan at step 2",
                  "No snapshot was made before. The same settings would lead there again: start anew at a lower learning rate, "
                  "such as 5."),

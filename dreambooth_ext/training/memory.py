@@ -340,8 +340,8 @@ def out_of_memory_told(config: TrainConfig) -> Iterator[None]:
         raise OutOfMemory(
             f"training with memory profile {config.memory_profile}, batch size {config.train_batch_size}",
             f"the GPU ran out of memory ({error})",
-            "Choose a leaner memory profile (low, then ultra), or a smaller batch size or resolution, and resume: "
-            "what was learnt up to the last snapshot is kept.") from error
+            "Close what else uses the GPU, and resume: what was learnt up to the last snapshot is kept. A leaner memory profile "
+            "(low, then ultra), or a smaller batch size or resolution, is for a new run, under another name.") from error
 
 
 def forget_peak(device: torch.device) -> None:
