@@ -317,4 +317,9 @@ class _Loop:
             self._patiently(lambda: self._run.truncate_metrics(step))
         self._snapshot_step = step
         self._progress.log(f"continued from step {step}")
+        before, now = state.get("processes"), self._session.accelerator.num_processes  # earlier versions did not write it
+        if before not in (None, now):
+            size = self._config.train_batch_size
+            self._progress.log(f"Processes up to here: {before}, from now on: {now}. A step sees {now * size} pictures in a pass "
+                               f"instead of {before * size}.")
         return step

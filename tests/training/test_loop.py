@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import pytest
 import torch
@@ -164,3 +165,17 @@ def test_snapshots_are_pruned_and_previews_written(tiny_model, tiny_dataset, con
     train(config, tiny_model, tiny_dataset, run, Progress())
     assert sorted(path.name for path in run.checkpoints_dir.iterdir()) == ["step-000004", "step-000005"]
     assert sorted({path.stem[:11] for path in run.previews_dir.iterdir()}) == ["step-000000", "step-000005"]
+
+
+def test_a_run_that_goes_on_with_another_number_of_processes_says_so(tiny_model, tiny_dataset, config, run):
+    config = dataclasses.replace(config, steps=2, snapshot_every=1, train_batch_size=2)
+    train(config, tiny_model, tiny_dataset, run, Progress())
+    path, told = run.checkpoints_dir / "step-000002" / "state.pt", []
+    progress = Progress()
+    progress.listen(lambda report: told.append(report.text))
+    train(dataclasses.replace(config, steps=3), tiny_model, tiny_dataset, run, progress, resume=True)
+    assert not [text for text in told if "Processes" in text]
+    torch.save({**torch.load(path, weights_only=True), "processes": 4}, path)
+    shutil.rmtree(run.checkpoints_dir / "step-000003")
+    train(dataclasses.replace(config, steps=3), tiny_model, tiny_dataset, run, progress, resume=True)
+    assert "Processes up to here: 4, from now on: 1. A step sees 2 pictures in a pass instead of 8." in told
