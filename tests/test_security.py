@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dreambooth_ext import presets, recipe, uploads
+from dreambooth_ext.dataset.manifest import sha256_of
 from dreambooth_ext.errors import CheckpointError, ConfigError, DreamboothError, ResumeError, StorageError, UnsafePath
 from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.jobs import Jobs
@@ -516,7 +517,7 @@ def test_a_tampered_manifest_of_class_images_is_survived(tmp_path, row):
     from dreambooth_ext.dataset.class_images import plan
 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    sha256 = recipe.sha256_of(tmp_path / "a.png")
+    sha256 = sha256_of(tmp_path / "a.png")
     (tmp_path / "manifest.jsonl").write_bytes(row.replace('"a.png"', f'"a.png", "sha256": "{sha256}"').encode("latin-1") + b"\n")
     found = plan(Concept(class_noun="dog", class_dir=str(tmp_path), num_class_images=2), "0" * 64, pictures=1, steps=9, batch=1,
                  accumulation=1, class_steps=1, guidance_scale=7.0, resolution=64, seed=0, library=tmp_path)

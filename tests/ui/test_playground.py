@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="
 from dreambooth_ext import recipe  # noqa: E402
 from dreambooth_ext.check import check  # noqa: E402
 from dreambooth_ext.config import Concept, TrainConfig  # noqa: E402
+from dreambooth_ext.dataset.manifest import sha256_of  # noqa: E402
 from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
 from dreambooth_ext.playground import subject  # noqa: E402
 from dreambooth_ext.playground.base import playground_base_path  # noqa: E402
@@ -307,7 +308,7 @@ def with_class_images(root, count):
                          concepts=(Concept(instance_dir=str(root / "given"), token="rxz", class_noun="square",
                                            num_class_images=count),))
     checked = check(config)
-    recipe.class_images(checked, recipe.sha256_of(Path(config.base)), StandaloneHost(root / "models", root / "runs"), Progress())
+    recipe.class_images(checked, sha256_of(Path(config.base)), StandaloneHost(root / "models", root / "runs"), Progress())
 
 
 def test_the_token_is_drawn_and_bad_class_images_are_struck_out(page, served):
