@@ -84,6 +84,10 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None, learni
         write_json(run.path / "config.json", wished.to_dict())
     if learning_rate is not None:
         run.log(f"From step {first} on the learning rate is {learning_rate:g}.")
+    before, after = (_height(each, first) for each in (config, wished))
+    if before != after:
+        run.log(f"The schedule {wished.lr_scheduler} reaches to step {wished.steps} now: step {first + 1} has {after} of the "
+                f"highest learning rate, where it would have had {before}.")
     if snapshot or (steps is not None and state.state == "finished"):
         run.write_state(replace(state, state="interrupted", step=first, message=f"goes on from step {first}",
                                 steps=state.steps if steps is None else steps))
@@ -95,6 +99,13 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None, learni
         forget_after(run, first)
         run.log(f"Taken back to step {first}; what came after it was removed.")
     return first
+
+
+def _height(config: TrainConfig, step: int) -> str:
+    """How high the schedule stands there."""
+    from .training.schedule import lr_factor
+
+    return f"{lr_factor(config.lr_scheduler, step, config.steps or 1, config.lr_warmup_steps, config.lr_num_cycles):.0%}"
 
 
 def _remove_snapshots(run: RunFolder, after: int) -> None:

@@ -214,6 +214,14 @@ def test_a_finished_run_goes_on_to_more_steps(run, host):
     assert [entry["step"] for entry in run.metrics()] == [1, 2, 3, 4, 5, 6] and run.state().state == "finished"
 
 
+def test_more_steps_stretch_a_schedule_that_falls_and_that_is_told(run):
+    go_back(run, steps=6)
+    assert "schedule" not in run.log_text()
+    files.write_json(run.path / "config.json", {**run.config().to_dict(), "lr_scheduler": "linear"})
+    go_back(run, steps=8)
+    assert "step 5 has 50% of the highest learning rate, where it would have had 33%" in run.log_text()
+
+
 @pytest.mark.parametrize(("snapshot", "steps", "error", "told"), [
     ("step-000003", None, ResumeError, "step-000002, step-000004"), ("../rex", None, UnsafePath, "the snapshot is to be"),
     ("step-000004", None, ConfigError, "--steps"), ("step-000002", 2, ConfigError, "--steps"),
