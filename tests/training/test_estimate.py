@@ -24,6 +24,8 @@ from dreambooth_ext.training.estimate import GIB, estimate, in_effect, of_all_pr
 from dreambooth_ext.training.memory import faults
 from dreambooth_ext.training.optimizers.chunked import CHUNK
 
+pytestmark = pytest.mark.engine
+
 PARAMETERS = 859_520_964 + 123_060_480  # UNet and text encoder of Stable Diffusion 1.5
 
 

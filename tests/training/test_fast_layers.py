@@ -7,6 +7,8 @@ from dreambooth_ext.models.family import SD1, SD2, SDXL
 from dreambooth_ext.models.specimen import SMALL, modules_of
 from dreambooth_ext.training import fast_layers
 
+pytestmark = pytest.mark.engine
+
 FAMILIES = [SD1, SD2, SDXL]
 
 

@@ -22,6 +22,8 @@ from dreambooth_ext.training.optimizers.adamw import _quantized_step
 
 from .played_graph import PlayedGraph, fresh
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture
 def with_copies(monkeypatch):

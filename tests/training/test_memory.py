@@ -19,6 +19,8 @@ from dreambooth_ext.training.gradient_checkpointing import checkpoint_gradients
 from dreambooth_ext.training.loop import train
 from dreambooth_ext.training.memory import PROFILES, faults, plan_for
 
+pytestmark = pytest.mark.engine
+
 
 def fresh_model(tiny, former):
     unet, vae, text_encoder = tiny.modules()

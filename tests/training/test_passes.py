@@ -22,6 +22,8 @@ from dreambooth_ext.training.prefetch import Prefetched
 
 from .played_graph import PlayedGraph, fresh
 
+pytestmark = pytest.mark.engine
+
 
 def end_of(config, tiny, tiny_model, tiny_dataset, path, **more):
     run = RunFolder(path)
