@@ -50,7 +50,8 @@ class ReviewPanel:
         self.look = hidden(gr.Button, "dreambooth_review", value="look")
         self.wanted = hidden(gr.Textbox, "dreambooth_review_name", label="picture to open")
         self.name = hidden(gr.Textbox, "dreambooth_review_open", label="picture")  # the one whose own stands in the fields
-        self.found, self.said = (hidden(gr.Textbox, f"dreambooth_review_{each}", label="values") for each in ("found", "said"))
+        self.found, self.said = (hidden(gr.Textbox, f"dreambooth_review_{each}", label=f"{each} values")
+                                 for each in ("found", "said"))
         self.other = hidden(gr.Textbox, "dreambooth_review_other", label="picture to leave out or take in")
         self.acts = {act: hidden(gr.Button, f"dreambooth_review_{act}", value=act) for act in ("pick", "again", "toggle", "cut")}
 
