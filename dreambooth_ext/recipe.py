@@ -315,6 +315,7 @@ def _corridor(checked: Checked, run: RunFolder, team: Team, host: Host, progress
         if config.with_prior_preservation:
             kept(lambda: _enter(run, "class images"))
             prior = kept(lambda: class_images(checked, base_sha256, host, progress, team, run if resume else None))
+            require_same_models(run, config, "trained")  # rendering takes hours, and nothing is published over another base
         dataset = TrainingSet(tuple(instance), tuple(prior))
         kept(lambda: dataset.write(run.dataset_dir / "manifest.json"))
         kept(lambda: _enter(run, "training"))

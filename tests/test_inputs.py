@@ -82,3 +82,17 @@ def test_a_run_is_neither_published_over_another_base_nor_compared_with_it(confi
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == before
     if what == "vae.safetensors":  # another one may be chosen for the file
         assert recipe.publish(run, Progress(), name="once-more", config=replace(run.config(), vae=""))
+
+
+def test_a_base_that_is_replaced_while_class_images_are_rendered_is_not_trained(config, monkeypatch):
+    """It was told at publishing alone, when all steps had been taken."""
+    def rendered(*given):
+        specimen(SD1).write(Path(config.base), torch.float32)
+        return []
+
+    monkeypatch.setattr(recipe, "class_images", rendered)
+    monkeypatch.setattr(recipe, "_train_model", lambda *given: pytest.fail("it is trained"))
+    config = replace(config, with_prior_preservation=True)
+    with pytest.raises(ResumeError, match="rxz is to be trained: what it learnt from has changed since: the base"):
+        recipe.train(config, StandaloneHost(Path(config.models_dir), Path(config.runs_dir)), Progress())
+    assert RunFolder.for_config(config).state().state == "failed"
