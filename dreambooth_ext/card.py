@@ -26,7 +26,7 @@ def write_cards(paths: Sequence[Path], config: TrainConfig, run: RunFolder, prov
     written = []
     for stem in dict.fromkeys(path.with_suffix("") for path in paths):
         notes = Path(f"{stem}.json")
-        write_json(notes, _merged(_read(notes), _texts(config, provenance)))
+        write_json(notes, _merged(_read(notes), _texts(config, provenance, _told_apart(stem, paths))))
         written.append(notes)
         picture = Path(f"{stem}.preview.png")
         if _write_preview(picture, config, run, int(provenance.get("steps", 0))):
@@ -46,12 +46,20 @@ def is_ours(config: TrainConfig, name: str) -> bool:
     return any(str(texts.get(each, "")).startswith(OURS) for each in ("description", "notes"))
 
 
-def _texts(config: TrainConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _told_apart(stem: Path, paths: Sequence[Path]) -> str:
+    """The name of the file that was written, where one of the same name in another format is beside it, of another step perhaps:
+    hosts have one card for both."""
+    formats = [Path(f"{stem}.{suffix}") for suffix in ("ckpt", "safetensors")]
+    own = [path for path in formats if path in paths]
+    return f"{own[0].name}: " if len(own) == 1 and all(map(os.path.exists, formats)) else ""
+
+
+def _texts(config: TrainConfig, provenance: Mapping[str, Any], file: str) -> dict[str, Any]:
     instance = ", ".join(concept.instance_text for concept in config.concepts)
     classes = ", ".join(text for concept in config.concepts for text in concept.class_texts)
     base = f"{Path(config.base).name} ({str(provenance.get('base_sha256', ''))[:10]})"
     steps = provenance.get("steps", 0)
-    notes = [f"{OURS}{steps} steps on {base}", f"Instance prompt: {instance}",
+    notes = [f"{OURS}{file}{steps} steps on {base}", f"Instance prompt: {instance}",
              f"Class prompt: {classes}" if config.with_prior_preservation else "Without class images",
              f"Learning rate {config.learning_rate:g}, seed {config.seed}, {provenance.get('trainer', '')}"]
     texts: dict[str, Any] = {"description": f"{OURS}{instance}", "notes": "\n".join(notes)}

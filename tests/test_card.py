@@ -128,3 +128,16 @@ def test_a_card_without_a_preview_of_its_step_does_not_keep_another_steps(tmp_pa
     Image.new("RGB", (4, 4), "blue").save(tmp_path / "dog.preview.png")
     write_cards(paths, config, run, {**MADE, "steps": 10})
     assert (tmp_path / "dog.preview.png").exists()  # somebody else's
+
+
+def test_a_card_of_two_files_says_which_one_it_is_of(tmp_path, config, run):
+    """Hosts have one for both, and the one that was there before may be of another step."""
+    paths = [tmp_path / "dog.ckpt", tmp_path / "dog.safetensors"]
+    paths[0].touch()
+    write_cards(paths[:1], config, run, MADE)
+    assert notes_of(tmp_path)["notes"].startswith("Dreambooth: 40 steps")
+    paths[1].touch()
+    write_cards(paths[1:], config, run, {**MADE, "steps": 20})
+    assert notes_of(tmp_path)["notes"].startswith("Dreambooth: dog.safetensors: 20 steps")
+    write_cards(paths, config, run, MADE)
+    assert notes_of(tmp_path)["notes"].startswith("Dreambooth: 40 steps")
