@@ -59,9 +59,10 @@ def _texts(config: TrainConfig, provenance: Mapping[str, Any], file: str) -> dic
     classes = ", ".join(text for concept in config.concepts for text in concept.class_texts)
     base = f"{Path(config.base).name} ({str(provenance.get('base_sha256', ''))[:10]})"
     steps = provenance.get("steps", 0)
+    rate = provenance.get("learning_rate", config.learning_rate)
     notes = [f"{OURS}{file}{steps} steps on {base}", f"Instance prompt: {instance}",
              f"Class prompt: {classes}" if config.with_prior_preservation else "Without class images",
-             f"Learning rate {config.learning_rate:g}, seed {config.seed}, {provenance.get('trainer', '')}"]
+             f"Learning rate {rate:g}, seed {config.seed}, {provenance.get('trainer', '')}"]
     texts: dict[str, Any] = {"description": f"{OURS}{instance}", "notes": "\n".join(notes)}
     if config.lora_rank:
         activation = ", ".join(as_webui_reads(concept.shown_text) for concept in config.concepts)

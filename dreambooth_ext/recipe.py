@@ -128,7 +128,7 @@ def publish(
     for suffix in ("ckpt", "safetensors", "yaml", "json", "preview.png"):
         sweep(Path(config.models_dir).expanduser(), f"{name}.{suffix}")
     make = _publish_lora if config.lora_rank else _publish_model
-    made = provenance(config, run, step_in(source.name))
+    made = provenance(_at_its_rate(config, snapshot), run, step_in(source.name))
     paths = make(config, source, name, made, progress)
     for path in paths:
         progress.log(f"published {path}")
@@ -137,6 +137,17 @@ def publish(
     except StorageError as error:
         progress.log(f"The model is there, but not its card: {error.why}")
     return paths
+
+
+def _at_its_rate(config: TrainConfig, snapshot: Path | None) -> TrainConfig:
+    """The settings with the learning rate that a snapshot was trained at: the run may have gone on at another."""
+    from .training.checkpoint import made_of
+
+    try:
+        rate = made_of(snapshot).learning_rate if snapshot else None
+    except ResumeError:  # its state is damaged, and is not what is published
+        return config
+    return replace(config, learning_rate=rate) if isinstance(rate, float) else config
 
 
 def is_publishable(folder: Path) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from campaign import SMALLEST
 from PIL import Image
+from safetensors import safe_open
 
 from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, INTERRUPTED, run
 from dreambooth_ext.config import TrainConfig
@@ -201,6 +202,12 @@ def test_a_run_whose_loss_became_nan_goes_on_at_a_lower_rate_alone(arguments, tm
     lines = [json.loads(line) for line in (tmp_path / "runs" / "rxz_dog" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["lr"], line["lr_text_encoder"]) for line in lines] == [
         (1, 4e-5, 2e-5), (2, 4e-5, 2e-5), (3, 1e-5, 5e-6)]
+    publish = ["publish", "rxz_dog", "--runs-dir", str(tmp_path / "runs"), "--publish-format", "safetensors", "--name"]
+    for name, of_which, rate in (("early", ["--snapshot", "step-000002"], "4e-05"), ("last", [], "1e-05")):
+        assert run([*publish, name, *of_which]) == DONE
+        with safe_open(tmp_path / "models" / f"{name}.safetensors", "pt") as file:
+            assert file.metadata()["dreambooth.learning_rate"] == rate
+        assert f"Learning rate {rate}, " in (tmp_path / "models" / f"{name}.json").read_text()
 
 
 def test_the_same_name_twice_is_refused_and_the_first_run_is_left_alone(arguments, tmp_path, capsys):

@@ -152,6 +152,7 @@ class Made:
     optimizer: str  # empty: the settings' own
     eight_bit: str
     channels_last: bool | None  # in what order weights and state lay in memory; None: the state has their shapes
+    learning_rate: float | None = None  # of the settings; earlier versions wrote nothing about it
 
 
 def made_of(folder: Path) -> Made:
@@ -164,7 +165,7 @@ def made_of(folder: Path) -> Made:
     # Until November 2026 a LoRA, too, had the optimizer of its profile, and nothing was written about it.
     optimizer = state.get("optimizer_name") or (PROFILES[profile].optimizer if profile in PROFILES else "")
     return Made(profile, str(optimizer), str(state.get("eight_bit", "own")),
-                state.get("channels_last", None if profile == "fast" else False))
+                state.get("channels_last", None if profile == "fast" else False), state.get("learning_rate"))
 
 
 def bytes_of(value: Any) -> int:

@@ -299,7 +299,7 @@ class Session:
         layout = None if self.plan.sharded else self.plan.channels_last  # joined state has the weights' shapes
         return {"step": step, "profile": self.plan.name, "optimizer_name": self.plan.optimizer, "eight_bit": self.plan.eight_bit,
                 "channels_last": layout, "processes": self.accelerator.num_processes, "skipped": self._skipped,
-                "optimizer": self.optimizer.state_dict(),
+                "learning_rate": self.config.learning_rate, "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema.state_dict() if self.ema else None,
                 "clipping": self._fused.state_dict() if self._fused is not None else None,
                 "scaler": scaler.state_dict() if scaler is not None else None}

@@ -155,10 +155,10 @@ def test_how_a_snapshot_was_made_is_known_without_reading_its_weights(taken, mon
 
     monkeypatch.setattr(torch, "load", of_torch_2_1)
     take, _ = taken
-    _, folder, _ = take(memory_profile="ultra")
+    run, folder, _ = take(memory_profile="ultra")
     for path in folder.rglob("*.safetensors"):
         path.unlink()
-    assert checkpoint.made_of(folder) == checkpoint.Made("ultra", "adafactor", "own", False)
+    assert checkpoint.made_of(folder) == checkpoint.Made("ultra", "adafactor", "own", False, run.config().learning_rate)
     (folder / "state.pt").write_bytes(b"damaged")
     with pytest.raises(ResumeError, match="cannot be read"):
         checkpoint.made_of(folder)
