@@ -167,8 +167,10 @@ def _publish_model(config: TrainConfig, source: Path, name: str, metadata: dict[
 def _publish_lora(config: TrainConfig, source: Path, name: str, metadata: dict[str, Any], progress: Progress) -> list[Path]:
     from .models.lora_file import publish_lora
 
+    told: dict[str, Any] = {} if config.prediction_type == "auto" else {"prediction_type": config.prediction_type}
+    told |= {"zero_terminal_snr": True} if config.zero_terminal_snr else {}  # what the settings alone say, and no base
     return [publish_lora(source / LORA_FILE, Path(config.base).expanduser(), Path(config.models_dir).expanduser(), name,
-                         dtype=config.publish_dtype, metadata=metadata, progress=progress)]
+                         dtype=config.publish_dtype, metadata={**metadata, **told}, progress=progress)]
 
 
 def as_checkpoint(config: TrainConfig, source: Path, folder: Path, name: str, progress: Progress) -> Path:

@@ -86,6 +86,20 @@ def test_velocity_is_trained_and_told(family, tmp_path):
     assert (early.prediction_type, early.zero_terminal_snr) == ("v_prediction", zero_snr)
 
 
+def test_a_lora_merged_into_a_base_of_which_settings_alone_told_velocity_is_told_so(tmp_path):
+    """Hosts would take the merged file for one that predicts noise."""
+    base = specimen(SDXL, size=TINY["sdxl"]).write(tmp_path / "base.safetensors")
+    asked = ["--prediction-type", "v_prediction", "--zero-terminal-snr", "--lora-rank", "2"]
+    assert run([*training(base, tmp_path), *asked]) == DONE
+    lora, merged = tmp_path / "models" / "model.safetensors", tmp_path / "merged.safetensors"
+    assert run(["merge-lora", str(base), str(lora), str(merged)]) == DONE
+    info = inspect(merged)
+    assert (info.prediction_type, info.zero_terminal_snr) == ("v_prediction", True)
+    other = specimen(SDXL, size=TINY["sdxl"]).write(tmp_path / "other.safetensors")
+    assert run(["merge-lora", str(other), str(lora), str(tmp_path / "plain.safetensors")]) == DONE
+    assert inspect(tmp_path / "plain.safetensors").prediction_type == "epsilon"
+
+
 def delta(learnt, layer):
     """What a LoRA adds to the layer's weight; None if it does not adapt it."""
     if f"{layer}.alpha" not in learnt:

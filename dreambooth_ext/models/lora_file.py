@@ -324,8 +324,20 @@ def merge_lora(
         replaced = {ldm: Merged(seen, rule, places, weight) for ldm, (rule, places) in added.items()}
         outputs = overlay(file, replaced, dtype, progress)
         require_space(destination_dir, sum(output.nbytes for output in outputs), "The merged model")
-        given = {"lora_name": lora.name, "lora_weight": weight, "base_name": base.name, **(metadata or {})}
+        given = {"lora_name": lora.name, "lora_weight": weight, "base_name": base.name, **_noise_facts(lora, base),
+                 **(metadata or {})}
         return write_outputs(file, outputs, destination_dir, name, publish_format, given, progress)
+
+
+def _noise_facts(lora: Path, base: Path) -> dict[str, Any]:
+    """What a LoRA that was trained here on this base says of it, and the base itself perhaps not: its settings told it."""
+    with open_checkpoint(lora) as file:
+        said = file.metadata
+    if said.get("dreambooth.base_name") != base.name:
+        return {}
+    kind, zero_snr = said.get("dreambooth.prediction_type"), said.get("dreambooth.zero_terminal_snr") == "true"
+    return {**({"prediction_type": kind} if kind in ("epsilon", "v_prediction") else {}),
+            **({"zero_terminal_snr": True} if zero_snr else {})}
 
 
 def _is_convolution(module: nn.Module) -> bool:
