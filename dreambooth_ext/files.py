@@ -218,8 +218,8 @@ def sweep(folder: Path, name: str = "") -> None:
                 continue
             final = Path(place, each[1 : -len(_FORMER)])
             if each.endswith(_FORMER) and not final.exists():
-                with suppress(OSError):
-                    os.replace(path, final)
+                with suppress(OSError):  # a snapshot, perhaps the last one
+                    _move(path, final)
             else:
                 _remove(path)
         folders[:] = [] if name else [each for each in folders if not each.startswith(".")]

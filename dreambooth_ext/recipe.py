@@ -186,7 +186,8 @@ def as_checkpoint(config: TrainConfig, source: Path, folder: Path, name: str, pr
         return merge_lora(Path(config.base).expanduser(), lora, folder, name, vae=config.vae_path, metadata=metadata,
                           progress=progress)[0]
     finally:
-        lora.unlink()
+        with suppress(OSError):  # Windows keeps a file that is still open: whoever asked for the checkpoint removes both
+            lora.unlink()
 
 
 def estimate(config: TrainConfig, profiles: Sequence[str] | None = None, family: str = "sd1") -> list[Any]:

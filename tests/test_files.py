@@ -9,13 +9,23 @@ import stat
 import sys
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
 
 from dreambooth_ext import files
+from dreambooth_ext.card import MADE_BY, write_cards
+from dreambooth_ext.config import Concept, TrainConfig
+from dreambooth_ext.dataset.prepare import prepare
 from dreambooth_ext.errors import ConfigError, DiskFull, NotWritable, StorageError, UnsafePath
+from dreambooth_ext.models.checkpoint_writer import output_of
+from dreambooth_ext.models.publish import write_files
+from dreambooth_ext.progress import Progress
+from dreambooth_ext.run_folder import RunFolder
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
@@ -197,6 +207,55 @@ def test_windows_virus_scanner_looks_at_what_was_just_written(tmp_path, monkeypa
         files.remove_folder(tmp_path / "x")
     assert [path.name for path in tmp_path.iterdir()] == ([] if kind == "folder" else ["x"])
     assert min(tries.values()) == 3
+
+
+def moves_a_snapshot_back(folder):
+    (folder / ".x.former").mkdir()
+    files.sweep(folder)
+    return (folder / "x").is_dir()
+
+
+def removes_a_sidecar(folder):
+    (folder / "x.yaml").touch()
+    write_files([folder / "x.safetensors"], [output_of("a", torch.zeros(1))], {}, None, 1, Progress())
+    return not (folder / "x.yaml").exists()
+
+
+def removes_a_preview(folder):
+    config = TrainConfig(base="base.ckpt", output_name="x", concepts=(Concept(token="rxz"),))
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", MADE_BY)
+    Image.new("RGB", (8, 8)).save(folder / "x.preview.png", pnginfo=info)
+    write_cards([folder / "x.ckpt"], config, RunFolder(folder / "run"), {})
+    return not (folder / "x.preview.png").exists()
+
+
+def removes_a_prepared_picture(folder):
+    (folder / "pictures").mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "pictures" / "a.png")
+    Image.new("RGB", (64, 64)).save(folder / "x.png")
+    prepare(folder / "pictures", folder, resolution=64, crop="center")
+    return not (folder / "x.png").exists()
+
+
+@pytest.mark.parametrize("act", [moves_a_snapshot_back, removes_a_sidecar, removes_a_preview, removes_a_prepared_picture])
+def test_windows_virus_scanner_looks_at_what_a_resume_or_a_publication_removes(tmp_path, monkeypatch, act):
+    """It is in the way of the first two attempts."""
+    refused = Counter()
+
+    def scanned(do):
+        def attempt(path, *more, **how):
+            if Path(path).name.removeprefix(".").partition(".")[0] == "x" and refused[do] < 2 and "partial" not in str(path):
+                refused[do] += 1
+                raise PermissionError(errno.EACCES, "in use")
+            return do(path, *more, **how)
+        return attempt
+
+    monkeypatch.setattr(files.os, "replace", scanned(os.replace))
+    monkeypatch.setattr(Path, "unlink", scanned(Path.unlink))
+    monkeypatch.setattr(files.sys, "platform", "win32")
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    assert act(tmp_path) and 2 in refused.values()
 
 
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
