@@ -101,7 +101,7 @@ def _cell(content: str) -> str:
 def picture(path: Path, text: str = "", size: int = THUMBNAIL_PX, *, file: str = "") -> str:
     """An <img> that carries its own data, so that no folder has to be opened to the browser; nothing for a link.
 
-    With `file`, its name, it is a picture that the page's script lets people enlarge.
+    With `file`, its run and name, it is a picture that the page's script lets people enlarge.
     """
     from PIL import Image
 

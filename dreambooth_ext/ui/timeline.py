@@ -28,11 +28,15 @@ def timeline_html(run: RunFolder | None) -> str:
         title = prompts[number] if number < len(prompts) else f"prompt {number + 1}"
         left_out = len(paths) - len(shown)
         count = f'<small>{len(paths)} previews, {left_out} of them not shown</small>' if left_out else ""
-        cells = "".join(f'<figure>{html.picture(path, f"{title}, step {step_of(path)}", html.THUMBNAIL_PX, file=path.name)}'
-                        f"<figcaption>{_when(path)}</figcaption></figure>" for path in shown)
+        cells = "".join(f'<figure>{_thumbnail(run, path, title)}<figcaption>{_when(path)}</figcaption></figure>' for path in shown)
         body += (f'<h4>{html.escaped(title)} {count}</h4><div class="dreambooth-strip" tabindex="0" role="group" '
                  f'aria-label="{html.escaped(title)}">{cells}</div>')
     return body
+
+
+def _thumbnail(run: RunFolder, path: Path, title: str) -> str:
+    """It names its run: by the time of a click another one may have begun, which has pictures of the same names."""
+    return html.picture(path, f"{title}, step {step_of(path)}", html.THUMBNAIL_PX, file=f"{run.path.name}/{path.name}")
 
 
 def enlarged_html(run: RunFolder | None, name: str) -> str:

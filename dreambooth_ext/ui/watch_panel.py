@@ -77,7 +77,7 @@ def build(service: Service) -> WatchPanel:
     # The page's script names the preview that was clicked on.
     which = hidden(gr.Textbox, "dreambooth_enlarge_which", label="preview to enlarge")
     look = hidden(gr.Button, "dreambooth_enlarge", value="enlarge")
-    on_script(look, lambda name: enlarged_html(run_of(service, service.shown_job()), name or ""), [which], [enlarged])
+    on_script(look, lambda which: _enlarged(service, which or ""), [which], [enlarged])
     return panel
 
 
@@ -87,6 +87,15 @@ def _buttons() -> dict[str, Any]:
     with gr.Row(elem_classes=["dreambooth-buttons"]):
         return {name: gr.Button(label, elem_id=f"dreambooth_{name}", size="sm",
                                 variant="stop" if name == "discard" else "secondary") for name, label in labels.items()}
+
+
+def _enlarged(service: Service, which: str) -> str:
+    """`which` is RUN/name, of the run that the page showed when it was clicked; empty, or of a run that is gone: nothing."""
+    name, _, file = which.rpartition("/")
+    try:
+        return enlarged_html(service.run(name), file) if name else ""
+    except DreamboothError:
+        return ""
 
 
 class Watcher:

@@ -265,6 +265,20 @@ def test_everything_from_outside_is_escaped(service, values, tmp_path):
     assert "&lt;script&gt;" in "".join(pages) and "<script" not in "".join(pages)
 
 
+def test_a_preview_is_enlarged_of_the_run_that_the_page_showed_though_another_has_begun_since(service, values):
+    for name, colour in (("rex", "red"), ("max", "blue")):
+        run = RunFolder.for_config(config := service.settings({**values, "output_name": name}))
+        run.create(config)
+        run.previews_dir.mkdir()
+        Image.new("RGB", (8, 8), colour).save(run.previews_dir / "step-000000-0.png")
+    run_job(service, lambda progress: None, "rex")
+    shown = watch_panel.refresh(service, {}, patient())[2]
+    picture, named = (re.search(f'{name}="([^"]*)"', shown)[1] for name in ("src", "data-file"))
+    run_job(service, lambda progress: None, "max")
+    assert picture in watch_panel._enlarged(service, named)
+    assert watch_panel._enlarged(service, "") == watch_panel._enlarged(service, "gone/step-000000-0.png") == ""
+
+
 def form_of(service):
     import gradio as gr
 
