@@ -24,23 +24,32 @@ class Errands:
         self._makes: list[tuple[str, Callable[..., dict[Any, Any]]]] = []
         self._said = said
         self._doing = gr.HTML(value="", elem_id=doing_id, elem_classes=["dreambooth-said"])
-        self._wish = gr.State(None)
-        self._outputs = [*outputs, said, self._doing, self._wish]
-        on_script(hidden(gr.Button, poll_id, value="errand"), self._answer, [self._wish], self._outputs)
+        # Each page's own, changed in place: an answer that is under way sees there whether it is still the one that is wanted.
+        self._page = gr.State({})
+        self._outputs = [*outputs, said, self._doing]
+        on_script(hidden(gr.Button, poll_id, value="errand"), self._answer, [self._page], self._outputs)
 
     def on(self, event: Any, doing: str, make: Callable[..., dict[Any, Any]], inputs: Sequence[Any]) -> None:
         """`make`, given what the inputs hold, returns the values of those outputs that it changes."""
         number = len(self._makes)
         self._makes.append((doing, make))
-        on(event, lambda *raw: self._answer([number, time.time_ns(), *raw]), inputs, self._outputs)
+        on(event, lambda page, *raw: self._begin(page, number, *raw), [self._page, *inputs], self._outputs)
 
-    def _answer(self, wish: list[Any] | None) -> dict[Any, Any]:
+    def _begin(self, page: dict[str, Any], number: int, *raw: Any) -> dict[Any, Any]:
+        page["wish"] = [number, time.time_ns(), *raw]
+        return self._answer(page)
+
+    def _answer(self, page: dict[str, Any]) -> dict[Any, Any]:
+        wish = page.get("wish")
         if not wish:
             return {self._doing: ""}
         number, _, *raw = wish
         doing, make = self._makes[number]
         answer = self._lookups.ask(repr(wish), None, lambda progress: make(*raw), lane=doing)
+        if page.get("wish") is not wish:  # another run's, perhaps, and its own answer is on its way
+            return {self._doing: gr.update()}
         if not answer.ready:
-            return {self._doing: html.pending(doing), self._wish: wish}
+            return {self._doing: html.pending(doing)}
+        page["wish"] = None
         found = answer.value if answer.error is None else {self._said: html.note(str(answer.error), "fault")}
-        return {**found, self._doing: "", self._wish: None}
+        return {**found, self._doing: ""}

@@ -15,6 +15,7 @@ from dreambooth_ext import picture_room
 from dreambooth_ext.dataset.class_images import ensure
 from dreambooth_ext.errors import Cancelled, ConfigError, Diverged, StorageError
 from dreambooth_ext.jobs import Job
+from dreambooth_ext.lookups import Lookups
 from dreambooth_ext.picture_room import Drawn
 from dreambooth_ext.playground.base import playground_base_path
 from dreambooth_ext.progress import Progress
@@ -826,14 +827,42 @@ def test_what_takes_long_is_asked_for_until_it_is_there(service):
         errands.on(button.click, "Making it", made, [])
     for text, told in (("done", "done"), ("wrong", "the disk is full")):
         go_on.clear()
-        answer = errands._answer([0, text, text])
+        answer = errands._begin(page := {}, 0, text)
         assert "Making it" in answer[errands._doing] and "dreambooth-pending" in answer[errands._doing] and said not in answer
         go_on.set()
         for _ in range(1200):
-            if said in (answer := errands._answer([0, text, text])):
+            if said in (answer := errands._answer(page)):
                 break
-        assert told in answer[said] and answer[errands._doing] == "" and answer[errands._wish] is None
-    assert errands._answer(None) == {errands._doing: ""}
+        assert told in answer[said] and answer[errands._doing] == "" and errands._answer(page) == {errands._doing: ""}
+    assert errands._answer({}) == {errands._doing: ""}
+
+
+def test_a_late_answer_about_what_was_asked_before_does_not_take_the_place_of_what_is_asked_now():
+    """Opening a second run went unanswered: the answer about the first one ended it."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def made(text):
+        asked.set()
+        assert go_on.wait(120)
+        return {said: text}
+
+    with gr.Blocks():
+        said, button = gr.HTML(), gr.Button()
+        errands = Errands("doing", "poll", said, [])
+        errands.on(button.click, "Making it", made, [])
+    errands._lookups = Lookups(patience_s=120)
+    page, answers = {}, {}
+    first = threading.Thread(target=lambda: answers.update(first=errands._begin(page, 0, "first")))
+    first.start()
+    assert asked.wait(120)
+    second = threading.Thread(target=lambda: answers.update(second=errands._begin(page, 0, "second")))
+    second.start()
+    while page["wish"][-1] != "second":
+        time.sleep(0.01)
+    go_on.set()
+    first.join(), second.join()
+    assert said not in answers["first"] and answers["first"][errands._doing] == gr.update()
+    assert answers["second"] == {said: "second", errands._doing: ""} and page["wish"] is None
 
 
 def test_every_answer_to_a_click_of_the_pages_script_is_told_to_it(service):
