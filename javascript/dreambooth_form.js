@@ -62,6 +62,13 @@
         return JSON.parse(seen.value)[0] !== chosen.value;
     }
 
+    // Whether what is told of the caption is of another one: a count of the picture before came late.
+    function isOfAnotherCaption() {
+        const counted = root().querySelector('#dreambooth_caption_told .dreambooth-counted');
+        const caption = root().querySelector('#dreambooth_caption textarea');
+        return Boolean(counted && caption && caption.offsetParent !== null && counted.dataset.text !== caption.value);
+    }
+
     function askAgain() {
         const now = Date.now();
         if (now - (page.askedAgain || 0) < AGAIN_MS - 50) return;
@@ -74,6 +81,7 @@
         // An answer about the picture before, which came late, stands over the name of this one.
         const detail = root().querySelector('#dreambooth_picture .dreambooth-detail');
         if (detail && detail.offsetParent !== null && !isOpen(detail)) buttons.add('dreambooth_review_again');
+        if (isOfAnotherCaption()) buttons.add('dreambooth_caption_count');
         if (isOfAnotherRun()) buttons.add('dreambooth_choose_poll');
         if (buttons.size) page.askedAgain = now;
         buttons.forEach(poll);

@@ -66,7 +66,8 @@ class CaptionEditor:
         from ..picture_room import caption_told
 
         prompt, count = caption_told(_concept(values), text or "")
-        return (html.note(f'Trained as "{prompt}": {count}.', "warning" if "unread" in count else "note")
+        counted = f'<span class="dreambooth-counted" data-text="{html.escaped(text or "")}"></span>'  # the script compares it
+        return (counted + html.note(f'Trained as "{prompt}": {count}.', "warning" if "unread" in count else "note")
                 + html.note(bracket_advice("It", text or ""), "warning"))
 
     def _saved(self, folder: Callable[[Values], Path], name: str, text: str, values: Values) -> list[Any]:

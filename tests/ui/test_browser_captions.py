@@ -159,6 +159,23 @@ def test_a_picture_that_is_open_is_closed_when_another_folder_is_named(page, fol
     assert (second / "a.txt").read_text() == "the a of second\n"
 
 
+def test_a_count_of_the_picture_before_gives_way_to_one_of_the_caption_that_is_open(page, folders):
+    opened(page, folders[0])
+    late = held(page, "sitting")
+    field(page, "dreambooth_caption").fill("sitting")
+    come(page, late, 1)
+    page.click('.dreambooth-shown[data-name="b.png"]')
+    sync_api.expect(told(page)).to_contain_text("the b of first")
+    page.evaluate("""() => { window.seen = []; new MutationObserver(() => window.seen.push(
+        document.querySelector('#dreambooth_caption_told').textContent)).observe(
+        document.querySelector('#dreambooth_caption_told'), {childList: true, subtree: true}); }""")
+    page.unroute(QUESTIONS)
+    for route in late:
+        route.continue_()
+    page.wait_for_function("window.seen.some((text) => text.includes('sitting'))")
+    sync_api.expect(told(page)).to_contain_text("the b of first")
+
+
 def draw(page):
     """A part of the picture that is shown."""
     whole = page.locator(".dreambooth-whole")
