@@ -18,7 +18,7 @@ from ..service import Service
 from . import fields, html
 from .compare_grid import grid_html, is_comparing, mark_of
 from .compat import hidden, on, on_script
-from .run_cards import following
+from .run_cards import follow, proposal
 from .watch_panel import WatchPanel, status_html
 
 PATIENCE_S, KEPT = 0.1, 8  # a grid that is drawn by then comes at once; one has some megabytes
@@ -56,8 +56,9 @@ def build(service: Service, watch: WatchPanel) -> None:
     seen, newest = hidden(gr.Textbox, "dreambooth_choose_seen", label="what is shown"), gr.State(None)
     shown, drawings = [grid, drawing, snapshot, seen], Lookups(PATIENCE_S, KEPT)
 
-    on_script(again, lambda name, newest, seen, which: _refreshed(service, drawings, name, newest, seen, which),
-              [chosen, newest, seen, snapshot], [chosen, newest, *shown])
+    proposed = hidden(gr.Textbox, "dreambooth_choose_proposed", label="run to be shown")
+    follow(on_script(again, lambda name, newest, seen, which: _refreshed(service, drawings, name, newest, seen, which),
+                     [chosen, newest, seen, snapshot], [chosen, proposed, newest, *shown]), proposed, chosen)
     on(chosen.change, lambda name, seen, which: _shown(service, drawings, name, seen, which), [chosen, seen, snapshot], shown)
     on_script(poll, lambda name, seen, which: [*_shown(service, drawings, name or _first(service), seen, which),
                                                _news(service, name or _first(service))],
@@ -101,8 +102,8 @@ def _wishes() -> tuple[list[Any], Any, Any]:
 
 def _refreshed(service: Service, drawings: Lookups, name: str | None, newest: str | None, seen: str | None,
                which: str | None) -> list[Any]:
-    listed, name, newest = following(service, name, newest)
-    return [listed, newest, *_shown(service, drawings, name, seen, which)]
+    listed, proposed, name, newest = proposal(service, name, newest)
+    return [listed, proposed, newest, *_shown(service, drawings, name, seen, which)]
 
 
 def _shown(service: Service, drawings: Lookups, name: str | None, shown: str | None, chosen: str | None) -> list[Any]:

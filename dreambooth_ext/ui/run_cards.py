@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from ..files import gib, size_of
 from ..run_folder import RunFolder
 from ..service import Service
 from . import html
+from .compat import on
 
 PICTURE_PX = 112
 PATIENCE_S, AT_ONCE_S = 0.05, 0.001
@@ -42,6 +44,19 @@ def following(service: Service, chosen: str | None, newest: str | None) -> tuple
     if chosen in names and chosen not in (newest, now):
         return gr.update(choices=names), chosen or "", newest
     return gr.update(choices=names, **({} if chosen == now and now else {"value": now})), now or "", now
+
+
+def follow(answered: Any, proposed: Any, chosen: Any) -> None:
+    """Choose what `proposal` says, by the page itself: whoever has chosen another run since it asked keeps that one."""
+    on(answered.then, None, [proposed, chosen], [chosen],
+       js="(proposed, chosen) => window.dreamboothPage.fill(proposed, '', chosen || '', chosen)")
+
+
+def proposal(service: Service, chosen: str | None, newest: str | None) -> tuple[Any, str, str, str | None]:
+    """As `following`, but the list leaves what is chosen alone, and the second says what is to be chosen instead."""
+    listed, name, newest = following(service, chosen, newest)
+    said = {"folder": "", "name": chosen or "", "values": [listed.pop("value", None)]}
+    return listed, json.dumps(said), name, newest
 
 
 def runs_html(service: Service, chosen: str = "", patience_s: float = PATIENCE_S) -> str:

@@ -14,7 +14,7 @@ from ..service import Service
 from . import fields, html
 from .compat import hidden, on, on_script
 from .errands import Errands
-from .run_cards import PENDING, following, run_list, runs_html
+from .run_cards import PENDING, follow, proposal, run_list, runs_html
 from .train_panel import TrainPanel, values_of_run
 from .watch_panel import WatchPanel, status_html
 
@@ -44,10 +44,12 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     listed = gr.HTML(value=html.note("Looking at the runs ..."), elem_id="dreambooth_runs")
     errands = Errands("dreambooth_runs_doing", "dreambooth_runs_errand", said, [listed, opened, made])
     poll, act = (hidden(gr.Button, f"dreambooth_runs_{name}", value=name) for name in ("poll", "act"))
-    wish = hidden(gr.Textbox, "dreambooth_runs_wish", label="wish")
+    wish, proposed = (hidden(gr.Textbox, f"dreambooth_runs_{name}", label=label)
+                      for name, label in (("wish", "wish"), ("proposed", "run to be chosen")))
 
     for attach, button in ((on, again.click), (on_script, poll)):
-        attach(button, lambda name, newest: _refreshed(service, name, newest), [chosen, newest], [chosen, listed, newest])
+        follow(attach(button, lambda name, newest: _refreshed(service, name, newest), [chosen, newest],
+                      [chosen, proposed, listed, newest]), proposed, chosen)
     on_script(act, lambda name, wish: _fulfil(service, name or "", wish or ""), [chosen, wish],
             [chosen, listed, said, watch.status])
     for name, start in (("resume", service.resume), ("publish", service.publish)):
@@ -94,8 +96,8 @@ def _explanation_choices() -> tuple[Any, list[Any], Any]:
 
 def _refreshed(service: Service, chosen: str | None, newest: str | None = None) -> list[Any]:
     """The runs there are now; where no other one was chosen, the newest is what the buttons are about."""
-    listed, name, newest = following(service, chosen, newest)
-    return [listed, runs_html(service, name), newest]
+    listed, proposed, name, newest = proposal(service, chosen, newest)
+    return [listed, proposed, runs_html(service, name), newest]
 
 
 def _fulfil(service: Service, chosen: str, wish: str) -> list[Any]:

@@ -448,6 +448,34 @@ def test_an_answer_that_comes_late_leaves_what_was_chosen_since(page, served, an
 
 
 @pytest.mark.any_gradio
+@pytest.mark.parametrize(("tab", "field", "again"), [("Runs", "run", "runs_refresh"), ("Choose", "choose_run", "choose_refresh")])
+def test_a_newer_run_does_not_take_the_place_of_one_that_is_chosen_in_the_same_moment(another, page, tab, field, again):
+    to_tab(page, tab)
+    chosen = page.locator(f"#dreambooth_{field} input").first
+    sync_api.expect(chosen).to_have_value("another")
+    answered(page)
+    another.write_state(replace(another.state(), started_s=1.0))  # as if the others had come since
+    late = []
+    page.route(QUESTIONS, lambda route: late.append(route) if '"another"' in (route.request.post_data or "") else route.continue_())
+    page.click(f"#dreambooth_{again}")
+    waited_for(page, lambda: late)
+    choose_at_once(page, f"dreambooth_{field}", "half")
+    page.unroute(QUESTIONS)
+    for route in late:
+        route.continue_()
+    answered(page)
+    page.wait_for_timeout(500)
+    sync_api.expect(chosen).to_have_value("half")
+
+
+def choose_at_once(page, name, value):
+    """While an answer is held back."""
+    page.locator(f"#{name} input").first.click()
+    page.locator("ul.options li:visible, [role=option]:visible", has_text=value).first.click()
+    sync_api.expect(page.locator(f"#{name} input").first).to_have_value(value)
+
+
+@pytest.mark.any_gradio
 def test_two_clicks_at_once_both_count_however_slow_the_answers_are(page, monkeypatch):
     over, stop = threading.Event(), Service.stop
 
