@@ -7,11 +7,13 @@ import statistics
 from collections import Counter
 from collections.abc import Collection, Hashable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import DreamboothError
+from .files import gib
 from .run_folder import RunFolder, list_runs
 from .words import counted
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 FEW_PICTURES = 5  # fewer than the paper used
 UNREADABLE_NAMED = 5
-WITHOUT_VAE = "It has no VAE of its own."
 
 WHAT_MAKES_A_GOOD_SET = (
     "Name a folder of 5 to 75 pictures. Sharp ones, of one subject or style, with varied backgrounds; close-ups and "
@@ -34,34 +35,36 @@ WORDS = {"size": "too small", "blur": "blurred", "noise": "noisy", "blockiness":
          "transparency": "transparent", "cut off": "cut off", "style": "of another style", "animation": "animated"}
 
 
-def about_base(path: Path) -> str:
-    """Family, picture size, what it predicts, and the file's size; by names and shapes alone, so that it is quick.
+@dataclass(frozen=True)
+class BaseFacts:
+    """What the names and shapes in a checkpoint file tell."""
 
-    Raises CheckpointError.
-    """
+    family: str
+    resolution: int  # px
+    size_bytes: int
+    has_vae: bool
+    heeds_clip_skip: bool  # whether the WebUI's CLIP skip acts on it
+
+    def __str__(self) -> str:
+        return f"{self.family}, {self.resolution} px, {gib(self.size_bytes)}"
+
+
+def about_base(path: Path) -> BaseFacts:
+    """By names and shapes alone, so that it is quick. Raises CheckpointError."""
     status = path.stat() if path.is_file() else None
     return _about_base(path, status.st_mtime_ns if status else 0)
 
 
-def heeds_clip_skip(about: str) -> bool:
-    """Whether the WebUI's CLIP skip acts on a base of which `about_base` tells this."""
-    from .models.family import SD1
-
-    return about.startswith(SD1.name)
-
-
 @lru_cache(maxsize=64)
-def _about_base(path: Path, mtime_ns: int) -> str:
-    from .files import gib
+def _about_base(path: Path, mtime_ns: int) -> BaseFacts:
     from .models.checkpoint_file import open_checkpoint
+    from .models.family import SD1
     from .models.load import recognise, resolution_of
     from .models.vae_file import has_vae
 
     with open_checkpoint(path) as file:
         family, sidecar, _ = recognise(file, vae=False)
-        lacking = "" if has_vae(file) else f" {WITHOUT_VAE}"
-    side = resolution_of(family, sidecar, sidecar.prediction_type if sidecar and sidecar.prediction_type else "epsilon")
-    return f"{family.name}, {side} px, {gib(path.stat().st_size)}.{lacking}"
+        return BaseFacts(family.name, resolution_of(family, sidecar), path.stat().st_size, has_vae(file), family.key == SD1.key)
 
 
 def base_of(runs_dir: Path, model: Path) -> Path | None:

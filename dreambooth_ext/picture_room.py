@@ -269,7 +269,7 @@ def resolution_of(base: Path) -> int:
 
     with open_checkpoint(base) as file:
         family, sidecar, _ = recognise(file, vae=False)
-    return side_of(family, sidecar, sidecar.prediction_type if sidecar and sidecar.prediction_type else "epsilon")
+    return side_of(family, sidecar)
 
 
 def _hash_of(base: Path) -> str:

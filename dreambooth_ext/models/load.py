@@ -131,9 +131,10 @@ def require_finite(file: CheckpointFile) -> None:
                                  "The file is damaged, or its training diverged; use another.")
 
 
-def resolution_of(family: Family, sidecar: Sidecar | None, prediction_type: str) -> int:
-    """Side, in px, of the pictures that the model was trained on."""
-    if family.key == "sd2" and prediction_type == "v_prediction":
+def resolution_of(family: Family, sidecar: Sidecar | None, prediction_type: str | None = None) -> int:
+    """Side, in px, of the pictures that the model was trained on; without a `prediction_type`, by that of the sidecar."""
+    kind = prediction_type or (sidecar.prediction_type if sidecar else None)
+    if family.key == "sd2" and kind == "v_prediction":
         return 768  # its own sidecar says 64 latents, as does that of the 512-px model
     if sidecar is not None and sidecar.image_size:
         return sidecar.image_size * 8

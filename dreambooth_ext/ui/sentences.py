@@ -52,13 +52,12 @@ class Sentences:
         base = values.get("base") or ""
         if not base:
             return self._without_base()
-        hashed = self._hash if values.get("instance_dir") else lambda base: ""  # gigabytes are read only for who is to train
         former = advice.base_of(self._service.host.runs_dir, Path(self._service.file_of(base)))
         told = f"It was trained here from {former.name}: whatever it has learnt is trained on." if former else ""
 
-        def say(text: str) -> str:
-            known = text.removesuffix(advice.WITHOUT_VAE).rstrip()
-            return html.note(f"{known[:-1]}{hashed(base)}.") + (self._without_vae(values) if known != text else "")
+        def say(facts: advice.BaseFacts) -> str:
+            hashed = self._hash(base) if values.get("instance_dir") else ""  # gigabytes are read only for who is to train
+            return html.note(f"{facts}{hashed}.") + ("" if facts.has_vae else self._without_vae(values))
 
         return _looked_at(lambda: self._of_base(base), say, "Looking at the checkpoint") + self._of_loaded(base, values) + \
             html.note(told, "warning") + self._of_own_pictures(base, values)
@@ -66,7 +65,7 @@ class Sentences:
     @staticmethod
     def _without_vae(values: Mapping[str, Any]) -> str:
         if values.get("vae"):
-            return html.note(f"{advice.WITHOUT_VAE[:-1]}: the one named in Advanced is used, and put into the new model.")
+            return html.note("It has no VAE of its own: the one named in Advanced is used, and put into the new model.")
         return html.fault_of("vae", "VAE", "the base has none of its own; name a VAE file in this field")
 
     def _without_base(self) -> str:
@@ -99,7 +98,8 @@ class Sentences:
                 "which use its own VAE. Name that file here too (VAE in Advanced), or choose none there. "
         if own.text_encoder:
             text += f"The WebUI's settings name the text encoder {own.text_encoder}: in txt2img it replaces the new model's. "
-        if own.clip_skip != skip and advice.heeds_clip_skip(str(self._of_base(base).value or "")):
+        facts: advice.BaseFacts | None = self._of_base(base).value
+        if own.clip_skip != skip and facts and facts.heeds_clip_skip:
             text += f"The WebUI's CLIP skip is {own.clip_skip}, this trains with {skip}: set both alike (here in Advanced)."
         return html.note(text.strip())
 
@@ -198,7 +198,8 @@ class Sentences:
         return found
 
     def _lacks_vae(self, base: str) -> bool:
-        return str(self._of_base(base).value or "").endswith(advice.WITHOUT_VAE)
+        facts: advice.BaseFacts | None = self._of_base(base).value
+        return facts is not None and not facts.has_vae
 
     def _unreadable(self, answer: Answer, values: Mapping[str, Any]) -> set[str]:
         names = {name for name, _ in getattr(answer.value, "unreadable", ())}
@@ -230,10 +231,10 @@ class Sentences:
         if isinstance(given, int) and 64 <= given <= 2048:
             return given
         try:
-            found = re.search(r"(\d+) px", self._of_base(str(values.get("base") or "")).value or "")
+            facts: advice.BaseFacts | None = self._of_base(str(values.get("base") or "")).value
         except (DreamboothError, OSError):
             return USUAL_RESOLUTION
-        return int(found.group(1)) if found else USUAL_RESOLUTION
+        return facts.resolution if facts else USUAL_RESOLUTION
 
     def choices_of(self, values: Mapping[str, Any]) -> dict[str, Choice]:
         """What was chosen of these pictures. Raises PictureError, UnsafePath."""
