@@ -21,7 +21,7 @@ class Errands:
 
     def __init__(self, doing_id: str, poll_id: str, said: Any, outputs: Sequence[Any]) -> None:
         self._lookups = Lookups(PATIENCE_S, KEPT)
-        self._makes: list[tuple[str, Callable[..., dict[Any, Any]]]] = []
+        self._errands: list[tuple[str, Callable[..., list[Any]], Sequence[Any]]] = []
         self._said = said
         self._doing = gr.HTML(value="", elem_id=doing_id, elem_classes=["dreambooth-said"])
         # Each page's own, changed in place: an answer that is under way sees there whether it is still the one that is wanted.
@@ -29,10 +29,10 @@ class Errands:
         self._outputs = [*outputs, said, self._doing]
         on_script(hidden(gr.Button, poll_id, value="errand"), self._answer, [self._page], self._outputs)
 
-    def on(self, event: Any, doing: str, make: Callable[..., dict[Any, Any]], inputs: Sequence[Any]) -> None:
-        """`make`, given what the inputs hold, returns the values of those outputs that it changes."""
-        number = len(self._makes)
-        self._makes.append((doing, make))
+    def on(self, event: Any, doing: str, make: Callable[..., list[Any]], inputs: Sequence[Any], changes: Sequence[Any]) -> None:
+        """`make`, given what the inputs hold, returns the values of those outputs that it `changes`."""
+        number = len(self._errands)
+        self._errands.append((doing, make, changes))
         on(event, lambda page, *raw: self._begin(page, number, *raw), [self._page, *inputs], self._outputs)
 
     def _begin(self, page: dict[str, Any], number: int, *raw: Any) -> dict[Any, Any]:
@@ -44,12 +44,13 @@ class Errands:
         if not wish:
             return {self._doing: ""}
         number, _, *raw = wish
-        doing, make = self._makes[number]
+        doing, make, changes = self._errands[number]
         answer = self._lookups.ask(repr(wish), None, lambda progress: make(*raw), lane=doing)
         if page.get("wish") is not wish:  # another run's, perhaps, and its own answer is on its way
             return {self._doing: gr.update()}
         if not answer.ready:
             return {self._doing: html.pending(doing)}
         page["wish"] = None
-        found = answer.value if answer.error is None else {self._said: html.note(str(answer.error), "fault")}
-        return {**found, self._doing: ""}
+        if answer.error is not None:
+            return {self._said: html.note(str(answer.error), "fault"), self._doing: ""}
+        return {**dict(zip(changes, answer.value, strict=True)), self._doing: ""}

@@ -62,15 +62,11 @@ def build(service: Service, form: TrainPanel, watch: WatchPanel) -> None:
     for button in (never, really):
         on(button.click, lambda: gr.update(visible=False), [], [confirm])
 
-    errands.on(buttons["open"].click, "Opening the run",
-               lambda name: dict(zip([opened, said], _open(service, name), strict=True)), [chosen])
-    errands.on(buttons["report"].click, "Writing the report",
-               lambda name: dict(zip([made, said], _report(service, name or ""), strict=True)), [chosen])
-    errands.on(make.click, "Making the zip",
-               lambda name, *told: dict(zip([made, said], _explanation(service, name or "", *told), strict=True)),
-               [chosen, *choices])
-    errands.on(really.click, "Deleting the run",
-               lambda name: dict(zip([said, listed, opened], _delete(service, name or ""), strict=True)), [doomed])
+    errands.on(buttons["open"].click, "Opening the run", lambda name: _open(service, name), [chosen], [opened, said])
+    errands.on(buttons["report"].click, "Writing the report", lambda name: _report(service, name or ""), [chosen], [made, said])
+    errands.on(make.click, "Making the zip", lambda name, *told: _explanation(service, name or "", *told), [chosen, *choices],
+               [made, said])
+    errands.on(really.click, "Deleting the run", lambda name: _delete(service, name or ""), [doomed], [said, listed, opened])
 
 
 def _confirmation() -> tuple[Any, Any, Any, Any, Any]:

@@ -819,12 +819,12 @@ def test_what_takes_long_is_asked_for_until_it_is_there(service):
         assert go_on.wait(120)
         if text == "wrong":
             raise StorageError("It is to be made", "the disk is full", "Make room.")
-        return {said: text}
+        return [text]
 
     with gr.Blocks():
         said, button = gr.HTML(), gr.Button()
         errands = Errands("doing", "poll", said, [])
-        errands.on(button.click, "Making it", made, [])
+        errands.on(button.click, "Making it", made, [], [said])
     for text, told in (("done", "done"), ("wrong", "the disk is full")):
         go_on.clear()
         answer = errands._begin(page := {}, 0, text)
@@ -844,12 +844,12 @@ def test_a_late_answer_about_what_was_asked_before_does_not_take_the_place_of_wh
     def made(text):
         asked.set()
         assert go_on.wait(120)
-        return {said: text}
+        return [text]
 
     with gr.Blocks():
         said, button = gr.HTML(), gr.Button()
         errands = Errands("doing", "poll", said, [])
-        errands.on(button.click, "Making it", made, [])
+        errands.on(button.click, "Making it", made, [], [said])
     errands._lookups = Lookups(patience_s=120)
     page, answers = {}, {}
     first = threading.Thread(target=lambda: answers.update(first=errands._begin(page, 0, "first")))
