@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ from ..config import Concept
 from ..errors import DreamboothError, HostError, PictureError
 from ..jobs import Job
 from ..service import Service
-from . import html
+from . import fields, html
 from .compat import hidden, on, on_script
+from .sentences import Sentences
 
 Values = Mapping[str, Any]
 
 
 class CaptionEditor:
-    """Stands in Review; `wire` is told where the picture's name comes from."""
+    """Stands in Review; `wire` is told where the picture's name comes from, and needs all the widgets of the form."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, sentences: Sentences) -> None:
+        self._service, self._sentences = service, sentences
         captioners = _captioners(service)
         self.text = gr.Textbox(label="Caption", lines=2, interactive=True, elem_id="dreambooth_caption",
                                info="Kept in a .txt file beside the picture. Empty: the instance prompt.")
@@ -41,21 +43,20 @@ class CaptionEditor:
     def outputs(self) -> list[Any]:
         return [self.text, self.done, self.told]
 
-    def wire(self, name: Any, inputs: list[Any], with_values: Callable[[Any], Any], folder: Callable[[Values], Path]) -> None:
+    def wire(self, name: Any, widgets: Mapping[str, Any]) -> None:
+        inputs, with_values = list(widgets.values()), partial(fields.with_values, widgets)
         on(self.text.change, None, [], [self.done], js="() => ['']")
         on_script(self.count, with_values(self._count), [self.text, *inputs], [self.told])
-        on(self.save.click, with_values(lambda picture, text, values: self._saved(folder, picture, text, values)),
-           [name, self.text, *inputs], [self.done, self.told])
+        on(self.save.click, with_values(self._saved), [name, self.text, *inputs], [self.done, self.told])
         for captioner, button in self.describe:
-            on(button.click, with_values(lambda values, captioner=captioner: self._describe(folder, captioner, values)), inputs,
-               [self.done])
+            on(button.click, with_values(partial(self._describe, captioner)), inputs, [self.done])
 
-    def shown(self, folder: Path, name: str, values: Values) -> list[str]:
+    def shown(self, name: str, values: Values) -> list[str]:
         """The caption of a picture and what is to be said of it."""
         from ..dataset.captions import caption_of
 
         try:
-            text = caption_of(_picture(folder, name)) or ""
+            text = caption_of(_picture(self._sentences.folder(values), name)) or ""
         except DreamboothError as error:
             return ["", html.note(str(error), "fault"), ""]
         return [text, "", self._count(text, values)]
@@ -70,21 +71,21 @@ class CaptionEditor:
         return (counted + html.note(f'Trained as "{prompt}": {count}.', "warning" if "unread" in count else "note")
                 + html.note(bracket_advice("It", text or ""), "warning"))
 
-    def _saved(self, folder: Callable[[Values], Path], name: str, text: str, values: Values) -> list[Any]:
+    def _saved(self, name: str, text: str, values: Values) -> list[Any]:
         from ..dataset.captions import write_caption
 
         try:
-            path = write_caption(_picture(folder(values), name), text or "")
+            path = write_caption(_picture(self._sentences.folder(values), name), text or "")
         except DreamboothError as error:
             return [html.note(str(error), "fault"), gr.update()]
         done = f"Saved in {path.name}." if (text or "").strip() else f"{path.name} is removed."
         return [html.note(done, "good"), self._count(text, values)]
 
-    def _describe(self, folder: Callable[[Values], Path], captioner: str, values: Values) -> str:
+    def _describe(self, captioner: str, values: Values) -> str:
         from ..picture_room import caption_with
 
         try:
-            pictures = folder(values)
+            pictures = self._sentences.folder(values)
             self._service.jobs.start(Job("captions", lambda progress: caption_with(
                 pictures, self._service.host, captioner, progress=progress), "captions"))
         except DreamboothError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,11 @@ class ClassPanel:
         self.strike = hidden(gr.Button, "dreambooth_strike", value="strike out")
 
     def wire(self, widgets: Mapping[str, Any]) -> None:
-        names, inputs = list(widgets), list(widgets.values())
-        on(self.check.click, lambda *raw: self._check(fields.values_of(names, raw)), inputs, [self.drawn])
+        inputs, with_values = list(widgets.values()), partial(fields.with_values, widgets)
+        on(self.check.click, with_values(self._check), inputs, [self.drawn])
         on_script(self.again, self.drawn_html, [], [self.drawn])
-        on_script(self.look, lambda *raw: self.sheet_html(fields.values_of(names, raw)), inputs, [self.sheet])
-        on_script(self.strike, lambda name, *raw: self._strike(name, fields.values_of(names, raw)), [self.name, *inputs],
-                [self.sheet])
+        on_script(self.look, with_values(self.sheet_html), inputs, [self.sheet])
+        on_script(self.strike, with_values(self._strike), [self.name, *inputs], [self.sheet])
 
     def _check(self, values: Values) -> str:
         from ..picture_room import token_pictures
@@ -64,9 +64,8 @@ class ClassPanel:
 
         def work(progress: Any) -> list[Any]:
             with host.job(TOKEN_CHECK, progress):
-                return [list(token_pictures(Path(config.base), config.concepts[0], host, progress, resolution=side,
-                                            prediction_type=config.prediction_type, clip_skip=config.clip_skip,
-                                            vae=config.vae))]
+                return token_pictures(Path(config.base), config.concepts[0], host, progress, resolution=side,
+                                      prediction_type=config.prediction_type, clip_skip=config.clip_skip, vae=config.vae)
 
         with suppress(RunBusy):  # what is being drawn already is shown when it is there
             self._service.jobs.start(Job(TOKEN_CHECK, work, TOKEN_CHECK))
@@ -82,7 +81,7 @@ class ClassPanel:
         if job.state != "finished":
             return html.note(f"Nothing was drawn: {job.message}", "warning")
         rows = ""
-        for drawn in job.result[0]:
+        for drawn in job.result:
             pictures = "".join(f"<figure>{html.picture(path, drawn.prompt)}</figure>" for path in drawn.pictures)
             rows += f'<h4>{html.escaped(drawn.prompt)}</h4><div class="dreambooth-strip" tabindex="0">{pictures}</div>'
         return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -64,6 +64,12 @@ def values_of(names: Sequence[str], raw: Iterable[Any]) -> dict[str, Any]:
 def values_from(options: Mapping[str, Option], raw: Iterable[Any]) -> dict[str, Any]:
     """The same for widgets of other options, in their order."""
     return {name: _value(option, value) for (name, option), value in zip(options.items(), raw, strict=True)}
+
+
+def with_values(widgets: Mapping[str, Any], handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose last inputs are these widgets, given their settings as its last argument instead."""
+    names = list(widgets)
+    return lambda *raw: handler(*raw[: len(raw) - len(names)], values_of(names, raw[len(raw) - len(names):]))
 
 
 def number(text: Any, kind: type = int) -> Any:

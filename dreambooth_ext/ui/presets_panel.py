@@ -37,8 +37,7 @@ class PresetsPanel:
     def wire(self, widgets: Mapping[str, Any]) -> None:
         names, components = list(widgets), list(widgets.values())
         on(self.apply.click, lambda name: self._applied(names, name), [self.name], [*components, self.said])
-        on(self.save.click, lambda name, *raw: self._saved(name, fields.values_of(names, raw)), [self.new_name, *components],
-           [self.name, self.said])
+        on(self.save.click, fields.with_values(widgets, self._saved), [self.new_name, *components], [self.name, self.said])
         on(self.remove.click, self._removed, [self.name], [self.name, self.said])
         on(self.imported.upload, lambda files: self._read(names, files), [self.imported], [*components, self.said])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ class ReviewPanel:
                     self.box = gr.Textbox(label="Part to use (left, top, right, bottom)", max_lines=1, interactive=True,
                                           elem_id="dreambooth_picture_box", placeholder="draw it on the picture, or type it",
                                           info="In pixels. Empty: chosen by itself.")
-                self.captions = CaptionEditor(service)
+                self.captions = CaptionEditor(service, sentences)
                 self.close = gr.Button("Close", size="sm", elem_id="dreambooth_picture_close")
         # Clicked by the page's script, which also names the picture. Outside: what is folded may not be on the page.
         self.look = hidden(gr.Button, "dreambooth_review", value="look")
@@ -56,11 +57,7 @@ class ReviewPanel:
         self.acts = {act: hidden(gr.Button, f"dreambooth_review_{act}", value=act) for act in ("pick", "again", "toggle", "cut")}
 
     def wire(self, widgets: Mapping[str, Any]) -> None:
-        names, inputs = list(widgets), list(widgets.values())
-
-        def with_values(handler: Any) -> Any:
-            return lambda *raw: handler(*raw[: len(raw) - len(names)], fields.values_of(names, raw[len(raw) - len(names):]))
-
+        inputs, with_values = list(widgets.values()), partial(fields.with_values, widgets)
         folder, pick, cut = widgets["instance_dir"], self.acts["pick"], self.acts["cut"]
         part, changed = [self.choice, self.box], [self.detail, self.grid, self.said]
         on_script(self.look, with_values(self.grid_html), inputs, [self.grid])
@@ -80,7 +77,7 @@ class ReviewPanel:
         for event in (self.close.click, folder.change):
             on(event, None, [], [self.name, self.wanted], js="() => ['', '']")
             on(event, lambda: gr.update(visible=False), [], [self.column])
-        self.captions.wire(self.name, inputs, with_values, self._sentences.folder)
+        self.captions.wire(self.name, widgets)
 
     # ---- what is shown
 
@@ -197,7 +194,7 @@ class ReviewPanel:
         except DreamboothError as error:
             return [gr.update(visible=True), html.note(str(error), "fault"), [None] * (3 + len(self.captions.outputs))]
         return [gr.update(visible=True), self._detail_html(name, values), [
-            name, chosen.choice, _as_text(chosen.box), *self.captions.shown(self._sentences.folder(values), name, values)]]
+            name, chosen.choice, _as_text(chosen.box), *self.captions.shown(name, values)]]
 
     def _again(self, name: str, values: Values) -> str:
         return self._detail_html(name, values) if name else ""

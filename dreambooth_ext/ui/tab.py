@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -36,7 +37,7 @@ def build(service: Service, *, css: str = "", script: str = "", warning: str = "
         train_panel.wire(form, watch)
         # The page's script clicks it once when the page is there: what a job or another page has changed meanwhile.
         opened = hidden(gr.Button, "dreambooth_opened", value="opened")
-        on_script(opened, lambda *raw: _opened(form, raw), list(form.widgets.values()),
+        on_script(opened, fields.with_values(form.widgets, partial(_opened, form)), list(form.widgets.values()),
                   [*form.widgets.values(), *form.told, form.presets.name])
         if script:
             on(tab.load, None, js=f"() => {{ {script} }}")
@@ -44,9 +45,8 @@ def build(service: Service, *, css: str = "", script: str = "", warning: str = "
     return tab
 
 
-def _opened(form: train_panel.TrainPanel, raw: tuple[Any, ...]) -> list[Any]:
+def _opened(form: train_panel.TrainPanel, values: dict[str, Any]) -> list[Any]:
     """The form as it should stand: the running run's settings, else as it is, on what the host has loaded now."""
-    values = form.values(raw)
     asked_with = values["base"]
     titles, loaded = train_panel.checkpoint_titles(form.service)
     if loaded:  # the form is as it was built; another checkpoint may have been loaded since

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -45,9 +46,6 @@ class TrainPanel:
     presets: Any = None
     review: Any = None
     drawn: Any = None
-
-    def values(self, raw: tuple[Any, ...]) -> dict[str, Any]:
-        return fields.values_of(list(self.widgets), raw)
 
     @property
     def told(self) -> list[Any]:
@@ -101,20 +99,21 @@ def build(service: Service, sentences: Sentences) -> TrainPanel:
 
 def wire(panel: TrainPanel, watch: watch_panel.WatchPanel) -> None:
     """Attach every handler. Each returns at once; work goes to the background job."""
-    inputs = list(panel.widgets.values())
+    inputs, with_values = list(panel.widgets.values()), partial(fields.with_values, panel.widgets)
+    tell = with_values(partial(told_of, panel))
     panel.presets.wire(panel.widgets)
     # The page's script clicks it while a sentence says that something is being found out.
     panel.buttons["tell"] = hidden(gr.Button, "dreambooth_tell", value="tell")
-    on_script(panel.buttons["tell"], lambda *raw: told_of(panel, panel.values(raw)), inputs, panel.told)
+    on_script(panel.buttons["tell"], tell, inputs, panel.told)
     events = [panel.widgets["instance_dir"].change, panel.widgets["base"].change]
     events += [_typed(panel.widgets[name], fields.all_options()[name].advanced) for name in panel.widgets]
     for event in events:
-        on(event, lambda *raw: told_of(panel, panel.values(raw)), inputs, panel.told)
-    on(panel.buttons["train"].click, lambda *raw: _start(panel, panel.values(raw)), inputs,
+        on(event, tell, inputs, panel.told)
+    on(panel.buttons["train"].click, with_values(partial(_start, panel)), inputs,
        [*(panel.faults[step] for step in STEPS), panel.said, watch.status, panel.notes["ready"]])
     base, folder = panel.widgets["base"], panel.widgets["instance_dir"]
     on(panel.buttons["loaded"].click, lambda: _use_loaded(panel.service), [], [base])
-    kept = on(panel.buttons["upload"].upload, lambda files, *raw: _take_uploads(panel, files, panel.values(raw)),
+    kept = on(panel.buttons["upload"].upload, with_values(partial(_take_uploads, panel)),
               [panel.buttons["upload"], *inputs], [folder, panel.notes["upload"], panel.buttons["upload"], *panel.told])
     on(kept.then, None, js="() => { window.dreamboothPage.putAway(); return []; }")
     panel.review.wire(panel.widgets)
@@ -216,7 +215,7 @@ def _is_about_empty(fault: str, values: Mapping[str, Any]) -> bool:
 
 
 def _start(panel: TrainPanel, values: Mapping[str, Any]) -> list[Any]:
-    status = watch_panel.status_html
+    status, clean = watch_panel.status_html, ["" for _ in STEPS]
     try:
         job = panel.service.start(values)
     except ConfigError as error:
@@ -228,8 +227,8 @@ def _start(panel: TrainPanel, values: Mapping[str, Any]) -> list[Any]:
         told += "".join(fields.faults_of_group(empty, step) for step in STEPS)
         return [*(fields.faults_of_group(others, step) for step in STEPS), told, status(panel.service), gr.update()]
     except DreamboothError as error:
-        return ["", "", "", "", html.note(str(error), "fault"), status(panel.service), gr.update()]
-    return ["", "", "", "", "", status(panel.service), _of_job(panel.service, job)]
+        return [*clean, html.note(str(error), "fault"), status(panel.service), gr.update()]
+    return [*clean, "", status(panel.service), _of_job(panel.service, job)]
 
 
 def values_of_run(service: Service, config: TrainConfig) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_each_end_of_a_job_is_told(service, error, state, told):
 def test_a_token_that_was_drawn_is_no_published_model(service, tmp_path):
     """Its job gives pictures: the page went on asking for news, and got none until the next run."""
     drawn = Drawn("rxz", (tmp_path / "0.png",))
-    run_job(service, lambda progress: [[drawn]], "token check")
+    run_job(service, lambda progress: [drawn], "token check")
     assert "token check: finished" in watch_panel.status_html(service) and "Finished." in watch_panel.status_html(service)
     assert watch_panel.refresh(service, {})[0] == watch_panel.status_html(service)
 
@@ -492,7 +492,7 @@ def test_settings_that_a_run_is_given_are_those_that_the_form_shows(service, val
     run.create(replace(config, concepts=(concept, replace(concept, token="sks"))))
     form = form_of(service)
     *shown, said = runs_panel._clone(service, form, "rex")
-    again = form.values(tuple(shown))
+    again = fields.values_of(list(form.widgets), shown)
     assert (again["learning_rate"], again["adam_beta2"], again["choices"]) == (1.23456789e-6, 0.99, "")
     assert "the first of these 2" in said
 
@@ -529,9 +529,9 @@ def test_without_a_named_folder_no_other_one_is_worked_on(service, tmp_path, mon
     monkeypatch.chdir(tmp_path / "pictures")
     Image.new("RGB", (8, 8)).save("a.png")
     form = form_of(service)
-    folder, nothing = Sentences(service).folder, {"instance_dir": ""}
-    for told in (form.review.captions._saved(folder, "a.png", "a text", nothing)[0], form.review._again("a.png", nothing),
-                 form.review.captions._describe(folder, "BLIP", nothing), form.review._toggled("a.png", nothing)):
+    nothing = {"instance_dir": ""}
+    for told in (form.review.captions._saved("a.png", "a text", nothing)[0], form.review._again("a.png", nothing),
+                 form.review.captions._describe("BLIP", nothing), form.review._toggled("a.png", nothing)):
         assert "no folder is named" in told
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["a.png"] and service.jobs.all() == []
 
@@ -543,8 +543,7 @@ def test_what_is_being_drawn_or_captioned_is_not_begun_twice(service, values, tm
     try:
         for _ in range(2):
             assert "The base draws the token" in form.drawn._check({**values, "resolution": 64})
-        folder = Sentences(service).folder
-        told = [form.review.captions._describe(folder, "BLIP", values) for _ in range(2)]
+        told = [form.review.captions._describe("BLIP", values) for _ in range(2)]
         assert "writes the captions" in told[0] and "running or waiting already" in told[1]
         assert [job.name for job in service.jobs.all()] == ["first", "token check", "captions"]
         for job in service.jobs.all()[1:]:
@@ -557,11 +556,11 @@ def test_the_answer_to_an_opened_page_leaves_what_was_typed_meanwhile(service):
     """It may be slow, and comes after the first field was filled; another checkpoint that was loaded since is taken over."""
     form = form_of(service)
     places, raw = list(form.widgets), [widget.value for widget in form.widgets.values()]
-    answer = dict(zip(places, tab._opened(form, tuple(raw)), strict=False))
+    answer = dict(zip(places, tab._opened(form, fields.values_of(places, raw)), strict=False))
     assert form.widgets["base"].value == "base.ckpt" and answer["base"]["choices"]
     assert not any("value" in update for update in answer.values())
     raw[places.index("base")] = "former.ckpt"
-    assert dict(zip(places, tab._opened(form, tuple(raw)), strict=False))["base"]["value"] == "base.ckpt"
+    assert dict(zip(places, tab._opened(form, fields.values_of(places, raw)), strict=False))["base"]["value"] == "base.ckpt"
 
 
 def test_missing_libraries_are_named_at_the_top(service, monkeypatch):
