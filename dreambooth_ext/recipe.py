@@ -29,7 +29,6 @@ from .tensorboard_log import tensorboard_log
 from .watchdog import watched
 
 LORA_FILE = "lora.safetensors"  # as training/lora.py names it
-AUDIT_FILE = "audit.json"  # in the run's folder
 FINDINGS_TOLD = 10
 
 T = TypeVar("T")
@@ -234,13 +233,13 @@ def provenance(config: TrainConfig, run: RunFolder, step: int | None = None) -> 
 
 
 def audit_pictures(config: TrainConfig, run: RunFolder, resolution: int, progress: Progress) -> None:
-    """Look at the original pictures, log the worst findings, and write them all to audit.json; once a run.
+    """Look at the original pictures, log the worst findings, and write them all into the run's folder; once a run.
 
     It advises, and stops no run, whatever it meets with.
     """
     from .dataset.audit import audit
 
-    if (run.path / AUDIT_FILE).is_file():
+    if run.audit_path.is_file():
         return
     try:
         found = []
@@ -251,9 +250,9 @@ def audit_pictures(config: TrainConfig, run: RunFolder, resolution: int, progres
             lines = found[-1].lines()
             for line in lines[:FINDINGS_TOLD]:
                 progress.log(line)
-            more = f" {len(lines) - FINDINGS_TOLD} more findings are in {AUDIT_FILE}." if len(lines) > FINDINGS_TOLD else ""
-            progress.log(found[-1].summary + more)
-        write_json(run.path / AUDIT_FILE, {"version": 1, "concepts": [each.to_dict() for each in found]})
+            more = len(lines) - FINDINGS_TOLD
+            progress.log(found[-1].summary + (f" {more} more findings are in {run.audit_path.name}." if more > 0 else ""))
+        write_json(run.audit_path, {"version": 1, "concepts": [each.to_dict() for each in found]})
     except (DreamboothError, OSError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
         progress.log(f"The pictures could not be looked at beforehand ({type(error).__name__}: {error}); the run goes on.")
 

@@ -22,7 +22,6 @@ from .words import counted, duration
 THUMBNAIL_PX = 160
 PICTURES_SHOWN = 24
 STEPS_SHOWN = 20  # columns of the timeline: the first, the last, and some between
-AUDIT_FILE = "audit.json"
 
 
 def escaped(text: Any) -> str:
@@ -105,7 +104,7 @@ def provenance(run: RunFolder, config: TrainConfig) -> str:
     captions = sum(name.endswith(".txt") for name in files)
     rows.append(("pictures", f"{len(files) - captions}, and {counted(captions, 'caption')}; each sha256 is in inputs.json"))
     rows += [(f"class images of concept {index}", told) for index, told in enumerate(_class_images(run), start=1)]
-    audit = _json(run.path / AUDIT_FILE).get("concepts")
+    audit = _json(run.audit_path).get("concepts")
     rows += [("audit", str(entry["summary"])) for entry in audit if isinstance(entry, dict) and "summary" in entry] \
         if isinstance(audit, list) else []
     rows.append(("published", ", ".join(Path(path).name for path in state.published) or "nothing yet"))
@@ -130,7 +129,7 @@ def picture(path: Path, alt: str) -> str:
 
 
 def _class_images(run: RunFolder) -> list[str]:
-    """For each concept: how many, of which prompt, rendered by which host."""
+    """For each concept: how many, and of which prompts."""
     prior = _json(run.dataset_dir / "manifest.json").get("prior")
     by_concept: dict[int, list[Mapping[str, Any]]] = {}
     for entry in prior if isinstance(prior, list) else []:

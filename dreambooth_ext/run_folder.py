@@ -4,6 +4,7 @@
     RUN/state.json           where the run stands: state, step, steps, message, times
     RUN/inputs.json          sha256 of the base and of each picture: a resume compares them
     RUN/choices-0.json       what was chosen of the pictures of concept 0, if anything was
+    RUN/audit.json           what was found of the pictures before they were prepared
     RUN/dataset/             prepared pictures, and manifest.json
     RUN/checkpoints/         step-000100/, one folder a snapshot
     RUN/previews/            step-000100-0.png, one file a prompt
@@ -67,6 +68,7 @@ class RunFolder:
         self.dataset_dir = path / "dataset"
         self.checkpoints_dir = path / "checkpoints"
         self.previews_dir = path / "previews"
+        self.audit_path = path / "audit.json"
         self.metrics_path = path / "metrics.jsonl"
         self.log_path = path / "log.txt"
         self.diffusers_dir = path / "diffusers"

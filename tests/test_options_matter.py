@@ -149,7 +149,7 @@ def audited(config, folder):
     run = RunFolder(folder)
     run.path.mkdir(parents=True)
     recipe.audit_pictures(config, run, config.resolution, Progress())
-    return (run.path / recipe.AUDIT_FILE).read_text()
+    return run.audit_path.read_text()
 
 
 OF_PICTURES = {"resolution": 128, "crop": "buckets", "use_captions": False, "instance_prompt": "a photo of rxz", "token": "ohwx",
