@@ -190,20 +190,26 @@ class RunFolder:
         return {**self.summary(), "size_bytes": size_of(self.path)}
 
     def summary(self) -> dict[str, Any]:
-        """The same without its size, for which all its files are looked at; one that cannot be read says so in its message, and
-        one that nobody works on any more is interrupted."""
-        base, prompts, state = "", [], self.state()
-        if state.state in WORKED_ON and not self.is_held() and (state := self.state()).state in WORKED_ON:  # nor ended meanwhile
-            state = replace(state, state="interrupted", step=self.kept_step() or state.step,
-                            message="it ended without a word, and can be resumed")
-        elif state.state == "training":  # its state is written anew only when it ends
-            state = replace(state, step=last_step(self.metrics_path) or state.step)
+        """The same without its size, for which all its files are looked at; one that cannot be read says so in its message."""
+        base, prompts, state = "", [], self._state_by_now()
         try:
             config = self.config()
             base, prompts = Path(config.base).name, [concept.instance_text for concept in config.concepts]
         except (ConfigError, ResumeError) as error:
             state = replace(state, message=error.why)
         return {"name": printable(self.path.name), "base": base, "prompts": prompts, **asdict(state)}
+
+    def _state_by_now(self) -> RunState:
+        """The state file is written when the state changes: since then steps were taken, or the process was killed."""
+        state = self.state()
+        if state.state in WORKED_ON and not self.is_held():
+            state = self.state()  # it may have ended between the two looks
+            if state.state in WORKED_ON:
+                return replace(state, state="interrupted", step=self.kept_step() or state.step,
+                               message="it ended without a word, and can be resumed")
+        if state.state == "training":
+            return replace(state, step=last_step(self.metrics_path) or state.step)
+        return state
 
     def inputs(self) -> dict[str, str]:
         """Hashes by name; empty if the file is missing or damaged, and then nothing matches, or cannot be read at the moment."""
@@ -280,12 +286,6 @@ class RunFolder:
         with suppress(OSError), self.log_path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
             # No run ends for want of its log.
             stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-
-    def last_log_lines(self, count: int) -> list[str]:
-        try:
-            return self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
-        except OSError:
-            return []
 
     def ask(self, wish: str) -> None:
         """Leave a wish ("stop", "preview", "snapshot") for whatever process works on this run. Raises StorageError."""

@@ -262,7 +262,7 @@ class Service:
         metrics = run.metrics()
         return {**run.described(), "figures": metrics[-1] if metrics else {}, "snapshots": self.snapshots(run),
                 "previews": [printable(path.name) for path in run.previews()], "comparison": self.comparison(name),
-                "log": run.last_log_lines(LOG_LINES)}
+                "log": run.log_text().splitlines()[-LOG_LINES:]}
 
     def comparison(self, name: str) -> dict[str, Any] | None:
         """What Choose shows of a run: prompts, seeds, measures, the best one and why; None before any was made."""
