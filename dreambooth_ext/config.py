@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import ConfigError, UnsafePath
 from .files import expanded, require_safe_name
-from .options import faults_of, from_mapping, option
+from .options import Option, faults_of, from_mapping, option, options_of
 
 VERSION = 1  # of the settings file; older ones are brought up to date by `migrated`
 # What makes settings of version n into those of n + 1. A setting that is renamed or left out needs a new version.
@@ -197,7 +197,7 @@ class TrainConfig:
         return {"version": VERSION, **dataclasses.asdict(self)}
 
     def faults(self) -> list[str]:
-        """Every fault that the settings alone show, one plain sentence each. Files are judged by recipe.check."""
+        """Every fault that the settings alone show, one plain sentence each. Files are judged by check.py."""
         return self._faults_of_values() or self._faults_between_settings()  # the latter rely on types
 
     def _faults_of_values(self) -> list[str]:
@@ -245,6 +245,10 @@ class TrainConfig:
             of = f" (concept {number})" if len(self.concepts) > 1 else ""
             found += [f"{text}{of}" for text in _faults_of_concept(concept)]
         return found
+
+
+# Every option of a run with one concept, by name: what a form, a command or a request may set.
+OPTIONS: dict[str, Option] = {each.name: each for config_class in (TrainConfig, Concept) for each in options_of(config_class)}
 
 
 def colour_of(text: str) -> tuple[int, int, int] | None:

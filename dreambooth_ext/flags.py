@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .config import PATHS, Concept, TrainConfig
+from .config import OPTIONS, PATHS, TrainConfig
 from .files import expanded
 from .options import Option, options_of
 
@@ -19,22 +19,16 @@ _TITLES = {"": "the basics", "model": "the model", "pictures": "pictures", "clas
 
 def add_config_flags(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     """Add a flag for each option of the run and of its one concept that is in `names`."""
-    wanted = set(names)
-    for option in _all_options():
-        if option.name in wanted:
-            _add_flag(parser, option)
+    for name in sorted(names, key=list(OPTIONS).index):
+        _add_flag(parser, OPTIONS[name])
 
 
 def add_all_config_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every option, in groups: there are dozens, and five are needed."""
     groups = {name: parser.add_argument_group(title) for name, title in _TITLES.items()}
     places = {name: place for place, name in enumerate(_NEEDED)}
-    for option in sorted(_all_options(), key=lambda option: places.get(option.name, len(places))):
+    for option in sorted(OPTIONS.values(), key=lambda option: places.get(option.name, len(places))):
         _add_flag(groups[option.group if option.advanced else ""], option)
-
-
-def _all_options() -> list[Option]:
-    return [option for config_class in (TrainConfig, Concept) for option in options_of(config_class)]
 
 
 def add_flags_of(parser: argparse.ArgumentParser, config_class: type) -> None:
@@ -57,8 +51,7 @@ def config_from_flags(parsed: argparse.Namespace, preset: Mapping[str, Any] | No
     values: dict[str, Any] = dict(preset or {})
     if getattr(parsed, "config", None):
         values |= TrainConfig.read(expanded(parsed.config)).to_dict()
-    known = {option.name for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
-    given = {name: value for name, value in vars(parsed).items() if name in known and value is not _NOT_GIVEN}
+    given = {name: value for name, value in vars(parsed).items() if name in OPTIONS and value is not _NOT_GIVEN}
     return TrainConfig.from_dict({**values, **given}).require_usable()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from functools import cache
 from typing import Any, get_type_hints
@@ -76,16 +76,12 @@ def option(default: Any, label: str, help: str, **metadata: Any) -> Any:
 
 def options_of(config_class: type) -> tuple[Option, ...]:
     """The options of a configuration class, in the order of its fields; fields without a label are none."""
-    return _all_of(config_class)
+    return _options(config_class)
 
 
 @cache
-def _all_of(config_class: type) -> tuple[Option, ...]:
-    return tuple(_options(config_class))
-
-
-def _options(config_class: type) -> Iterator[Option]:
-    hints = get_type_hints(config_class)
+def _options(config_class: type) -> tuple[Option, ...]:
+    hints, found = get_type_hints(config_class), []
     for field in dataclasses.fields(config_class):
         if "label" not in field.metadata:
             continue
@@ -94,7 +90,8 @@ def _options(config_class: type) -> Iterator[Option]:
         optional = not is_tuple and bool(kinds)
         kind = tuple if is_tuple else (kinds[0] if optional else hints[field.name])
         default = None if field.default is MISSING else field.default
-        yield Option(field.name, kind, optional, default, **field.metadata)
+        found.append(Option(field.name, kind, optional, default, **field.metadata))
+    return tuple(found)
 
 
 def faults_of(config: Any) -> list[str]:

@@ -20,15 +20,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import Concept, TrainConfig
+from .config import OPTIONS, Concept
 from .errors import ConfigError
 from .files import expanded
-from .options import options_of
 from .progress import Progress
 from .service import Service
 
 Route = tuple[str, str, Callable[[Any, dict[str, str]], Any]]
-_OPTIONS = {option.name: option for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
 _TEXTS = ("token", "class_noun", "instance_prompt", "class_prompt")
 
 
@@ -163,7 +161,7 @@ def _picture(folder: Path, body: Mapping[str, Any]) -> Path:
 def _checked(body: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """These settings, as far as they are given. Raises ConfigError with every fault."""
     given = {name: body[name] for name in names if body.get(name) not in (None, "")}
-    faults = [fault for name, value in given.items() if (fault := _OPTIONS[name].fault(value))]
+    faults = [fault for name, value in given.items() if (fault := OPTIONS[name].fault(value))]
     if faults:
         raise ConfigError(faults)
     return given

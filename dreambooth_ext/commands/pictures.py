@@ -7,16 +7,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..config import TrainConfig, colour_of
+from ..config import OPTIONS, colour_of
 from ..errors import ConfigError, PictureError
 from ..files import expanded, write_atomically
-from ..options import options_of
 from ..progress import Progress
 from ..words import counted
 from .command import Command, say
 
-_KINDS = ("subject", "style")
-_OPTIONS = {option.name: option for option in options_of(TrainConfig)}
 _SHOWN = 40  # findings on a terminal; the rest is in --json and --html
 
 
@@ -72,7 +69,7 @@ def prepare(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def _resolution(parsed: argparse.Namespace) -> int:
-    fault = _OPTIONS["resolution"].fault(parsed.resolution)
+    fault = OPTIONS["resolution"].fault(parsed.resolution)
     if fault:
         raise ConfigError([fault])
     return parsed.resolution
@@ -96,7 +93,8 @@ def _require_own(out: Path, folder: Path) -> None:
 
 def _declare_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="the folder of pictures; nothing in it is changed")
-    parser.add_argument("--kind", choices=_KINDS, default="subject", help="what they are to teach (default: subject)")
+    parser.add_argument("--kind", choices=OPTIONS["kind"].choices, default="subject",
+                        help="what they are to teach (default: subject)")
     _declare_resolution(parser)
     parser.add_argument("--html", metavar="FILE", help="write a page that shows every finding")
     parser.add_argument("--choices", metavar="FILE", help="write what to keep, fix and drop, for you to change; `prepare` reads it")
@@ -106,8 +104,8 @@ def _declare_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="the folder of pictures; nothing in it is changed")
     parser.add_argument("--out", metavar="DIR", required=True, help="where the prepared pictures go")
     _declare_resolution(parser)
-    parser.add_argument("--crop", choices=_OPTIONS["crop"].choices, default=_OPTIONS["crop"].default, help=_OPTIONS["crop"].help)
-    parser.add_argument("--flatten-on", default="white", metavar="COLOUR", help=_OPTIONS["flatten_on"].help)
+    parser.add_argument("--crop", choices=OPTIONS["crop"].choices, default=OPTIONS["crop"].default, help=OPTIONS["crop"].help)
+    parser.add_argument("--flatten-on", default="white", metavar="COLOUR", help=OPTIONS["flatten_on"].help)
     parser.add_argument("--choices", metavar="FILE", help="what `audit --choices` wrote and you changed")
 
 

@@ -19,8 +19,6 @@ from .overlay import Mark
 from .pictures import list_pictures, open_original, why_none
 from .verdict import Audit, Fix, PictureAudit, SetAudit, Verdict
 
-KINDS = ("subject", "style")
-
 
 def audit(folder: Path, *, kind: str = "subject", resolution: int = 512, choices: Mapping[str, Choice] | None = None,
           progress: Progress = SILENT) -> Audit:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import gradio as gr
 
-from ..config import PATHS, Concept, TrainConfig
-from ..options import Option, options_of
+from ..config import OPTIONS, PATHS
+from ..options import Option
 from . import html
 
 _QUOTED = re.compile(r"""^(["'])(.*)\1$""")  # as Windows' "Copy as path" gives a path
-
-
-@cache
-def all_options() -> dict[str, Option]:
-    """Every option of a run with one concept, by name."""
-    return {option.name: option for config_class in (TrainConfig, Concept) for option in options_of(config_class)}
 
 
 def widget(option: Option, **changes: Any) -> Any:
@@ -57,8 +50,7 @@ def _short(value: float) -> str:
 
 def values_of(names: Sequence[str], raw: Iterable[Any]) -> dict[str, Any]:
     """What the widgets say, as settings; text that is no number stays text, for `validate` to name."""
-    options = all_options()
-    return values_from({name: options[name] for name in names}, raw)
+    return values_from({name: OPTIONS[name] for name in names}, raw)
 
 
 def values_from(options: Mapping[str, Option], raw: Iterable[Any]) -> dict[str, Any]:
@@ -110,7 +102,7 @@ _STEP_OF = {"watch": "train"}  # it has no step of its own
 def option_of(fault: str) -> Option | None:
     """The option that a fault is about: its sentence begins with the flag."""
     flag = re.split("[: ]", fault, maxsplit=1)[0]
-    return next((option for option in all_options().values() if option.flag == flag), None)
+    return next((option for option in OPTIONS.values() if option.flag == flag), None)
 
 
 def faults_of_group(faults: Iterable[str], group: str) -> str:

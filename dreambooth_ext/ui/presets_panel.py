@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from .. import presets
+from ..config import OPTIONS
 from ..errors import ConfigError, DreamboothError
 from ..service import Service
 from . import fields, html
@@ -88,5 +89,4 @@ class PresetsPanel:
 
 
 def _shown(names: list[str], values: Mapping[str, Any]) -> list[Any]:
-    options = fields.all_options()
-    return [fields.shown(options[name], values[name]) if name in values else gr.update() for name in names]
+    return [fields.shown(OPTIONS[name], values[name]) if name in values else gr.update() for name in names]

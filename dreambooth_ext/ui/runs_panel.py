@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..config import OPTIONS
 from ..errors import DreamboothError
 from ..outbox import OUTBOX
 from ..service import Service
@@ -174,6 +175,5 @@ def _clone(service: Service, form: TrainPanel, name: str) -> list[Any]:
     except DreamboothError as error:
         return [*(gr.update() for _ in form.widgets), html.note(str(error), "fault")]
     values = {**values_of_run(service, config), "output_name": service.free_name(name)}
-    options = fields.all_options()
     said = html.note(f"The Train tab has {name}'s settings now.", "good") + fields.first_alone(len(config.concepts))
-    return [*(fields.shown(options[field_name], values[field_name]) for field_name in form.widgets), said]
+    return [*(fields.shown(OPTIONS[field_name], values[field_name]) for field_name in form.widgets), said]

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from .. import needs
+from ..config import OPTIONS
 from ..service import Service
 from . import choose_panel, fields, html, runs_panel, train_panel, watch_panel
 from .compat import blocks, hidden, leave_out_of_saved_defaults, on, on_script
@@ -57,7 +58,6 @@ def _opened(form: train_panel.TrainPanel, values: dict[str, Any]) -> list[Any]:
         values = train_panel.values_of_run(form.service, config)
     # What is as the page has it is not sent: by now somebody may have chosen another one.
     base = gr.update(choices=titles, **({} if values["base"] == asked_with else {"value": values["base"] or None}))
-    options = fields.all_options()
-    shown = [base if name == "base" else fields.shown(options[name], values[name]) if config else gr.update()
+    shown = [base if name == "base" else fields.shown(OPTIONS[name], values[name]) if config else gr.update()
              for name in form.widgets]
     return [*shown, *train_panel.told_of(form, values), form.presets.listed()]

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from .. import advice, presets
-from ..config import TrainConfig
+from ..config import OPTIONS, TrainConfig
 from ..errors import ConfigError, DreamboothError
 from ..jobs import Job
 from ..options import Option
@@ -106,7 +106,7 @@ def wire(panel: TrainPanel, watch: watch_panel.WatchPanel) -> None:
     panel.buttons["tell"] = hidden(gr.Button, "dreambooth_tell", value="tell")
     on_script(panel.buttons["tell"], tell, inputs, panel.told)
     events = [panel.widgets["instance_dir"].change, panel.widgets["base"].change]
-    events += [_typed(panel.widgets[name], fields.all_options()[name].advanced) for name in panel.widgets]
+    events += [_typed(panel.widgets[name], OPTIONS[name].advanced) for name in panel.widgets]
     for event in events:
         on(event, tell, inputs, panel.told)
     on(panel.buttons["train"].click, with_values(partial(_start, panel)), inputs,
@@ -234,7 +234,7 @@ def _start(panel: TrainPanel, values: Mapping[str, Any]) -> list[Any]:
 def values_of_run(service: Service, config: TrainConfig) -> dict[str, Any]:
     """A run's settings by the names of the form's fields; its base by its title, where the host lists it."""
     values = {name: value for owner in (config, *config.concepts[:1]) for name, value in vars(owner).items()
-              if name in fields.all_options()}
+              if name in OPTIONS}
     if values.get("choices") == str(RunFolder.for_config(config).choices_path(0)):
         values["choices"] = ""  # Review writes into the file that the form names, and this one is the run's
     titles = {str(checkpoint.path): checkpoint.title for checkpoint in service.host.checkpoints()}
@@ -279,9 +279,8 @@ class _step:
 
 
 def _basic(panel: TrainPanel, names: list[str]) -> None:
-    options = fields.all_options()
     for name in names:
-        panel.widgets[name] = _widget(panel, options[name])
+        panel.widgets[name] = _widget(panel, OPTIONS[name])
 
 
 def _advanced(panel: TrainPanel) -> None:
@@ -291,7 +290,7 @@ def _advanced(panel: TrainPanel) -> None:
         gr.Textbox(label="Search options", max_lines=1, elem_id="dreambooth_search", interactive=True,
                    placeholder="a word of a name or of its help")
         for group, title in GROUPS.items():
-            rest = [option for option in fields.all_options().values()
+            rest = [option for option in OPTIONS.values()
                     if (option.group or "train") == group and option.name not in panel.widgets]
             if rest:
                 gr.HTML(value=f"<h4>{html.escaped(title)}</h4>", elem_classes=["dreambooth-group-title"])

@@ -6,10 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreambooth_ext.config import Concept, TrainConfig
+from dreambooth_ext.config import OPTIONS, Concept, TrainConfig
 from dreambooth_ext.ui import fields, tab, train_panel
-
-OPTIONS = fields.all_options()
 
 
 def components(service):

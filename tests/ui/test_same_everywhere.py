@@ -3,6 +3,7 @@
 import pytest
 
 from dreambooth_ext import api, cli
+from dreambooth_ext.config import OPTIONS
 from dreambooth_ext.errors import DreamboothError
 
 PAGE = "only of the page itself"  # opens, closes or refreshes something that it shows
@@ -89,7 +90,7 @@ def test_a_bad_value_is_refused_in_the_same_words_everywhere(service, values, na
     values = {**values, name: value}
     of_service = service.faults(values)
     assert of_service
-    flags = [part for key, content in values.items() for part in (fields.all_options()[key].flag, str(content))]
+    flags = [part for key, content in values.items() for part in (OPTIONS[key].flag, str(content))]
     code = cli.run(["check", *flags, "--models-dir", str(service.host.models_dir), "--runs-dir", str(service.host.runs_dir)])
     told = capsys.readouterr().err
     assert code == cli.BAD_INPUT and of_service[0].partition(": ")[0] in told
