@@ -13,13 +13,13 @@ from difflib import get_close_matches
 
 from . import __version__
 from .commands import COMMANDS
+from .commands.examples import PROGRAM, examples_of
+from .commands.terminal import listener, silence
 from .errors import Cancelled, CheckpointError, ConfigError, Diverged, DreamboothError, PictureError, ResumeError, StorageError
-from .examples import PROGRAM, examples_of
 from .files import unforeseen
 from .progress import Progress
 from .run_folder import WORKED_ON, resume_command
 from .signals import Interrupter, heard
-from .terminal import listener, silence
 from .words import half_of
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

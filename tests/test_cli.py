@@ -512,7 +512,7 @@ PRINTS = """
 import sys
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.signals import Interrupter, heard
-from dreambooth_ext.terminal import listener
+from dreambooth_ext.commands.terminal import listener
 progress = Progress(listener(False))
 with heard(Interrupter(progress)):
     print("begun", flush=True)

@@ -6,7 +6,7 @@ import pytest
 
 from dreambooth_ext import cli
 from dreambooth_ext.commands import COMMANDS
-from dreambooth_ext.examples import EXAMPLES, PROGRAM
+from dreambooth_ext.commands.examples import EXAMPLES, PROGRAM
 
 
 def test_each_command_has_an_example():

@@ -46,13 +46,10 @@ MAY_IMPORT = {
     "picture_routes": F0 | {"picture_room", "service"},
     "run_routes": F0 | {"presets", "service", "uploads"},
     "api": F0 | {"check", "recipe", "jobs", "service", "origin", "run_routes", "picture_routes"},
-    "terminal": F0,
-    "flags": F0,
     "commands": F0
-    | {"check", "recipe", "presets", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset", "flags"}
-    | {"terminal", "rollback", "service", "compare", "comparison", "picture_room", "api"},
-    "examples": set(),
-    "cli": F0 | {"commands", "flags", "terminal", "examples"},
+    | {"check", "recipe", "presets", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset"}
+    | {"rollback", "service", "compare", "comparison", "picture_room", "api"},
+    "cli": F0 | {"commands"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -60,7 +57,7 @@ ONLY_IN = {"gradio": "ui", "modules": "hosts"}
 # in the rooms that the WebUI loads at its start
 NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}
 LIGHT = F0 | {"dataset", "hosts", "ui", "api", "service", "advice", "needs", "jobs", "check", "recipe", "team"}
-LIGHT |= {"card", "picture_room", "picture_routes", "commands", "flags", "terminal", "cli", "origin", "uploads"}
+LIGHT |= {"card", "picture_room", "picture_routes", "commands", "cli", "origin", "uploads"}
 
 
 def room_of(path: Path) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..config import Concept
 from ..errors import ConfigError
 from ..files import expanded
-from ..flags import add_config_flags, given
 from ..progress import Progress
 from .command import Command, say
+from .flags import add_config_flags, given
 
 _OPTIONS = ("token", "class_noun", "instance_prompt")
 

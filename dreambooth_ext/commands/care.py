@@ -13,13 +13,13 @@ from ..comparison import Comparison, Wishes, percent
 from ..config import TrainConfig
 from ..errors import Cancelled, ConfigError, DreamboothError, ResumeError, RunBusy
 from ..files import expanded, gib
-from ..flags import add_flags_of, given_of
 from ..hosts.standalone import StandaloneHost
 from ..jobs import Jobs
 from ..progress import Progress
 from ..run_folder import RunFolder, resume_command
 from ..service import Service
 from .command import Command, declare_run, host_of, run_of, say, show_object
+from .flags import add_flags_of, given_of
 
 WISHES = ("preview", "snapshot", "stop", "discard")
 STOPS_WITHIN_S = 600.0  # one step, and a snapshot to be written

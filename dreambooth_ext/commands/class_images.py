@@ -11,11 +11,11 @@ from ..config import TrainConfig
 from ..dataset.manifest import sha256_of
 from ..errors import ConfigError
 from ..files import expanded, write_atomically
-from ..flags import add_config_flags, config_from_flags
 from ..gpu import require_device
 from ..progress import Progress
 from ..words import counted
 from .command import Command, host_of, say
+from .flags import add_config_flags, config_from_flags
 
 _OPTIONS = (
     "base", "vae", "instance_dir", "token", "class_noun", "class_prompt", "class_negative_prompt", "class_dir",

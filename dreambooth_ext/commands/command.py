@@ -11,11 +11,11 @@ from .. import presets
 from ..config import TrainConfig
 from ..errors import ConfigError, ResumeError
 from ..files import expanded, require_safe_name
-from ..flags import add_all_config_flags, config_from_flags, given
 from ..host import Host
 from ..hosts.standalone import StandaloneHost
 from ..progress import Progress
 from ..run_folder import RunFolder
+from .flags import add_all_config_flags, config_from_flags, given
 
 # What it does, one line of help, and the declaration of its flags.
 Command = tuple[Callable[[argparse.Namespace, Progress], None], str, Callable[[argparse.ArgumentParser], None]]

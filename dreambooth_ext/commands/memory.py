@@ -9,11 +9,11 @@ from .. import recipe
 from ..config import TrainConfig
 from ..errors import ConfigError
 from ..files import gib
-from ..flags import add_config_flags, config_from_flags
 from ..gpu import ImaginedGpu, imagined, require_device
 from ..models.family import FAMILIES, SD1
 from ..progress import Progress
 from .command import Command, say
+from .flags import add_config_flags, config_from_flags
 
 _OPTIONS = ("base", "vae", "resolution", "train_batch_size", "with_prior_preservation", "train_text_encoder", "memory_profile",
             "optimizer", "mixed_precision", "gradient_checkpointing", "speed_up", "kernels", "ema_decay", "lora_rank",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..files import expanded, require_writable, write_atomically
-from ..flags import add_flags_of, given_of
 from ..host import Txt2Img
 from ..hosts.standalone import StandaloneHost
 from ..options import faults_of, option
 from ..progress import Progress
 from ..words import counted
 from .command import Command, say
+from .flags import add_flags_of, given_of
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from dataclasses import replace
 from .. import recipe
 from ..compare import snapshot_folder
 from ..files import expanded, gib
-from ..flags import add_config_flags, given
 from ..progress import Progress
 from ..run_folder import WORKED_ON, list_runs
 from ..words import counted, duration
 from .command import Command, declare_run, declare_settings, host_of, run_of, say, settings_of
+from .flags import add_config_flags, given
 
 
 def train(parsed: argparse.Namespace, progress: Progress) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
-from .progress import Report
-from .words import duration
+from ..progress import Report
+from ..words import duration
 
 LINE_INTERVAL_S = 5.0  # between two plain lines of one phase
 BYTES_FROM = 1_000_000  # so large a total is no count of steps or pictures

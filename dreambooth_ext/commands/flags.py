@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .config import OPTIONS, PATHS, TrainConfig
-from .files import expanded
-from .options import Option, options_of
+from ..config import OPTIONS, PATHS, TrainConfig
+from ..files import expanded
+from ..options import Option, options_of
 
 _NOT_GIVEN = object()
 _NEEDED = ("base", "instance_dir", "token", "class_noun", "output_name")  # by every run, if no file has them
