@@ -21,12 +21,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .config import Concept, TrainConfig
 from .errors import ConfigError, DreamboothError, HostError, RunBusy
 from .files import unforeseen
+from .options import options_of
 from .origin import anybody, nobody, require_own_name, require_own_page
 from .picture_routes import routes as routes_of_pictures
 from .run_routes import routes as routes_of_runs
-from .service import Service, schema
+from .service import Service
 
 PREFIX = "/dreambooth/v1"
 BODY_BYTES_AT_MOST = 1 << 20  # all settings together have some KiB
@@ -111,6 +113,31 @@ def _routes(service: Service) -> list[tuple[str, str, Callable[[Any, dict[str, s
 
 
 PUBLISH_SETTINGS = ("publish_format", "publish_dtype", "vae")
+
+
+def schema() -> dict[str, Any]:
+    """The settings as JSON schema, made from the options' own metadata."""
+    names = {int: "integer", float: "number", str: "string", bool: "boolean", tuple: "array"}
+
+    def properties(config_class: type) -> dict[str, Any]:
+        found = {}
+        for option in options_of(config_class):
+            kind: Any = names[option.kind]
+            entry: dict[str, Any] = {"type": [kind, "null"] if option.optional else kind, "title": option.label,
+                                     "description": option.help, "default": option.default}
+            limits = {"minimum": option.minimum, "maximum": option.maximum, "enum": list(option.choices) or None}
+            entry.update({name: value for name, value in limits.items() if value is not None})
+            if option.kind is tuple:
+                entry["items"] = {"type": "string"}
+            found[option.name] = entry
+        return found
+
+    concept = {"type": "object", "properties": properties(Concept), "additionalProperties": False}
+    several = {"type": "array", "items": concept, "title": "Concepts",
+               "description": "Several subjects; a single one may stand on the top level instead."}
+    run = {**properties(TrainConfig), **properties(Concept), "concepts": several}
+    return {"type": "object", "title": "TrainConfig", "additionalProperties": False,
+            "required": ["base", "output_name"], "properties": run}
 
 
 async def _object(request: Any, bytes_at_most: int) -> dict[str, Any]:

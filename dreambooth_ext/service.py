@@ -22,7 +22,6 @@ from .files import NAME_AT_MOST, require_inside, require_safe_name
 from .gpu import require_device
 from .host import Host, on_device_of
 from .jobs import JOBS, TOO_LATE, Job, Jobs
-from .options import options_of
 from .progress import Progress
 from .run_folder import RunFolder, list_runs, require_run_name
 from .watchdog import watched
@@ -352,30 +351,3 @@ class Service:
         """The run of this name, in whatever case, that is worked on or waits for it."""
         queued = (job.work.run for job in self.jobs.all() if isinstance(job.work, Work))
         return next((other for other in queued if str(other.path).lower() == str(run.path).lower()), None)
-
-
-def schema() -> dict[str, Any]:
-    """The settings as JSON schema, made from the options' own metadata."""
-    from .config import Concept
-
-    names = {int: "integer", float: "number", str: "string", bool: "boolean", tuple: "array"}
-
-    def properties(config_class: type) -> dict[str, Any]:
-        found = {}
-        for option in options_of(config_class):
-            kind: Any = names[option.kind]
-            entry: dict[str, Any] = {"type": [kind, "null"] if option.optional else kind, "title": option.label,
-                                     "description": option.help, "default": option.default}
-            limits = {"minimum": option.minimum, "maximum": option.maximum, "enum": list(option.choices) or None}
-            entry.update({name: value for name, value in limits.items() if value is not None})
-            if option.kind is tuple:
-                entry["items"] = {"type": "string"}
-            found[option.name] = entry
-        return found
-
-    concept = {"type": "object", "properties": properties(Concept), "additionalProperties": False}
-    several = {"type": "array", "items": concept, "title": "Concepts",
-               "description": "Several subjects; a single one may stand on the top level instead."}
-    run = {**properties(TrainConfig), **properties(Concept), "concepts": several}
-    return {"type": "object", "title": "TrainConfig", "additionalProperties": False,
-            "required": ["base", "output_name"], "properties": run}

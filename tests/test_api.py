@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ fastapi = pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402
 
 from dreambooth_ext import api, recipe  # noqa: E402
+from dreambooth_ext.config import Concept, TrainConfig  # noqa: E402
 from dreambooth_ext.hosts.standalone import StandaloneHost  # noqa: E402
 from dreambooth_ext.jobs import Jobs  # noqa: E402
 from dreambooth_ext.service import Service  # noqa: E402
@@ -189,3 +191,11 @@ def test_the_document_lists_each_route_and_no_other(tmp_path):
     listed = re.findall(r"^\| `((?:GET|POST) /[^`]+)` \|", text, re.MULTILINE)
     there = [f"{method} {path}" for method, path, _ in api._routes(Service(StandaloneHost(tmp_path, tmp_path)))]
     assert sorted(listed) == sorted(there)
+
+
+def test_the_schema_knows_every_option():
+    found = api.schema()
+    of_concept = {field.name for field in fields(Concept)}  # a single one stands on the top level
+    assert set(found["properties"]) == {field.name for field in fields(TrainConfig)} | of_concept
+    assert set(found["properties"]["concepts"]["items"]["properties"]) == {field.name for field in fields(Concept)}
+    assert found["properties"]["steps"]["type"] == ["integer", "null"] and found["properties"]["steps"]["minimum"] == 1

@@ -14,7 +14,7 @@ from dreambooth_ext.hosts.standalone import StandaloneHost
 from dreambooth_ext.jobs import Jobs
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
-from dreambooth_ext.service import Service, schema
+from dreambooth_ext.service import Service
 
 
 @pytest.fixture
@@ -224,18 +224,6 @@ def test_uploads_are_kept_under_harmless_names(service, tmp_path):
                                                                 "y" * 99 + ".png"]
     assert len(list_pictures(folder)) == len(files)
     assert service.host.runs_dir in folder.parents
-
-
-def test_the_schema_knows_every_option():
-    from dataclasses import fields
-
-    from dreambooth_ext.config import Concept, TrainConfig
-
-    found = schema()
-    of_concept = {field.name for field in fields(Concept)}  # a single one stands on the top level
-    assert set(found["properties"]) == {field.name for field in fields(TrainConfig)} | of_concept
-    assert set(found["properties"]["concepts"]["items"]["properties"]) == {field.name for field in fields(Concept)}
-    assert found["properties"]["steps"]["type"] == ["integer", "null"] and found["properties"]["steps"]["minimum"] == 1
 
 
 def test_pasted_pictures_join_those_that_were_dropped_before(service, tmp_path):
