@@ -43,9 +43,7 @@ MAY_IMPORT = {
     "service": F0 | {"check", "recipe", "jobs", "uploads", "comparison", "compare", "rollback", "report", "picture_room"},
     "ui": F0 | {"check", "recipe", "presets", "report", "plot", "jobs", "service", "advice", "needs"}
     | {"origin", "comparison", "share_plot", "picture_room", "dataset"},
-    "picture_routes": F0 | {"picture_room", "service"},
-    "run_routes": F0 | {"presets", "service", "uploads"},
-    "api": F0 | {"check", "recipe", "jobs", "service", "origin", "run_routes", "picture_routes"},
+    "api": F0 | {"presets", "uploads", "picture_room", "service", "origin"},
     "commands": F0
     | {"check", "recipe", "presets", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset"}
     | {"rollback", "service", "compare", "comparison", "picture_room", "api"},
@@ -57,7 +55,7 @@ ONLY_IN = {"gradio": "ui", "modules": "hosts"}
 # in the rooms that the WebUI loads at its start
 NEVER_AT_IMPORT = {"torch", "diffusers", "transformers", "accelerate"}
 LIGHT = F0 | {"dataset", "hosts", "ui", "api", "service", "advice", "needs", "jobs", "check", "recipe", "team"}
-LIGHT |= {"card", "picture_room", "picture_routes", "commands", "cli", "origin", "uploads"}
+LIGHT |= {"card", "picture_room", "commands", "cli", "origin", "uploads"}
 
 
 def room_of(path: Path) -> str:

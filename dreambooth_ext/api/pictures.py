@@ -16,22 +16,21 @@ The picture room is imported by the first request for it: the WebUI's start does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import OPTIONS, Concept
-from .errors import ConfigError
-from .files import expanded
-from .progress import Progress
-from .service import Service
+from ..config import OPTIONS, Concept
+from ..errors import ConfigError
+from ..files import expanded
+from ..progress import Progress
+from ..service import Service
+from .runs import Route
 
-Route = tuple[str, str, Callable[[Any, dict[str, str]], Any]]
 _TEXTS = ("token", "class_noun", "instance_prompt", "class_prompt")
 
 
 def routes(service: Service) -> list[Route]:
-    """Handlers take (body, path parameters) and answer plain values."""
     return [*_of_folders(service), *_of_captions(service), *_of_the_class(service)]
 
 
@@ -40,7 +39,7 @@ def _of_folders(service: Service) -> list[Route]:
         return {"upscalers": service.host.upscalers(), "captioners": service.host.captioners()}
 
     def audit(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
-        from . import picture_room
+        from .. import picture_room
 
         folder = _folder(service, body, {"kind", "resolution"})
         asked = _checked(body, "kind", "resolution")
@@ -48,7 +47,7 @@ def _of_folders(service: Service) -> list[Route]:
                                    resolution=asked.get("resolution") or 512).to_dict()
 
     def choose(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
-        from . import picture_room
+        from .. import picture_room
 
         folder = _folder(service, body, {"picture", "choice", "sha256", "box"})
         picture, box = _picture(folder, body), body.get("box")
@@ -62,7 +61,7 @@ def _of_folders(service: Service) -> list[Route]:
         return {"chosen": {name: each.choice for name, each in picture_room.choose(file, picture.name, chosen).items()}}
 
     def prepare(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
-        from . import picture_room
+        from .. import picture_room
 
         names = ("resolution", "crop", "upscaler", "flatten_on")
         folder, asked = _folder(service, body, set(names)), _checked(body, *names)
@@ -76,20 +75,20 @@ def _of_folders(service: Service) -> list[Route]:
 
 def _of_captions(service: Service) -> list[Route]:
     def captions(body: dict[str, Any], path: dict[str, str]) -> list[dict[str, Any]]:
-        from . import picture_room
+        from .. import picture_room
 
         folder = _folder(service, body, set(_TEXTS))
         return [{"picture": each.picture.name, "text": each.text, "prompt": each.prompt, "tokens": each.tokens, "cut": each.cut,
                  "problem": each.problem} for each in picture_room.captions(folder, _concept(body))]
 
     def caption(body: dict[str, Any], path: dict[str, str]) -> dict[str, str]:
-        from . import picture_room
+        from .. import picture_room
 
         picture = _picture(_folder(service, body, {"picture", "text"}), body)
         return {"file": picture_room.write_caption(picture, str(body.get("text") or "")).name}
 
     def describe(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
-        from . import picture_room
+        from .. import picture_room
 
         folder = _folder(service, body, {"captioner", "overwrite"})
         done = picture_room.caption_with(folder, service.host, str(body.get("captioner") or ""),
@@ -97,7 +96,7 @@ def _of_captions(service: Service) -> list[Route]:
         return {"sentence": done.sentence, "written": [path.name for path in done.written], "refused": dict(done.refused)}
 
     def token(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
-        from . import picture_room
+        from .. import picture_room
 
         asked, concept = _checked(body, "resolution", "prediction_type", "clip_skip", "vae"), _concept(body)
         if not concept.token.strip():
@@ -119,12 +118,12 @@ def _of_captions(service: Service) -> list[Route]:
 
 def _of_the_class(service: Service) -> list[Route]:
     def plan(body: dict[str, Any], path: dict[str, str]) -> list[Mapping[str, object]]:
-        from . import picture_room
+        from .. import picture_room
 
         return picture_room.plans_as_values(picture_room.class_image_plans(service.settings(body), service.host))
 
     def strike_out(body: dict[str, Any], path: dict[str, str]) -> list[Mapping[str, object]]:
-        from . import picture_room
+        from .. import picture_room
 
         names = body.get("pictures")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -149,7 +148,7 @@ def _folder(service: Service, body: Mapping[str, Any], more: set[str]) -> Path:
 
 def _picture(folder: Path, body: Mapping[str, Any]) -> Path:
     """One picture of a folder, by its name. Raises ConfigError, PictureError."""
-    from . import picture_room
+    from .. import picture_room
 
     name = body.get("picture")
     found = next((path for path in picture_room.pictures_in(folder) if path.name == name), None)

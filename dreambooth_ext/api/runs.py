@@ -30,19 +30,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import presets
-from .errors import ConfigError, ResumeError
-from .files import require_safe_name
-from .outbox import OUTBOX
-from .service import Service
-from .uploads import harmless
+from .. import presets
+from ..errors import ConfigError, ResumeError
+from ..files import require_safe_name
+from ..outbox import OUTBOX
+from ..service import Service
+from ..uploads import harmless
 
 WISHES = ("preview", "snapshot")
-Route = tuple[str, str, Callable[[Any, dict[str, str]], Any]]
+Handler = Callable[[Any, dict[str, str]], Any]  # of (body, path parameters); answers plain values, or a file to be sent
+Route = tuple[str, str, Handler]  # method, path, handler
 
 
 def routes(service: Service) -> list[Route]:
-    """Handlers take (body, path parameters) and answer plain values, or the path of a file to be sent."""
     return [*_of_settings(service), *_of_uploads(service), *_of_runs(service), *_of_presets(service)]
 
 
@@ -95,19 +95,16 @@ def _of_runs(service: Service) -> list[Route]:
         return service.explain(path["name"], OUTBOX.folder(), with_paths=body.get("with_paths") is True,
                                with_prompts=body.get("with_prompts") is True)
 
-    def compare(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
-        return service.compare(path["name"], body).status()
-
     return [
         ("GET", "/runs/{name}", lambda body, path: service.details(path["name"])),
         ("GET", "/runs/{name}/settings", lambda body, path: service.cloned(path["name"])),
         ("GET", "/runs/{name}/metrics", lambda body, path: service.run(path["name"]).metrics()),
-        ("POST", "/runs/{name}/compare", compare),
+        ("POST", "/runs/{name}/compare", lambda body, path: service.compare(path["name"], body).status()),
         ("GET", "/runs/{name}/comparison", lambda body, path: service.comparison(path["name"])),
         ("GET", "/runs/{name}/pictures/{folder}/{file}", lambda body, path: _picture(service, path)),
         ("GET", "/runs/{name}/report", lambda body, path: service.report(path["name"], OUTBOX.folder())),
         ("POST", "/runs/{name}/explain", explain),
-        ("POST", "/runs/{name}/open-folder", lambda body, path: {"opened": str(service.open_folder(path["name"]).name)}),
+        ("POST", "/runs/{name}/open-folder", lambda body, path: {"opened": service.open_folder(path["name"]).name}),
     ]
 
 

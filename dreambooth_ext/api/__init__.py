@@ -9,7 +9,7 @@
     POST /dreambooth/v1/runs/{name}/publish   body: {"snapshot": "", "name": "", "settings": {}}
     POST /dreambooth/v1/runs/{name}/delete
 
-and those of run_routes.py and picture_routes.py, below the same prefix.
+and those of runs.py and pictures.py, below the same prefix.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import Concept, TrainConfig
-from .errors import ConfigError, DreamboothError, HostError, RunBusy
-from .files import unforeseen
-from .options import options_of
-from .origin import anybody, nobody, require_own_name, require_own_page
-from .picture_routes import routes as routes_of_pictures
-from .run_routes import routes as routes_of_runs
-from .service import Service
+from ..config import Concept, TrainConfig
+from ..errors import ConfigError, DreamboothError, HostError, RunBusy
+from ..files import unforeseen
+from ..options import options_of
+from ..origin import anybody, nobody, require_own_name, require_own_page
+from ..service import Service
+from .pictures import routes as routes_of_pictures
+from .runs import Handler, Route
+from .runs import routes as routes_of_runs
 
 PREFIX = "/dreambooth/v1"
 BODY_BYTES_AT_MOST = 1 << 20  # all settings together have some KiB
@@ -47,7 +48,7 @@ def mount(
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import FileResponse, JSONResponse
 
-    def route(method: str, path: str, handler: Callable[[Any, dict[str, str]], Any]) -> None:
+    def route(method: str, path: str, handler: Handler) -> None:
         async def endpoint(request: Request) -> Any:
             if not _is_allowed(request.headers.get("authorization", ""), credentials):
                 return JSONResponse({"error": "a user and password of --api-auth are needed"}, 401,
@@ -72,7 +73,7 @@ def mount(
         route(method, path, handler)
 
 
-def _routes(service: Service) -> list[tuple[str, str, Callable[[Any, dict[str, str]], Any]]]:
+def _routes(service: Service) -> list[Route]:
     def stop(body: dict[str, Any], path: dict[str, str]) -> dict[str, bool]:
         running = service.jobs.running
         job_id = body.get("job") or (running.id if running else "")
