@@ -126,20 +126,22 @@ def _faults_of_engine(config: TrainConfig) -> list[str]:
 
 
 def _warnings(config: TrainConfig) -> list[str]:
+    from .dataset.captions import captions_advice, token_advice
+    from .models.tokenizer import token_pieces
+
     found = []
     for concept in config.concepts:
         if concept.token:
-            found += _token_warnings(concept.token)
+            found.append(token_advice(concept.token, token_pieces))
         found += prompt_advice(concept)
         if config.use_captions:
-            found += _caption_warnings(Path(concept.instance_dir).expanduser())
+            found.append(captions_advice(Path(concept.instance_dir).expanduser()))
         if (concept.num_class_images or 0) > CLASS_IMAGES_FIRM_ADVICE:
             found.append(f"{concept.num_class_images} class images: more than {CLASS_IMAGES_FIRM_ADVICE} never helped; "
                          f"{CLASS_IMAGES_AT_MOST} suffice.")
     if not config.with_prior_preservation:
         found.append("Without prior preservation the class itself will drift towards the subject.")
-    advice = lora_advice(config)
-    return [*found, advice] if advice else found
+    return [warning for warning in (*found, lora_advice(config)) if warning]
 
 
 def lora_advice(config: TrainConfig) -> str:
@@ -162,24 +164,6 @@ def prompt_advice(concept: Concept) -> list[str]:
 
     own = (("The instance prompt", concept.instance_prompt), ("The class prompt", concept.class_prompt))
     return [advice for advice in (bracket_advice(*each) for each in own) if advice]
-
-
-def _token_warnings(token: str) -> list[str]:
-    from .dataset.captions import token_advice
-    from .models.tokenizer import token_pieces
-
-    advice = token_advice(token, token_pieces)
-    return [advice] if advice else []
-
-
-def _caption_warnings(folder: Path) -> list[str]:
-    from .dataset.captions import captions_advice
-
-    try:
-        advice = captions_advice(folder)
-    except PictureError:  # a fault, and told as one
-        return []
-    return [advice] if advice else []
 
 
 def _in_one_line(error: DreamboothError) -> str:
