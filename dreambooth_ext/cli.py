@@ -33,8 +33,8 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     parsed = _parsed(arguments)
     progress = Progress(*([] if _follows() else [listener(parsed.json)]))
-    started = {"work": False}
-    progress.listen(lambda report: started.update(work=started["work"] or report.phase in _WORK_PHASES))
+    phases: set[str] = set()  # that the work has come to
+    progress.listen(lambda report: phases.add(report.phase))
     try:
         with heard(Interrupter(progress)):
             parsed.command(parsed, progress)
@@ -45,12 +45,12 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # what was asked for is done, and nobody reads on
         silence(sys.stdout)
     except (DreamboothError, OSError) as caught:
-        told = caught if isinstance(caught, DreamboothError) else unforeseen(caught)
-        _tell(str(told) + (_how_to_resume(parsed, slower=isinstance(told, Diverged)) if started["work"] else ""))
+        told, has_begun = caught if isinstance(caught, DreamboothError) else unforeseen(caught), bool(phases & _WORK_PHASES)
+        _tell(str(told) + (_how_to_resume(parsed, slower=isinstance(told, Diverged)) if has_begun else ""))
         if parsed.json and not _follows():
             with suppress(OSError):
                 print(json.dumps({"error": str(told), "faults": list(told.faults)}), flush=True)  # as the HTTP API answers
-        return BAD_INPUT if isinstance(told, BAD_INPUT_ERRORS) and not started["work"] else FAILED
+        return BAD_INPUT if isinstance(told, BAD_INPUT_ERRORS) and not has_begun else FAILED
     return DONE
 
 
