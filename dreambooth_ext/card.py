@@ -11,7 +11,7 @@ from typing import Any
 
 from . import __version__
 from .config import TrainConfig
-from .files import patiently, storage_error, surely_read, write_atomically, write_json
+from .files import once_let_go, storage_error, surely_read, write_atomically, write_json
 from .run_folder import RunFolder, step_in
 from .words import as_webui_reads
 
@@ -99,7 +99,7 @@ def _write_preview(path: Path, config: TrainConfig, run: RunFolder, step: int) -
         return False
     if source is None:  # a former one would show another step's model
         try:
-            patiently(partial(path.unlink, missing_ok=True))
+            once_let_go(partial(path.unlink, missing_ok=True))
         except OSError as error:
             raise storage_error(path, error) from error
         return False

@@ -94,12 +94,12 @@ def replace(source: Path, destination: Path) -> None:
 
 
 def _move(source: Path, destination: Path) -> None:
-    patiently(lambda: os.replace(source, destination))
+    once_let_go(lambda: os.replace(source, destination))
 
 
-def patiently(action: Callable[[], Any]) -> None:
-    """Do it. Windows moves and removes no file that somebody has open, a virus scanner, say, or a page that shows it: there it is
-    tried again for three seconds, as most are closed in a moment. Raises what `action` raises."""
+def once_let_go(action: Callable[[], Any]) -> None:
+    """Do `action`. Windows moves and removes no file that somebody has open, a virus scanner, say, or a page that shows it: there
+    it is tried again for three seconds, as most are let go in a moment. Raises what `action` raises."""
     for wait_s in _WAITS_S if sys.platform == "win32" else ():
         try:
             return action()
@@ -121,8 +121,7 @@ def surely_read(path: Path, read: Callable[[Path], T]) -> T:
     try:
         return read(path)
     except OSError as error:
-        raise StorageError(f"{path.name} is to be read from {path.parent}", str(error.strerror or error),
-                           "Check that the drive is there and that the file may be read.") from error
+        raise unreadable(path, error) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -290,6 +289,12 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return StorageError(asked, "a file stands where a folder is to be", "Choose another folder.")
     return StorageError(asked, str(error.strerror or error), "Check that the drive is there and the path is right.")
+
+
+def unreadable(path: Path, error: OSError) -> StorageError:
+    """Our own error for a file that the operating system does not let us read."""
+    return StorageError(f"{path.name} is to be read from {path.parent}", str(error.strerror or error),
+                        "Check that the drive is there and that the file may be read.")
 
 
 def unforeseen(error: OSError) -> StorageError:

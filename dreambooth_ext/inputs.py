@@ -6,7 +6,8 @@ from pathlib import Path
 
 from .config import TrainConfig
 from .dataset.manifest import sha256_of
-from .errors import ResumeError, StorageError
+from .errors import ResumeError
+from .files import unreadable
 from .run_folder import RunFolder
 
 SIDECAR = "sidecar"  # of the base; its hash is empty where there is none, and runs of earlier versions know nothing of it
@@ -75,5 +76,4 @@ def _hash_of(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise StorageError(f"{path.name} is to be read from {path.parent}", str(error.strerror or error),
-                           "Check that the drive is there and that the file may be read.") from error
+        raise unreadable(path, error) from error

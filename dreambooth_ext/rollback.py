@@ -9,7 +9,7 @@ from pathlib import Path
 from .comparison import forget_after, step_of_snapshot
 from .config import TrainConfig
 from .errors import ConfigError, Diverged, ResumeError, StorageError
-from .files import patiently, remove_folder, require_safe_name, write_json
+from .files import once_let_go, remove_folder, require_safe_name, write_json
 from .run_folder import RunFolder, resume_command, step_in
 from .words import half_of
 
@@ -94,7 +94,7 @@ def go_back(run: RunFolder, snapshot: str = "", steps: int | None = None, learni
     if snapshot:
         for path in run.previews():
             if (step_in(path.name) or 0) > first:
-                patiently(partial(path.unlink, missing_ok=True))
+                once_let_go(partial(path.unlink, missing_ok=True))
         run.truncate_metrics(first)
         forget_after(run, first)
         run.log(f"Taken back to step {first}; what came after it was removed.")

@@ -38,7 +38,7 @@ from .files import (
     append_line,
     is_link,
     make_folder,
-    patiently,
+    once_let_go,
     require_safe_name,
     size_of,
     storage_error,
@@ -138,9 +138,9 @@ class RunFolder:
             try:
                 for path in sorted(self.path.iterdir(), key=lambda path: path.name == "config.json"):
                     if path.is_dir() and not is_link(path):
-                        patiently(partial(_remove_tree, path))
+                        once_let_go(partial(_remove_tree, path))
                     elif path != lock:
-                        patiently(partial(path.unlink, missing_ok=True))
+                        once_let_go(partial(path.unlink, missing_ok=True))
             except OSError as error:
                 raise StorageError(f"{self.path.name} is to be deleted", str(error.strerror or error),
                                    "Close what uses its files, and try again.") from error

@@ -138,7 +138,7 @@ class Service:
         rollback.require_another_way(run, learning_rate)
         if not snapshot and steps is None and learning_rate is None:
             return self._train(run, lambda progress: recipe.resume(run, self.host, progress))
-        if self._is_queued(run):
+        if self._queued(run):
             raise RunBusy(f"{name} is to go on from {snapshot or 'its last snapshot'}", "it is running or waiting",
                           "Stop it first.")
         rollback.require_possible(run, snapshot, steps, learning_rate)
@@ -200,7 +200,7 @@ class Service:
     def delete(self, name: str) -> None:
         """Remove a run's folder with all that is in it; published models stay. Raises RunBusy."""
         run = self._found(name)
-        if self._is_queued(run):
+        if self._queued(run):
             raise RunBusy(f"{name} is to be deleted", "it is running or waiting", "Stop it first.")
         run.delete()
 
@@ -343,9 +343,6 @@ class Service:
     def _use(self, run: RunFolder, do: Callable[[Progress], Any]) -> Job:
         """Queue what makes something of a run, which stays as it is."""
         return self.jobs.start(Job(run.path.name, Work(run, do, only_reads=True)))
-
-    def _is_queued(self, run: RunFolder) -> bool:
-        return self._queued(run) is not None
 
     def _queued(self, run: RunFolder) -> RunFolder | None:
         """The run of this name, in whatever case, that is worked on or waits for it."""

@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from ..config import Concept, colour_of
 from ..errors import HostError, PictureError, StorageError
-from ..files import patiently, storage_error, write_atomically, write_json
+from ..files import once_let_go, storage_error, write_atomically, write_json
 from ..progress import SILENT, Progress
 from ..words import printable
 from .buckets import bucket_for
@@ -124,7 +124,7 @@ def prepare(pictures_dir: Path, out_dir: Path, *, resolution: int, crop: str = "
     for path in out_dir.glob("*.png"):
         if path.name not in wanted:
             try:
-                patiently(path.unlink)
+                once_let_go(path.unlink)
             except OSError as error:
                 raise storage_error(path, error) from error
     return [Prepared(out_dir / entry["file"], source, entry["sha256"], entry["width"], entry["height"], tuple(entry["box"]))

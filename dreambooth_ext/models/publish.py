@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import BadNumbers, MissingTensors, UnsafePath
-from ..files import patiently, require_safe_name, require_space, storage_error, write_atomically
+from ..files import once_let_go, require_safe_name, require_space, storage_error, write_atomically
 from ..progress import SILENT, Progress
 from .checkpoint_file import DTYPE_OF, DTYPES, CheckpointFile, Entry, is_finite, open_checkpoint
 from .checkpoint_writer import Output, output_of, write_ckpt, write_safetensors
@@ -133,7 +133,7 @@ def write_files(
     elif os.path.exists(sidecar):
         progress.log(f"{sidecar.name} is removed: it told of the former model of that name.")
         try:
-            patiently(sidecar.unlink)
+            once_let_go(sidecar.unlink)
         except OSError as error:
             raise storage_error(sidecar, error) from error
 
