@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import recipe
-from .config import Concept, TrainConfig
+from .config import TrainConfig
 from .errors import ConfigError
 from .host import Txt2Img
 from .hosts.standalone import StandaloneHost
@@ -98,12 +98,11 @@ def run_demo(out: Path, progress: Progress, *, seed: int = 0, compare: bool = Tr
 
 def demo_config(out: Path, seed: int = 0) -> TrainConfig:
     """The demo's settings: those of any run, with the playground's base and subject."""
-    concept = Concept(instance_dir=str(out / "pictures"), token=TOKEN, class_noun=subject.CLASS_NOUN,
-                      instance_prompt=subject.instance_prompt(TOKEN), class_prompt=subject.class_prompt(),
-                      num_class_images=SETTINGS["num_class_images"])
-    settings = {name: value for name, value in SETTINGS.items() if name != "num_class_images"}
-    return TrainConfig(base=str(playground_base_path()), output_name="rxz_square", models_dir=str(out / "models"),
-                       runs_dir=str(out / "runs"), seed=seed, concepts=(concept,), **settings)
+    return TrainConfig.from_dict({
+        "base": str(playground_base_path()), "output_name": "rxz_square", "models_dir": str(out / "models"),
+        "runs_dir": str(out / "runs"), "seed": seed, "instance_dir": str(out / "pictures"), "token": TOKEN,
+        "class_noun": subject.CLASS_NOUN, "instance_prompt": subject.instance_prompt(TOKEN), "class_prompt": subject.class_prompt(),
+        **SETTINGS})
 
 
 def score_of(host: StandaloneHost, model: Path, progress: Progress, rounds: int = 1) -> Score:
