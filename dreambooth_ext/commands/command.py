@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .. import presets
@@ -46,7 +47,12 @@ def settings_of(parsed: argparse.Namespace) -> TrainConfig:
     if parsed.config:
         raise ConfigError(["--preset: --config is given as well"], "Give one of the two, and the rest as flags.")
     runs_dir = given(parsed, "runs_dir", TrainConfig().runs_dir)
-    return config_from_flags(parsed, presets.load(parsed.preset, expanded(runs_dir) / "presets"))
+    return config_from_flags(parsed, presets.load(parsed.preset, presets_dir(runs_dir)))
+
+
+def presets_dir(runs_dir: str) -> Path:
+    """Where the tab keeps them, too."""
+    return expanded(runs_dir) / "presets"
 
 
 def declare_run(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from .. import presets
 from ..errors import ConfigError
@@ -13,27 +12,28 @@ from ..hosts.standalone import StandaloneHost
 from ..jobs import Jobs
 from ..progress import Progress
 from ..service import Service
-from .command import Command, declare_settings, say, settings_of, show_object
+from .command import Command, declare_settings, host_of, presets_dir, say, settings_of, show_object
 
 
 def check(parsed: argparse.Namespace, progress: Progress) -> None:
     """The same judgement as in the tab and through the API; nothing is started."""
     config = settings_of(parsed)
-    faults = _service(config.models_dir, config.runs_dir).faults(config.to_dict())
+    faults = Service(host_of(config), jobs=Jobs()).faults(config.to_dict())
     if faults:
         raise ConfigError(faults, "Nothing was started.")
     say(parsed, f"{config.output_name} can be started.", faults=[])
 
 
 def models(parsed: argparse.Namespace, progress: Progress) -> None:
-    found = _service(parsed.models_dir, parsed.models_dir).host.checkpoints()
+    folder = expanded(parsed.models_dir)
+    found = StandaloneHost(folder, folder).checkpoints()
     rows = [{"file": str(each.path), "title": each.title, "loaded": each.loaded} for each in found]
     lines = [f"{'*' if each.loaded else ' '} {each.title}" for each in found]
     say(parsed, "\n".join(lines) or f"There are no checkpoints in {parsed.models_dir}.", checkpoints=rows)
 
 
 def list_presets(parsed: argparse.Namespace, progress: Progress) -> None:
-    folder = _presets_dir(parsed.runs_dir)
+    folder = presets_dir(parsed.runs_dir)
     if parsed.name:
         show_object(parsed, presets.load(parsed.name, folder))
         return
@@ -42,12 +42,12 @@ def list_presets(parsed: argparse.Namespace, progress: Progress) -> None:
 
 def save_preset(parsed: argparse.Namespace, progress: Progress) -> None:
     config = settings_of(parsed)
-    path = presets.save(parsed.preset_name, config, _presets_dir(config.runs_dir))
+    path = presets.save(parsed.preset_name, config, presets_dir(config.runs_dir))
     say(parsed, f"Saved as {path.stem}: what differs from the defaults, without what belongs to one run.", written=str(path))
 
 
 def delete_preset(parsed: argparse.Namespace, progress: Progress) -> None:
-    presets.delete(parsed.name, _presets_dir(parsed.runs_dir))
+    presets.delete(parsed.name, presets_dir(parsed.runs_dir))
     say(parsed, f"The preset {parsed.name} is gone.", deleted=parsed.name)
 
 
@@ -59,14 +59,6 @@ def import_settings(parsed: argparse.Namespace, progress: Progress) -> None:
     write_json(out, imported.settings)
     lines = [f"Wrote {out}: {len(imported.settings)} settings were taken, {len(imported.not_taken)} were not.", *imported.not_taken]
     say(parsed, "\n".join(lines), written=str(out), settings=imported.settings, not_taken=list(imported.not_taken))
-
-
-def _service(models_dir: str, runs_dir: str) -> Service:
-    return Service(StandaloneHost(expanded(models_dir), expanded(runs_dir)), jobs=Jobs())
-
-
-def _presets_dir(runs_dir: str) -> Path:
-    return _service(runs_dir, runs_dir).presets_dir
 
 
 def _declare_models(parser: argparse.ArgumentParser) -> None:
