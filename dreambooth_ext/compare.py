@@ -137,9 +137,8 @@ def _as_checkpoint(run: RunFolder, config: TrainConfig, column: Column, host: Ho
     _remove_borrowed(folder)
     # Its own name for each snapshot: hosts take a file of the same name for the model that they have loaded already.
     name = f"{_OWN}{run.path.name[:60].strip(' .')}-{column.name}"
-    silent = Progress(cancelled=lambda: progress.cancelled)  # its count of bytes is no count of pictures
     try:
-        yield recipe.as_checkpoint(config, run.checkpoints_dir / column.name, folder, name, silent)
+        yield recipe.as_checkpoint(config, run.checkpoints_dir / column.name, folder, name, progress.apart())
     finally:
         _remove_borrowed(folder)
 
@@ -157,7 +156,6 @@ def _rendered(
 ) -> Iterator[tuple[Place, Image]]:
     from .models.vae_file import borrowed_vae
 
-    silent = Progress(cancelled=lambda: progress.cancelled)
     vae = borrowed_vae(model, config.vae)
     batch = config.class_batch_size or host.batch_size(asked.side, asked.side)
     for number, prompt in enumerate(asked.prompts):
@@ -167,7 +165,7 @@ def _rendered(
             some = tuple(seeds[start : start + batch])
             request = Txt2Img(prompt, some, steps=asked.render_steps, guidance_scale=asked.guidance_scale, width=asked.side,
                               height=asked.side, clip_skip=config.clip_skip, prediction_type=config.prediction_type, vae=vae)
-            for seed, image in zip(some, host.txt2img(model, request, silent), strict=True):
+            for seed, image in zip(some, host.txt2img(model, request, progress.apart()), strict=True):
                 yield (number, seed), image
 
 
@@ -191,7 +189,7 @@ def _measured(run: RunFolder, config: TrainConfig, asked: Comparison, progress: 
     paths = {column.name: [[asked.path(run, column.name, number, seed) for seed in asked.seeds]
                            for number in range(len(asked.prompts))] for column in asked.columns}
     flat = [path for rows in paths.values() for row in rows for path in row]
-    progress.log("Measuring: " + f"{len(flat)} pictures, seen through the base.")
+    progress.log(f"Measuring: {len(flat)} pictures, seen through the base.")
     seen = _features(config, asked.side, [*subjects, *_pictures(flat)], progress)
     own, rest = seen[: len(subjects)], seen[len(subjects):]
     shape = (len(asked.columns), len(asked.prompts), len(asked.seeds))
@@ -229,7 +227,7 @@ def _features(config: TrainConfig, side: int, images: list[Image], progress: Pro
     model = load_checkpoint(base, vae=borrowed_vae(base, config.vae),
                             dtypes={"unet": dtype, "text_encoder": dtype, "text_encoder_2": dtype})
     try:
-        return features(model.to(device), images, side, Progress(cancelled=lambda: progress.cancelled))
+        return features(model.to(device), images, side, progress.apart())
     except torch.cuda.OutOfMemoryError as error:
         raise OutOfMemory("pictures are to be measured", f"the GPU ran out of memory ({error})",
                           "Close what else uses the GPU; the pictures are kept, so compare again.") from error

@@ -84,6 +84,10 @@ class Progress:
         if self.cancelled:
             raise Cancelled
 
+    def apart(self) -> Progress:
+        """For a part of the work that counts something else: the listeners do not hear it, and a wish to stop reaches it."""
+        return Progress(cancelled=lambda: self.cancelled)
+
     def request(self, wish: str) -> None:
         """Ask the running work for something extra at its next step: "preview" or "snapshot"."""
         self._requests.add(wish)

@@ -54,7 +54,7 @@ def dry_run(config: TrainConfig, progress: Progress) -> Trial:
         estimated = next(row.total - row.context for row in estimate(config, model) if row.profile == profile)
         run = RunFolder.for_config(config)
         run.create(config)
-        listener = Progress(cancelled=lambda: progress.cancelled)
+        listener = progress.apart()
         listener.listen(lambda report: seconds.append(_pace(report)) if "steps_per_s" in report.figures else None)
         train(config, model, _noise(config, Path(name)), run, listener)
         del model
