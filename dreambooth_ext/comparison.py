@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Comparison:
     render_steps: int
     guidance_scale: float
     side: int  # px
-    columns: tuple[Column, ...] = field(default_factory=tuple)
+    columns: tuple[Column, ...] = ()
     host: str = ""
 
     @property

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .comparison import BASE, Column, Comparison, percent, read_comparison
+from .comparison import BASE, Column, percent, read_comparison
 from .config import TrainConfig
 from .files import DAMAGED, gib, size_of
 from .ledger import read_ledger
 from .plot import curve
 from .run_folder import RunFolder
-from .share_plot import shares
+from .share_plot import measures
 from .words import counted, duration
 
 THUMBNAIL_PX = 160
@@ -91,7 +91,7 @@ def grid(run: RunFolder) -> str:
             for number, prompt in enumerate(found.prompts)]
     best = found.best
     chosen = f"<p>{escaped(found.why)}</p>" if best else ""
-    return chosen + _curve(found) + _grid([_title(column, best) for column in found.columns], rows)
+    return chosen + measures(found) + _grid([_title(column, best) for column in found.columns], rows)
 
 
 def provenance(run: RunFolder, config: TrainConfig) -> str:
@@ -168,12 +168,6 @@ def _title(column: Column, best: Column | None) -> str:
     if column.name == BASE:
         return "base"
     pairs = (("near", column.nearness), ("drift", column.drift))
-    measures = [f"{word} {percent(value)}" for word, value in pairs if value is not None]
-    mark = " (best)" if best is not None and best.name == column.name else ""
-    return "<br>".join([f"step {column.step}{mark}", *measures])
+    told = [f"{word} {percent(value)}" for word, value in pairs if value is not None]
+    return "<br>".join([f"step {column.step}{' (best)' if column == best else ''}", *told])
 
-
-def _curve(found: Comparison) -> str:
-    near = [(column.step, column.nearness) for column in found.columns if column.nearness is not None]
-    drift = [(column.step, column.drift) for column in found.columns if column.drift is not None]
-    return shares({"nearness to the subject": near, "drift of the class": drift}, found.best.step if found.best else None)

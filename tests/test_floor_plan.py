@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "comparison": F0,
     "compare": F0 | {"models", "training", "comparison", "likeness", "recipe", "record", "inputs"},
     "rollback": F0 | {"comparison", "training"},
-    "share_plot": set(),
+    "share_plot": {"comparison"},
     "jobs": F0,
     "origin": F0,
     "uploads": F0 | {"dataset"},

@@ -10,14 +10,13 @@ from ..errors import DreamboothError
 from ..jobs import Job
 from ..run_folder import RunFolder
 from ..service import Service
-from ..share_plot import shares
+from ..share_plot import DRIFT, NEAR, measures
 from ..words import as_webui_reads
 from . import html
 from .timeline import COLUMNS, prompt_of, prompts_of, spread, step_of
 
 SMALL_PX = 56
 SMALL_SHOWN = 6  # further seeds under each picture
-NEAR, DRIFT = "nearness to the subject", "drift of the class"
 PUBLISH_HINT = "a click on a picture publishes its snapshot"
 EXPLAINED = (
     "Nearness: 0 % is what the base makes of the same prompts and seeds, 100 % as like the subject's pictures as a picture can "
@@ -62,35 +61,25 @@ def is_comparing(job: Job) -> bool:
 
 def _compared(run: RunFolder, found: Comparison, kept: list[str]) -> str:
     best = found.best
-    heads = [_head(column, column is best or (best is not None and column.name == best.name), column.name in kept)
-             for column in found.columns]
     rows = []
     for number, prompt in enumerate(found.prompts):
-        cells = "".join(f"<td{_best(column, best)}>{_cell(run, found, column, number, column.name in kept)}</td>"
+        cells = "".join(f"<td{_marked(column == best)}>{_cell(run, found, column, number, column.name in kept)}</td>"
                         for column in found.columns)
         kind = "shows the subject" if found.kinds[number] == SUBJECT else "shows the class"
         rows.append(f'<tr><th scope="row">{html.escaped(prompt)}<small>{kind}</small></th>{cells}</tr>')
-    head = "".join(f'<th scope="col"{_best(column, best)}>{text}</th>' for column, text in zip(found.columns, heads, strict=True))
+    head = "".join(f'<th scope="col"{_marked(column == best)}>{_head(column, column == best, column.name in kept)}</th>'
+                   for column in found.columns)
     hint = f"<td><small>{html.escaped(PUBLISH_HINT)}</small></td>"
     table = (f'<div class="dreambooth-scroll"><table class="dreambooth-table dreambooth-compared"><thead><tr>{hint}{head}'
              f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
     seeds = f"seed {found.seeds[0]}" if len(found.seeds) == 1 else f"seeds {found.seeds[0]} to {found.seeds[-1]}"
     how = f"{seeds}, {found.render_steps} steps, CFG {found.guidance_scale:g}, {found.side} px{_by(found.host)}"
-    curve = f'<div class="dreambooth-scroll">{curve_of(found)}</div>'
+    curve = f'<div class="dreambooth-scroll">{measures(found)}</div>'
     return html.note(found.why, "good") + curve + table + html.note(f"{how}. {EXPLAINED}", "small")
 
 
 def _by(host: str) -> str:
     return f", by {host}" if host not in ("", "standalone") else ""
-
-
-def curve_of(found: Comparison) -> str:
-    """Both measures by step."""
-    def points(name: str) -> list[tuple[int, float]]:
-        return [(column.step, getattr(column, name)) for column in found.columns if getattr(column, name) is not None]
-
-    best = found.best
-    return shares({NEAR: points("nearness"), DRIFT: points("drift")}, best.step if best else None)
 
 
 def _head(column: Column, is_best: bool, is_kept: bool) -> str:
@@ -106,8 +95,8 @@ def _head(column: Column, is_best: bool, is_kept: bool) -> str:
     return "".join(lines)
 
 
-def _best(column: Column, best: Column | None) -> str:
-    return ' class="dreambooth-best"' if best is not None and column.name == best.name else ""
+def _marked(is_best: bool) -> str:
+    return ' class="dreambooth-best"' if is_best else ""
 
 
 def _cell(run: RunFolder, found: Comparison, column: Column, number: int, is_kept: bool) -> str:
