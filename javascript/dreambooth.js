@@ -7,6 +7,9 @@
 
     const root = () => (typeof gradioApp === 'function' ? gradioApp() : document);
     const byId = (id) => root().querySelector('#' + id);
+    const fieldOf = (id) => root().querySelector('#' + id + ' textarea, #' + id + ' input');
+    // The element with this selector that an event happened in; null if it was elsewhere.
+    const within = (event, selector) => (event.target && event.target.closest ? event.target.closest(selector) : null);
 
     // The framework drops a click on a button whose last one is not answered yet, and while a run goes on answers take their time.
     // What is clicked meanwhile is made up for after the answer, so that the newest one is never missing.
@@ -37,7 +40,7 @@
         return element ? element.dataset : null;
     };
     const setText = (id, text) => {
-        const field = root().querySelector('#' + id + ' textarea, #' + id + ' input');
+        const field = fieldOf(id);
         if (!field) return false;
         // The framework listens to the element's own setter.
         const own = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), 'value');
@@ -46,10 +49,7 @@
         return true;
     };
 
-    function isBusy(state) {
-        return state === 'running' || state === 'queued';
-    }
-
+    const isBusy = (state) => state === 'running' || state === 'queued';
     const pause = (ms) => new Promise((done) => setTimeout(done, ms));
     let saying = Promise.resolve();
 
@@ -65,5 +65,5 @@
         saying = saying.then(say, say);
     }
 
-    Object.assign(page, {root, byId, click, poll, status, setText, isBusy, sayThenClick});
+    Object.assign(page, {root, byId, fieldOf, within, click, poll, status, setText, isBusy, sayThenClick});
 })();

@@ -2,7 +2,7 @@
 (function() {
     const page = window.dreamboothPage;
     if (page.act) return;
-    const {click, status, sayThenClick} = page;
+    const {within, click, status, sayThenClick} = page;
 
     function act(target) {
         const found = (selector) => target.closest(selector);
@@ -29,17 +29,16 @@
     }
 
     document.addEventListener('click', (event) => {
-        if (!event.target || !event.target.closest) return;
-        if (event.isTrusted && event.target.closest('#dreambooth_tabs')) page.clicked = Date.now();
-        act(event.target);
+        if (event.isTrusted && within(event, '#dreambooth_tabs')) page.clicked = Date.now();
+        if (event.target && event.target.closest) act(event.target);
     });
     document.addEventListener('keydown', (event) => {
-        const image = event.target && event.target.closest ? event.target.closest('img[data-file]') : null;
+        const image = within(event, 'img[data-file]');
         if (image && (event.key === 'Enter' || event.key === ' ') && act(image)) event.preventDefault();
     });
 
     document.addEventListener('pointerdown', (event) => {
-        const whole = event.target && event.target.closest ? event.target.closest('.dreambooth-whole') : null;
+        const whole = within(event, '.dreambooth-whole');
         if (!whole || event.button !== 0) return;
         event.preventDefault();
         const frame = whole.getBoundingClientRect(), crop = whole.querySelector('.dreambooth-crop');

@@ -2,7 +2,7 @@
 (function() {
     const page = window.dreamboothPage;
     if (page.askAgain) return;
-    const {root, byId, click, poll} = page;
+    const {root, byId, fieldOf, within, click, poll} = page;
     const CONFIRM_AFTER_MS = [800, 3000];
     const AGAIN_MS = 1000, TYPED_MS = 150;
 
@@ -15,7 +15,7 @@
 
     // An answer that was asked for before another card was clicked may come after it: what is chosen stands in the list alone.
     function markChosen() {
-        const chosen = root().querySelector('#dreambooth_run input');
+        const chosen = fieldOf('dreambooth_run');
         if (chosen) root().querySelectorAll('.dreambooth-card').forEach((card) => {
             card.setAttribute('aria-pressed', card.dataset.value === 'pick:' + chosen.value);
         });
@@ -27,11 +27,9 @@
         dreambooth_choose_drawing: 'dreambooth_choose_poll'};
 
     // Answers may overtake each other: once it is quiet, what was typed last is judged again.
-    function touched(event) {
-        const element = event.target && event.target.closest ? event.target : null;
-        if (element && element.closest('#dreambooth_left')) Object.assign(page, {touched: Date.now(), confirmed: 0});
-    }
-    ['focusout', 'change'].forEach((name) => document.addEventListener(name, touched));
+    ['focusout', 'change'].forEach((name) => document.addEventListener(name, (event) => {
+        if (within(event, '#dreambooth_left')) Object.assign(page, {touched: Date.now(), confirmed: 0});
+    }));
 
     function confirm() {
         if (!page.touched || Date.now() - page.touched < CONFIRM_AFTER_MS[page.confirmed]) return;
@@ -42,8 +40,7 @@
 
     // Whether what is shown of a picture, with all that is in it, is of the one that is open by its name.
     function isOpen(element) {
-        const detail = element.closest('.dreambooth-detail'), name = root().querySelector(
-            '#dreambooth_review_open textarea, #dreambooth_review_open input');
+        const detail = element.closest('.dreambooth-detail'), name = fieldOf('dreambooth_review_open');
         return Boolean(detail && name && detail.dataset.name === name.value);
     }
 
@@ -56,8 +53,8 @@
 
     // Whether Choose shows the pictures of another run than the chosen one: an answer about the run before came late.
     function isOfAnotherRun() {
-        const grid = byId('dreambooth_choose_grid'), chosen = root().querySelector('#dreambooth_choose_run input');
-        const seen = root().querySelector('#dreambooth_choose_seen textarea, #dreambooth_choose_seen input');
+        const grid = byId('dreambooth_choose_grid');
+        const chosen = fieldOf('dreambooth_choose_run'), seen = fieldOf('dreambooth_choose_seen');
         if (!grid || grid.offsetParent === null || !chosen || !chosen.value || !seen || !seen.value) return false;
         return JSON.parse(seen.value)[0] !== chosen.value;
     }
@@ -106,15 +103,14 @@
 
     // A caption is counted while it is typed.
     document.addEventListener('input', (event) => {
-        if (!event.target.closest || !event.target.closest('#dreambooth_caption')) return;
+        if (!within(event, '#dreambooth_caption')) return;
         clearTimeout(page.typing);
         page.typing = setTimeout(() => click('dreambooth_caption_count'), TYPED_MS);
     });
 
     // Search among the advanced options.
     document.addEventListener('input', (event) => {
-        const box = event.target && event.target.closest ? event.target.closest('#dreambooth_search') : null;
-        if (!box) return;
+        if (!within(event, '#dreambooth_search')) return;
         const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
         root().querySelectorAll('#dreambooth_advanced .dreambooth-option').forEach((option) => {
             const text = (option.textContent + ' ' + option.id).toLowerCase().replaceAll('_', ' ');

@@ -2,7 +2,7 @@
 (function() {
     const page = window.dreamboothPage;
     if (page.isUploading) return;
-    const {root, byId, click} = page;
+    const {root, byId, within, click} = page;
     const UPLOAD_AT_MOST_MS = 600000, ARRIVED_MS = 1000;
 
     // gradio 3, which alone lists files while they are on their way, forgets an upload when an answer to anything else comes
@@ -33,7 +33,7 @@
     }
 
     ['change', 'drop'].forEach((kind) => document.addEventListener(kind, (event) => {
-        if (!event.target.closest || !event.target.closest('#dreambooth_upload')) return;
+        if (!within(event, '#dreambooth_upload')) return;
         const files = Array.from((event.dataTransfer || event.target).files || []);
         if (files.length) Object.assign(page, {given: files, sent: Date.now()});
     }, true));
@@ -60,10 +60,8 @@
     }).observe({type: 'resource'});
 
     document.addEventListener('blur', (event) => {
-        const element = event.target.closest ? event.target : null;
         // A list closes when it is left, and nobody is asked about it then.
-        if (!element || !element.closest('#dreambooth_tabs') || element.dataset.testid !== 'textbox') return;
-        if (!isUploading(Date.now())) return;
+        if (!within(event, '#dreambooth_tabs') || event.target.dataset.testid !== 'textbox' || !isUploading(Date.now())) return;
         event.stopPropagation();
         page.unjudged = true;
     }, true);
