@@ -8,7 +8,7 @@ from .comparison import Comparison
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 200, 52, 16, 26, 24
 STYLES = ('stroke-width="2.5"', 'stroke-width="2" stroke-dasharray="6 4"')  # told apart without colours as well
-COLOURS = ("var(--dreambooth-near, #2563eb)", "var(--dreambooth-drift, #d97706)")
+COLOURS = ("#2563eb", "#d97706")
 NEAR, DRIFT = "nearness to the subject", "drift of the class"
 
 

@@ -22,12 +22,12 @@ class PresetsPanel:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._folder = service.presets_dir
-        with gr.Row(elem_classes=["dreambooth-presets"]):
+        with gr.Row():
             self.name = gr.Dropdown(label="Preset", choices=presets.names(self._folder), value=None, interactive=True,
                                     elem_id="dreambooth_preset", info="A set of settings under a name.")
             self.apply = gr.Button("Apply", size="sm", scale=0, elem_id="dreambooth_preset_apply")
             self.remove = gr.Button("Remove", size="sm", scale=0, elem_id="dreambooth_preset_remove")
-        with gr.Row(elem_classes=["dreambooth-presets"]):
+        with gr.Row():
             # A field of its own: a name typed into a list is lost in some of gradio's versions.
             self.new_name = gr.Textbox(label="New preset", max_lines=1, elem_id="dreambooth_preset_name", interactive=True,
                                        info="Keeps what differs from the defaults, without what belongs to one run.")

@@ -26,7 +26,7 @@ def build(service: Service, *, css: str = "", script: str = "", warning: str = "
         if missing:
             gr.HTML(value=html.note(missing, "fault"), elem_id="dreambooth_missing")
         with gr.Tabs(elem_id="dreambooth_tabs"):
-            with gr.Tab("Train", elem_id="dreambooth_tab_train"), gr.Row(elem_classes=["dreambooth-halves"]):
+            with gr.Tab("Train", elem_id="dreambooth_tab_train"), gr.Row():
                 with gr.Column(scale=6, min_width=380, elem_id="dreambooth_left"):
                     form = train_panel.build(service, sentences)
                 with gr.Column(scale=5, min_width=330, elem_id="dreambooth_right"):

@@ -28,7 +28,7 @@ SAMPLE_RESOLUTION = 512  # the guide's sample settings are for models of this si
 
 @dataclass
 class WatchPanel:
-    """The right half. `refresh` is clicked by the script, once a second while a job runs."""
+    """The right half. `poll` is clicked by the page's script, once a second while a job runs."""
 
     status: Any
     curve: Any
