@@ -5,7 +5,6 @@ Whoever lets strangers in (a shared WebUI) judges the folders first: `Service.re
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -19,12 +18,9 @@ from . import recipe
 from .check import Checked, with_choices
 from .config import STEPS_PER_PICTURE, Concept, TrainConfig, colour_of
 from .dataset.captions import Caption, caption_of, captions_in, prompt_for, token_advice, token_pieces_told, write_caption
-from .dataset.choices import Choice, choices_file, choose, is_box, orders, orders_of, read_choices, remembered
+from .dataset.choices import Choice, choices_file, choose, is_box, orders, orders_of, remembered
 from .dataset.class_images import ClassImagePlan
-from .dataset.contact_sheet import named_among, strike_out, struck_out, take_back
-from .dataset.contact_sheet import page as contact_page
-from .dataset.contact_sheet import sheet as contact_sheet
-from .dataset.crop import Box
+from .dataset.contact_sheet import named_among, strike_out
 from .dataset.manifest import sha256_of
 from .dataset.pictures import list_pictures, open_picture
 from .dataset.prepare import LANCZOS, Prepared, prepare, require_upscaler
@@ -39,10 +35,9 @@ if TYPE_CHECKING:
     from .dataset.verdict import Audit
 
 __all__ = [
-    "Caption", "Captioned", "Choice", "ClassImagePlan", "Drawn", "PreparedFolder", "caption_told", "caption_with", "captions",
-    "choices_file", "choose", "class_image_plans", "contact_page", "contact_sheet", "is_box", "named", "pictures_in",
-    "plans_as_values", "prepare_folder", "read_choices", "remembered", "resolution_of", "review", "strike_out", "struck_out",
-    "take_back", "thumbnail", "token_pictures", "token_told", "told", "write_caption",
+    "Captioned", "Choice", "Drawn", "PreparedFolder", "caption_told", "caption_with", "captions", "choices_file", "choose",
+    "class_image_plans", "is_box", "list_pictures", "named", "plans_as_values", "prepare_folder", "resolution_of", "review",
+    "strike_out", "token_pictures", "token_told", "told", "write_caption",
 ]
 CAPTIONED_AT_ONCE = 16  # pictures, for which a host loads its model once
 CAPTIONED_PX = 1024  # longer side, at most; captioners look at 384 to 512
@@ -114,25 +109,6 @@ def prepare_folder(folder: Path, host: Host, *, resolution: int, crop: str = "sm
         prepared = prepare(folder, out, resolution=resolution, crop=crop, upscaler=upscaler, flatten_on=flatten_on,
                            upscale=host.upscale, overrides=boxes, leave_out=leave_out, refused=refused, progress=progress)
     return PreparedFolder(out, tuple(prepared), refused)
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Everything in a folder that is named like a picture, in natural order. Raises PictureError."""
-    return list_pictures(folder)
-
-
-def thumbnail(picture: Path, px: int, box: Box | None = None) -> bytes:
-    """A JPEG of a picture, or of a part of it (pixels of the upright original), at most `px` wide and high.
-
-    Raises PictureError.
-    """
-    image = open_picture(picture, at_least=None if box else (px, px))
-    if box:
-        image = image.crop((max(0, box[0]), max(0, box[1]), min(image.width, box[2]), min(image.height, box[3])))
-    image.thumbnail((px, px), reducing_gap=2.0)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
 
 
 def captions(folder: Path, concept: Concept) -> list[Caption]:

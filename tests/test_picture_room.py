@@ -1,6 +1,5 @@
 """The picture room's own services: captions, tokens, class images planned, looked at and struck out."""
 
-import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ from PIL import Image
 from dreambooth_ext import file_lock, picture_room
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.dataset import contact_sheet
+from dreambooth_ext.dataset.choices import read_choices
 from dreambooth_ext.dataset.class_images import ensure
 from dreambooth_ext.errors import ConfigError, HostError, NotWritable, PictureError
 from dreambooth_ext.playground.base import playground_base_path
@@ -122,7 +122,7 @@ def test_choices_that_are_made_side_by_side_all_count(tmp_path):
     file = tmp_path / "choices.json"
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda number: picture_room.choose(file, f"{number}.png", picture_room.Choice("drop")), range(40)))
-    assert len(picture_room.read_choices(file)) == 40
+    assert len(read_choices(file)) == 40
 
 
 def test_a_host_describes_what_has_no_caption(folder, host):
@@ -245,35 +245,26 @@ def test_what_is_struck_out_is_replaced_by_another_seed_even_the_last_one(render
     images = ensure(rendered(), Path("b"), host.txt2img, host.provenance(), Progress(), batch=1)
     assert host.rendered == [("a dog", 4), ("a puppy", 4)] and len(images) == 8
     assert not {path.name for path in bad} & {image.path.name for image in images}
-    assert picture_room.struck_out(bad[0].parent) == [gone[0]]
-    picture_room.take_back(gone)
+    for path in gone:  # one that a person has put back is used again
+        path.rename(path.parent.parent / path.name)
     assert {path for prompt in rendered().prompts for path in prompt.found} >= set(before)
 
 
 def test_only_what_was_rendered_here_is_struck_out(rendered, folder):
     with pytest.raises(PictureError, match=r"0\.png"):
         picture_room.strike_out([folder / "0.png"])
-    with pytest.raises(PictureError):
-        picture_room.take_back([folder / "0.png"])
     assert (folder / "0.png").is_file()
 
 
 def test_the_contact_sheet_shows_every_picture_with_the_name_to_strike_it_out_by(rendered):
     plan = rendered()
     found = [path for prompt in plan.prompts for path in prompt.found]
-    text = picture_room.contact_page(plan)
+    text = contact_sheet.page(plan)
     assert all(path.name in text for path in found) and text.count("data:image/jpeg;base64,") == 8 and "<script" not in text
-    assert picture_room.contact_sheet(found, columns=3, px=64).size == (192, 192)
     of_one = replace(plan, prompts=plan.prompts[:1])
     assert picture_room.named([of_one], ["1", found[0].name, found[1].name]) == [found[1], found[0]]
     with pytest.raises(PictureError, match="nothing such"):
         picture_room.named([plan], ["nothing such"])
-
-
-def test_a_thumbnail_of_a_picture_and_of_a_part(folder):
-    for box, size in ((None, (20, 15)), ((10, 10, 20, 20), (10, 10)), ((-5, -5, 900, 900), (20, 15))):
-        with Image.open(io.BytesIO(picture_room.thumbnail(folder / "0.png", 20, box))) as image:
-            assert image.format == "JPEG" and image.size == size
 
 
 def test_the_commands(folder, tmp_path, capsys):

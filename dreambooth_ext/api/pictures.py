@@ -151,7 +151,7 @@ def _picture(folder: Path, body: Mapping[str, Any]) -> Path:
     from .. import picture_room
 
     name = body.get("picture")
-    found = next((path for path in picture_room.pictures_in(folder) if path.name == name), None)
+    found = next((path for path in picture_room.list_pictures(folder) if path.name == name), None)
     if found is None:
         raise ConfigError([f"picture: there is no {name!r} in that folder"])
     return found

@@ -12,15 +12,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
 from ..errors import PictureError
 from ..files import make_folder, storage_error
 from .class_images import STRUCK_OUT, ClassImagePlan, PromptPlan, is_recorded
 from .pictures import open_picture
 
 THUMBNAIL_PX = 128
-COLUMNS = 10
 SHOWN_AT_MOST = 2000
 _STYLE = """
 :root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; } body { margin: 1rem; }
@@ -40,30 +37,17 @@ def strike_out(pictures: Sequence[Path]) -> list[Path]:
         raise PictureError(f"{len(pictures)} class images are to be struck out",
                            f"{', '.join(strangers[:10])}: no such picture was rendered here",
                            "Name pictures of the contact sheet; remove pictures of your own yourself.")
-    return [_moved(path, path.parent / STRUCK_OUT) for path in pictures]
+    return [_moved_aside(path) for path in pictures]
 
 
-def take_back(pictures: Sequence[Path]) -> list[Path]:
-    """Bring struck-out pictures back into use; returns where they are now. Raises PictureError, StorageError."""
-    strangers = [path.name for path in pictures if path.parent.name != STRUCK_OUT or not path.is_file()]
-    if strangers:
-        raise PictureError(f"{len(pictures)} class images are to be taken back", f"{', '.join(strangers[:10])}: not struck out",
-                           "Name pictures that were struck out before.")
-    return [_moved(path, path.parent.parent) for path in pictures]
-
-
-def struck_out(folder: Path) -> list[Path]:
-    """The pictures of a class folder that were struck out."""
-    return sorted((folder / STRUCK_OUT).glob("*.png"))
-
-
-def _moved(path: Path, folder: Path) -> Path:
+def _moved_aside(path: Path) -> Path:
+    aside = path.parent / STRUCK_OUT / path.name
     try:
-        make_folder(folder)
-        os.replace(path, folder / path.name)
+        make_folder(aside.parent)
+        os.replace(path, aside)
     except OSError as error:
-        raise storage_error(folder, error) from error
-    return folder / path.name
+        raise storage_error(aside.parent, error) from error
+    return aside
 
 
 def named_among(prompts: Sequence[PromptPlan], names: Sequence[str]) -> list[Path]:
@@ -87,21 +71,6 @@ def named_among(prompts: Sequence[PromptPlan], names: Sequence[str]) -> list[Pat
     return list(dict.fromkeys(known[name] for name in names))
 
 
-def sheet(pictures: Sequence[Path], *, columns: int = COLUMNS, px: int = THUMBNAIL_PX) -> Image.Image:
-    """The pictures as one RGB picture, in rows, each with its number from 1 on; what cannot be opened is left grey."""
-    rows = max(1, -(-len(pictures) // columns))
-    whole = Image.new("RGB", (columns * px, rows * px), (90, 90, 90))
-    pen = ImageDraw.Draw(whole)
-    for number, path in enumerate(pictures):
-        at = number % columns * px, number // columns * px
-        small = _thumbnail(path, px)
-        if small is not None:
-            whole.paste(small, (at[0] + (px - small.width) // 2, at[1] + (px - small.height) // 2))
-        pen.rectangle([at[0], at[1], at[0] + 8 * len(str(number + 1)) + 2, at[1] + 13], fill=(0, 0, 0))
-        pen.text((at[0] + 2, at[1] + 1), str(number + 1), fill=(255, 255, 255))
-    return whole
-
-
 def page(plan: ClassImagePlan) -> str:
     """The class images of a concept as one HTML file that needs nothing beside it; each with the name to strike it out by."""
     parts = [f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Class images</title><style>{_STYLE}</style>'
@@ -117,19 +86,12 @@ def page(plan: ClassImagePlan) -> str:
 
 
 def _figure(path: Path) -> str:
-    small = _thumbnail(path, THUMBNAIL_PX)
-    if small is None:
+    try:
+        small = open_picture(path)
+    except PictureError:
         return f"<figure><figcaption>{html.escape(path.name)}: cannot be opened</figcaption></figure>"
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), reducing_gap=2.0)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<figure><img alt="" src="data:image/jpeg;base64,{data}"><figcaption>{html.escape(path.name)}</figcaption></figure>'
-
-
-def _thumbnail(path: Path, px: int) -> Image.Image | None:
-    try:
-        image = open_picture(path)
-    except PictureError:
-        return None
-    image.thumbnail((px, px), reducing_gap=2.0)
-    return image
