@@ -81,7 +81,24 @@ def _names_for(files: Sequence[str], there: Sequence[str]) -> dict[str, str]:
 
     A picture and the caption that comes with it keep a common one, which no earlier picture has: it would get the caption.
     """
-    groups: dict[str, list[dict[str, str]]] = {}  # by stem, since pasted pictures are all called image.png: {suffix: file}
+    taken = {name.lower() for name in there}
+    pictures = {os.path.splitext(name)[0] for name in taken if not name.endswith(".txt")}
+    names: dict[str, str] = {}
+    for wished, group in _groups(files):
+        has_picture = set(group) != {".txt"}
+        stems = (f"{number}-{wished}" if number else wished for number in count())
+        own = next(stem for stem in stems if not (has_picture and stem.lower() in pictures)
+                   and not any((stem + suffix).lower() in taken for suffix in group))
+        names |= {file: own + suffix for suffix, file in group.items()}
+        taken |= {(own + suffix).lower() for suffix in group}
+        if has_picture:
+            pictures.add(own.lower())
+    return names
+
+
+def _groups(files: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """(harmless stem, {suffix: file}) of what belongs together. Several may have one stem: pasted pictures are all image.png."""
+    groups: dict[str, list[dict[str, str]]] = {}
     for file in files:
         stem, suffix = os.path.splitext(Path(file).name)
         suffix = ".txt" if suffix.lower() in CAPTIONS else suffix.lower()
@@ -89,18 +106,7 @@ def _names_for(files: Sequence[str], there: Sequence[str]) -> dict[str, str]:
         if suffix in same[-1]:
             same.append({})
         same[-1][suffix] = file
-    taken = {name.lower() for name in there}
-    pictures = {os.path.splitext(name)[0] for name in taken if not name.endswith(".txt")}
-    names: dict[str, str] = {}
-    for wished, suffix_of in ((harmless(stem), group) for stem, same in groups.items() for group in same):
-        has_picture = set(suffix_of) != {".txt"}
-        stems = (f"{number}-{wished}" if number else wished for number in count())
-        own = next(stem for stem in stems if not (has_picture and stem.lower() in pictures)
-                   and not any((stem + suffix).lower() in taken for suffix in suffix_of))
-        names |= {file: own + suffix for suffix, file in suffix_of.items()}
-        taken |= {(own + suffix).lower() for suffix in suffix_of}
-        pictures |= {own.lower()} if has_picture else set()
-    return names
+    return [(harmless(stem), group) for stem, same in groups.items() for group in same]
 
 
 def harmless(name: str) -> str:
