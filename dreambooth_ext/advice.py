@@ -79,13 +79,6 @@ def base_of(runs_dir: Path, model: Path) -> Path | None:
     return None
 
 
-def count_pictures(folder: Path) -> int:
-    """Raises PictureError."""
-    from .dataset.pictures import list_pictures
-
-    return len(list_pictures(folder))
-
-
 def folder_key(folder: Path) -> Hashable:
     """Changes whenever a picture of the folder, or a caption, comes, goes or is written anew; without pictures whenever
     anything comes or goes. Raises PictureError.

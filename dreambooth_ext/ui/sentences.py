@@ -252,10 +252,12 @@ class Sentences:
 
     def count(self, values: Mapping[str, Any]) -> int:
         """How many pictures will be trained on; 0 if that cannot be told, and then `pictures` says why."""
+        from ..dataset.pictures import list_pictures
+
         if not values.get("instance_dir"):
             return 0
         try:
-            return max(0, advice.count_pictures(self.folder(values)) - len(self._dropped(values)))
+            return max(0, len(list_pictures(self.folder(values))) - len(self._dropped(values)))
         except DreamboothError:
             return 0
 
