@@ -119,7 +119,7 @@ class Jobs:
                 waiting.stopped_by = by
                 self._end(waiting, "cancelled", "taken out of the queue")
                 return True
-            job = self.running  # which ends under the lock: it hears of the stop, or this is told that there is none to stop
+            job = self.running  # a job ends under the same lock: either it hears of the stop, or there is none to stop any more
             if job is None or job.id != job_id:
                 return False
             job.stopped_by = job.stopped_by or by

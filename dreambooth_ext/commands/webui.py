@@ -23,7 +23,7 @@ WAKES_EVERY_S = 0.5  # Windows hears no Ctrl+C while a thread waits for an event
 def load_libraries() -> None:
     """Import what forms and runs need before a page is open: its answers would wait for it.
 
-    A full garbage collection holds everything up, too, a third of a second with all this; what is there now it then passes by.
+    A full garbage collection of all these objects takes a third of a second, in which no page is answered: they are frozen.
     """
     from .. import picture_room  # noqa: F401
     from ..dataset import audit  # noqa: F401
@@ -43,7 +43,7 @@ def ui(parsed: argparse.Namespace, progress: Progress) -> None:
     print("Loading the libraries; right after an installation this takes a minute.", flush=True)
     load_libraries()
     host = StandaloneHost(expanded(parsed.models_dir), expanded(parsed.runs_dir), device=parsed.device)
-    with heard(signal.default_int_handler):  # the first one ends it: what works here is not this command's, but the page's
+    with heard(signal.default_int_handler):  # the first Ctrl+C ends the page; the job that works behind it is stopped below
         launch(host, port=parsed.port, open_browser=parsed.open, extend=_with_api if parsed.api else None)
         job = JOBS.stop_all("the end of the page")
         if job is not None:

@@ -33,7 +33,7 @@ def on(
 
 
 def on_script(button: Any, fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-    """As `on`, for a button that the page's script clicks. The script is told of each answer: gradio drops clicks before."""
+    """As `on`, for a button that the page's script clicks. It is told of each answer: gradio drops a click that comes before."""
     answered = on(button.click, fn, inputs, outputs)
     on(answered.then, None, js=f"() => {{ window.dreamboothPage.answered('{button.elem_id}'); return []; }}")
     return answered

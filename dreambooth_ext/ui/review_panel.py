@@ -72,8 +72,8 @@ class ReviewPanel:
         for attach, event in ((on_script, cut), (on, self.box.submit)):
             done = attach(event, _with_name(with_values(self._cut)), [folder, self.name, self.box, *inputs], changed)
             _fill(done, self.said, folder, self.name, part)
-        # At once, for what is typed and drawn for this one is not for another of its name, in another folder; and hidden when the
-        # server answers.
+        # The page forgets the name at once: what is typed and drawn from now on is not for a picture of that name in another
+        # folder. The column is hidden when the server answers.
         for event in (self.close.click, folder.change):
             on(event, None, [], [self.name, self.wanted], js="() => ['', '']")
             on(event, lambda: gr.update(visible=False), [], [self.column])
@@ -247,7 +247,7 @@ class ReviewPanel:
 
 
 def _with_name(handler: Any) -> Any:
-    """What a handler gives last, the values of fields, says for which picture of which folder it is."""
+    """A handler whose last answer, the values of fields, is sent with the folder and the picture that they are of."""
     def named(folder: str | None, name: str, *raw: Any) -> list[Any]:
         *shown, values = handler(name, *raw)
         return [*shown, json.dumps({"folder": folder, "name": name, "values": values})]
@@ -255,7 +255,7 @@ def _with_name(handler: Any) -> Any:
 
 
 def _fill(answered: Any, values: Any, folder: Any, meant: Any, into: list[Any]) -> None:
-    """Only if that picture is meant still: an answer that comes late would write the values of one into the fields of another."""
+    """Put such an answer into the fields, unless it comes late, and another picture is `meant` by now."""
     on(answered.then, None, [values, folder, meant, *into], into, js="(...all) => window.dreamboothPage.fill(...all)")
 
 
