@@ -69,9 +69,10 @@ def build(service: Service, watch: WatchPanel) -> None:
     which = hidden(gr.Textbox, "dreambooth_compare_stop_which", label="comparison to stop")
     on(stop.click, lambda job_id, name: _stop(service, job_id or "", name or _first(service)), [which, chosen],
        [said, watch.status], js="(job, name) => [(window.dreamboothPage.status() || {}).job || 'none', name]")
-    for attach, button, source, publishes in ((on, publish.click, snapshot, _publish), (on_script, act, cell, _publish_cell)):
-        attach(button, lambda name, which, publishes=publishes: publishes(service, name or _first(service), which),
-               [chosen, source], [said, watch.status])
+    on(publish.click, lambda name, which: _publish(service, name or _first(service), which), [chosen, snapshot],
+       [said, watch.status])
+    on_script(act, lambda name, which: _publish_cell(service, name or _first(service), which), [chosen, cell],
+              [said, watch.status])
     on(back.click, lambda: gr.update(visible=True), [], [confirm])
     on(never.click, lambda: gr.update(visible=False), [], [confirm])
     on(really.click, lambda name, which, *how: _go_back(service, name or _first(service), which, *how),

@@ -58,6 +58,11 @@ def values_from(options: Mapping[str, Option], raw: Iterable[Any]) -> dict[str, 
     return {name: _value(option, value) for (name, option), value in zip(options.items(), raw, strict=True)}
 
 
+def updates(names: Iterable[str], values: Mapping[str, Any]) -> list[Any]:
+    """What the widgets of these settings are to show; those of which `values` says nothing stay as they are."""
+    return [shown(OPTIONS[name], values[name]) if name in values else gr.update() for name in names]
+
+
 def with_values(widgets: Mapping[str, Any], handler: Callable[..., Any]) -> Callable[..., Any]:
     """A handler whose last inputs are these widgets, given their settings as its last argument instead."""
     names = list(widgets)

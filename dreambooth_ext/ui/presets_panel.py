@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 
 from .. import presets
-from ..config import OPTIONS
 from ..errors import ConfigError, DreamboothError
 from ..service import Service
 from . import fields, html
@@ -52,7 +51,7 @@ class PresetsPanel:
         except DreamboothError as error:
             return self._unchanged(names, str(error))
         said = html.note(f"{name}: {len(values)} settings are set.", "good")
-        return [*_shown(names, values), said]
+        return [*fields.updates(names, values), said]
 
     def _saved(self, name: str | None, values: Mapping[str, Any]) -> list[Any]:
         try:
@@ -81,12 +80,8 @@ class PresetsPanel:
         values = {**concepts[0], **imported.settings}
         said = html.note(f"{len(imported.settings)} settings were taken, {len(imported.not_taken)} were not.", "good")
         said += fields.first_alone(len(concepts)) + html.listed("What was not taken", imported.not_taken)
-        return [*_shown(names, values), said]
+        return [*fields.updates(names, values), said]
 
     @staticmethod
     def _unchanged(names: list[str], why: str) -> list[Any]:
-        return [*(gr.update() for _ in names), html.note(why, "fault")]
-
-
-def _shown(names: list[str], values: Mapping[str, Any]) -> list[Any]:
-    return [fields.shown(OPTIONS[name], values[name]) if name in values else gr.update() for name in names]
+        return [*fields.updates(names, {}), html.note(why, "fault")]

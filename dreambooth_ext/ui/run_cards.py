@@ -73,7 +73,7 @@ def runs_html(service: Service, chosen: str = "", patience_s: float = PATIENCE_S
         row = run.summary()
         picture, _ = slow.of(run, _picture, service, row["name"])
         size, is_of_now = slow.of(run, _size, run.path, _mark(run))
-        cards += _card(row, picture or "", (size or "") + ("" if is_of_now else PENDING), row["name"] == chosen)
+        cards += _card(row, picture, size if is_of_now else size + PENDING, row["name"] == chosen)
     return f'{queue}<div class="dreambooth-cards" role="group" aria-label="Runs">{cards}</div>'
 
 
@@ -85,14 +85,14 @@ class _Slow:
     def __init__(self, seconds: float) -> None:
         self._left_s = seconds
 
-    def of(self, run: RunFolder, make: Callable[..., str], *given: Any) -> tuple[str | None, bool]:
-        """What was made, and True; what was made of this run the last time, if anything, where there was no time for it.
+    def of(self, run: RunFolder, make: Callable[..., str], *given: Any) -> tuple[str, bool]:
+        """What was made, and True; without time for it what was made of this run the last time, "" if nothing was, and False.
 
         On a busy machine nothing is quick: cards that were there must not become empty each time that the list is drawn.
         """
         key = (make.__name__, run.path)
         if self._left_s <= 0:
-            return self._last.get(key), False
+            return self._last.get(key, ""), False
         started = time.perf_counter()
         made = make(*given)
         took_s = time.perf_counter() - started

@@ -8,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 
-from ..config import OPTIONS
 from ..errors import DreamboothError
 from ..outbox import OUTBOX
 from ..service import Service
@@ -173,7 +172,7 @@ def _clone(service: Service, form: TrainPanel, name: str) -> list[Any]:
     try:
         config = service.run(name).config()
     except DreamboothError as error:
-        return [*(gr.update() for _ in form.widgets), html.note(str(error), "fault")]
+        return [*fields.updates(form.widgets, {}), html.note(str(error), "fault")]
     values = {**values_of_run(service, config), "output_name": service.free_name(name)}
     said = html.note(f"The Train tab has {name}'s settings now.", "good") + fields.first_alone(len(config.concepts))
-    return [*(fields.shown(OPTIONS[field_name], values[field_name]) for field_name in form.widgets), said]
+    return [*fields.updates(form.widgets, values), said]

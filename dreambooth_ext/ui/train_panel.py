@@ -294,13 +294,9 @@ def _advanced(panel: TrainPanel) -> None:
                     if (option.group or "train") == group and option.name not in panel.widgets]
             if rest:
                 gr.HTML(value=f"<h4>{html.escaped(title)}</h4>", elem_classes=["dreambooth-group-title"])
-                _grid(panel, rest)
-
-
-def _grid(panel: TrainPanel, options: list[Option]) -> None:
-    with gr.Row(elem_classes=["dreambooth-grid"]):
-        for option in options:
-            panel.widgets[option.name] = _widget(panel, option, **_host_folder(panel.service, option.name))
+                with gr.Row(elem_classes=["dreambooth-grid"]):
+                    for option in rest:
+                        panel.widgets[option.name] = _widget(panel, option, **_host_folder(panel.service, option.name))
 
 
 def _host_folder(service: Service, name: str) -> dict[str, Any]:

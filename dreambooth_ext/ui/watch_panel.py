@@ -124,9 +124,8 @@ class Watcher:
         return answer.value if answer.ready else None
 
 
-def refresh(service: Service, seen: dict[str, Any], watcher: Watcher | None = None) -> list[Any]:
+def refresh(service: Service, seen: dict[str, Any], watcher: Watcher) -> list[Any]:
     """What the page does not show yet; unchanged parts are left alone, so that nothing flickers."""
-    watcher = watcher or Watcher()
     job = service.shown_job()
     run = run_of(service, job)
     marks = {"curve": _mark(run.metrics_path) if run else None,

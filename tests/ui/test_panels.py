@@ -70,7 +70,7 @@ def test_a_token_that_was_drawn_is_no_published_model(service, tmp_path):
     drawn = Drawn("rxz", (tmp_path / "0.png",))
     run_job(service, lambda progress: [drawn], "token check")
     assert "token check: finished" in watch_panel.status_html(service) and "Finished." in watch_panel.status_html(service)
-    assert watch_panel.refresh(service, {})[0] == watch_panel.status_html(service)
+    assert watch_panel.refresh(service, {}, watch_panel.Watcher())[0] == watch_panel.status_html(service)
 
 
 def test_hours_of_training_are_discarded_only_after_a_question_about_that_very_run(service, values):
