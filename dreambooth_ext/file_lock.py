@@ -28,24 +28,24 @@ def alone(path: Path, progress: Progress, told: str) -> Iterator[float]:
         stream = path.open("a+b")
     except OSError as error:
         raise storage_error(path, error) from error
-    began, log = time.monotonic(), True
+    began, waited = time.monotonic(), False
     with stream:
-        while True:
-            try:
-                take(stream.fileno())
-                break
-            except OSError as error:
-                if error.errno not in _HELD:
-                    break
-            if log:
+        while not _is_ours(stream.fileno()):
+            if not waited:
                 progress.log(f"Waiting: {told}")
-                log = False
+            waited = True
             progress.say(f"Waiting: {told}")  # whoever hears it looks whether another process has asked for a stop
-            end = time.monotonic() + LOOK_AGAIN_S
-            while time.monotonic() < end:
-                progress.check()
-                time.sleep(BETWEEN_S)
-        yield 0.0 if log else time.monotonic() - began
+            progress.wait(LOOK_AGAIN_S)
+        yield time.monotonic() - began if waited else 0.0
+
+
+def _is_ours(handle: int) -> bool:
+    """Whether we hold the file now, or nobody can."""
+    try:
+        take(handle)
+    except OSError as error:
+        return error.errno not in _HELD
+    return True
 
 
 def take(handle: int) -> None:

@@ -35,7 +35,7 @@ def patiently(write: Callable[[], T], progress: Progress, wait_min: float) -> T:
                 raise
             progress.say(f"Paused: {error.why}. {error.instead}".strip())
             try:
-                _wait(progress, min(LOOK_AGAIN_S, until - time.monotonic()))
+                progress.wait(min(LOOK_AGAIN_S, until - time.monotonic()))
             except Cancelled:  # who asked for a stop believes that all is kept
                 progress.log(f"Stopped before there was room for it: {error.asked}, and is not.")
                 raise
@@ -44,11 +44,3 @@ def patiently(write: Callable[[], T], progress: Progress, wait_min: float) -> T:
                 progress.log("Written. The run goes on.")
                 progress.say("")
             return result
-
-
-def _wait(progress: Progress, seconds: float) -> None:
-    """Sleep, but hear a wish to stop."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        progress.check()
-        time.sleep(min(left, 0.2))

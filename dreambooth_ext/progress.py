@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,6 +84,13 @@ class Progress:
         """Raise `Cancelled` if the user wishes to stop."""
         if self.cancelled:
             raise Cancelled
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but raise `Cancelled` soon after the user wishes to stop."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, 0.1))
 
     def apart(self) -> Progress:
         """For a part of the work that counts something else: the listeners do not hear it, and a wish to stop reaches it."""

@@ -78,6 +78,7 @@ def _finished(parsed: argparse.Namespace, finished: recipe.Finished) -> None:
 
 
 def _offer_resume(parsed: argparse.Namespace, name: str, learning_rate: float, phase: str) -> None:
+    """From now on cli.py tells how to go on with the run, if it ends early."""
     if phase in WORKED_ON:
         parsed.resume_name, parsed.resume_rate = name, learning_rate
 
