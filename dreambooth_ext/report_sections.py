@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -115,6 +113,8 @@ def picture(path: Path, alt: str) -> str:
     """An <img> that carries its data; empty for what is no picture, too large, or a link to a picture elsewhere."""
     from PIL import Image
 
+    from .dataset.pictures import jpeg_uri
+
     if path.is_symlink():
         return ""
     try:
@@ -123,9 +123,7 @@ def picture(path: Path, alt: str) -> str:
             small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     except (*DAMAGED, Image.DecompressionBombError):
         return ""
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=88)
-    return f'<img alt="{escaped(alt)}" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return f'<img alt="{escaped(alt)}" src="{jpeg_uri(small, 88)}">'
 
 
 def _class_images(run: RunFolder) -> list[str]:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "presets": F0,
     "ledger": F0,
     "tensorboard_log": F0,
-    "report_sections": F0 | {"plot", "comparison", "ledger", "share_plot"},
+    "report_sections": F0 | {"plot", "comparison", "ledger", "share_plot", "dataset.pictures"},
     "report": F0 | {"report_sections"},
     "record": F0 | {"report"},
     "team": F0,

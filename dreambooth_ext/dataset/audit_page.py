@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from ..errors import PictureError
 from .crop import Box
-from .pictures import open_picture
+from .pictures import jpeg_uri, open_picture
 from .verdict import Audit, PictureAudit, Verdict
 
 WHOLE_PX, CROP_PX = 220, 180
@@ -108,8 +106,4 @@ def _with_boxes(image: Image.Image, picture: PictureAudit) -> Image.Image:
 def _image(image: Image.Image, text: str, size: int) -> str:
     shown = image.copy()
     shown.thumbnail((2 * size, 2 * size), reducing_gap=2.0)
-    buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    width = min(size, shown.width)
-    return f'<img alt="{html.escape(text)}" width="{width}" src="data:image/jpeg;base64,{data}">'
+    return f'<img alt="{html.escape(text)}" width="{min(size, shown.width)}" src="{jpeg_uri(shown, 85)}">'

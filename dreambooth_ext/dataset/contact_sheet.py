@@ -5,9 +5,7 @@ What is struck out is moved aside and never used; others are rendered in its pla
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 from ..errors import PictureError
 from ..files import make_folder, storage_error
 from .class_images import STRUCK_OUT, ClassImagePlan, PromptPlan, is_recorded
-from .pictures import open_picture
+from .pictures import jpeg_uri, open_picture
 
 THUMBNAIL_PX = 128
 SHOWN_AT_MOST = 2000
@@ -91,7 +89,4 @@ def _figure(path: Path) -> str:
     except PictureError:
         return f"<figure><figcaption>{html.escape(path.name)}: cannot be opened</figcaption></figure>"
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), reducing_gap=2.0)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="" src="data:image/jpeg;base64,{data}"><figcaption>{html.escape(path.name)}</figcaption></figure>'
+    return f'<figure><img alt="" src="{jpeg_uri(small, 80)}"><figcaption>{html.escape(path.name)}</figcaption></figure>'

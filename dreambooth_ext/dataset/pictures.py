@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
@@ -240,6 +241,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         top = max(float(values.max()), 65535.0 if image.mode.startswith("I") and values.max() > 255 else 1.0)
         return Image.fromarray((values.clip(0, top) / top * 255 + 0.5).astype(np.uint8), "L")
     return image
+
+
+def jpeg_uri(image: Image.Image, quality: int) -> str:
+    """An RGB picture as an <img> carries it by itself. `quality`: JPEG's, 1 to 95."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _flattened(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

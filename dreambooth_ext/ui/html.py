@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -120,9 +118,9 @@ def picture(path: Path, text: str = "", size: int = THUMBNAIL_PX, *, file: str =
 def _data_uri(path: Path, mtime_ns: int, length: int, size: int) -> str:
     from PIL import Image, ImageOps
 
+    from ..dataset.pictures import jpeg_uri
+
     with Image.open(path) as image:
         small = ImageOps.exif_transpose(image).convert("RGB")
     small.thumbnail((size, size))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return jpeg_uri(small, 88)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,8 +78,8 @@ def _shown(path: Path, mtime_ns: int, length: int, resolution: int, crop: str, b
 
 
 def _uri(image: Image.Image, longest: int) -> str:
+    from ..dataset.pictures import jpeg_uri
+
     small = image.copy()
     small.thumbnail((longest, longest), reducing_gap=2.0)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return jpeg_uri(small, 90)
