@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from .. import needs
-from ..config import OPTIONS
 from ..service import Service
 from . import choose_panel, fields, html, runs_panel, train_panel, watch_panel
 from .compat import blocks, hidden, leave_out_of_saved_defaults, on, on_script
@@ -58,6 +57,5 @@ def _opened(form: train_panel.TrainPanel, values: dict[str, Any]) -> list[Any]:
         values = train_panel.values_of_run(form.service, config)
     # What is as the page has it is not sent: by now somebody may have chosen another one.
     base = gr.update(choices=titles, **({} if values["base"] == asked_with else {"value": values["base"] or None}))
-    shown = [base if name == "base" else fields.shown(OPTIONS[name], values[name]) if config else gr.update()
-             for name in form.widgets]
-    return [*shown, *train_panel.told_of(form, values), form.presets.listed()]
+    shown = dict(zip(form.widgets, fields.updates(form.widgets, values if config else {}), strict=True)) | {"base": base}
+    return [*shown.values(), *train_panel.told_of(form, values), form.presets.listed()]
