@@ -51,19 +51,23 @@ def ask(parsed: argparse.Namespace, progress: Progress) -> None:
                           f"Go on with it: {resume_command(run.path.name, parsed.runs_dir)}")
     run.ask("stop" if parsed.wish == "discard" else parsed.wish)
     if parsed.wish == "discard":
-        end = time.monotonic() + STOPS_WITHIN_S
-        while run.is_held():
-            progress.check()  # who thinks better of it keeps the run
-            if time.monotonic() > end:
-                raise RunBusy(f"{run.path.name} is to be discarded", "it has not stopped yet", "Delete it once it has.")
-            time.sleep(0.2)
-        progress.check()
-        if run.known_state().state == "finished":
-            raise ResumeError(f"{run.path.name} is to be discarded", "it was finished before it could be stopped, and is kept",
-                              "`delete` removes the run; the model that it published is a file of its own.")
-        _service(run).delete(run.path.name)
+        _delete_once_stopped(run, progress)
     told = {"discard": "stopped and deleted", "stop": "asked to stop after this step, and to keep what it has learnt"}
     say(parsed, f"{run.path.name}: {told.get(parsed.wish, f'a {parsed.wish} comes with its next step')}.", asked=parsed.wish)
+
+
+def _delete_once_stopped(run: RunFolder, progress: Progress) -> None:
+    """Whoever thinks better of it meanwhile, and stops waiting, keeps the run."""
+    end = time.monotonic() + STOPS_WITHIN_S
+    while run.is_held():
+        if time.monotonic() > end:
+            raise RunBusy(f"{run.path.name} is to be discarded", "it has not stopped yet", "Delete it once it has.")
+        progress.wait(0.2)
+    progress.check()
+    if run.known_state().state == "finished":
+        raise ResumeError(f"{run.path.name} is to be discarded", "it was finished before it could be stopped, and is kept",
+                          "`delete` removes the run; the model that it published is a file of its own.")
+    _service(run).delete(run.path.name)
 
 
 def settings(parsed: argparse.Namespace, progress: Progress) -> None:

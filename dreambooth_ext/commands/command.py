@@ -1,4 +1,4 @@
-"""What a command is, and how it tells its result."""
+"""What a command is, how it reads what it is about (settings, a run), and how it tells its result."""
 
 from __future__ import annotations
 
