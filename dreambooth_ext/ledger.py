@@ -21,15 +21,16 @@ FILE = "took.json"
 def ledger(run: RunFolder, progress: Progress) -> Iterator[None]:
     """While the block runs, count; at its end, however it ends, write. A full disk costs no run."""
     took = read_ledger(run)
-    now: dict[str, Any] = {"phase": progress.phase, "since": time.monotonic()}
+    phase, since_s = progress.phase, time.monotonic()
 
     def close() -> None:
-        if now["phase"]:
-            took["seconds"][now["phase"]] = took["seconds"].get(now["phase"], 0.0) + time.monotonic() - now["since"]
-        now.update(phase=progress.phase, since=time.monotonic())
+        nonlocal phase, since_s
+        if phase:
+            took["seconds"][phase] = took["seconds"].get(phase, 0.0) + time.monotonic() - since_s
+        phase, since_s = progress.phase, time.monotonic()
 
     def listen(report: Report) -> None:
-        if report.phase not in ("log", now["phase"]):
+        if report.phase not in ("log", phase):
             close()
         memory = report.figures.get("memory_gib")
         if isinstance(memory, (int, float)) and math.isfinite(memory):

@@ -21,19 +21,20 @@ def watched(progress: Progress, silence_s: float = SILENCE_S) -> Iterator[None]:
 
     It only tells: what is slow for a good reason goes on.
     """
-    heard, over, thread = [time.monotonic()], threading.Event(), threading.get_ident()
+    heard_s, over, thread = time.monotonic(), threading.Event(), threading.get_ident()
 
     def listen(report: Report) -> None:
+        nonlocal heard_s
         if report.phase != "log":
-            heard[0] = time.monotonic()
+            heard_s = time.monotonic()
 
     def watch() -> None:
         told = 0.0
         while not over.wait(silence_s / 10):
-            silent = time.monotonic() - max(heard[0], told)
+            silent = time.monotonic() - max(heard_s, told)
             if silent >= silence_s:
                 told = time.monotonic()
-                progress.log(f"No sign of progress for {told - heard[0]:.0f} s in phase {progress.phase}. The work stands at:\n"
+                progress.log(f"No sign of progress for {told - heard_s:.0f} s in phase {progress.phase}. The work stands at:\n"
                              + _place(thread))
 
     watcher = threading.Thread(target=watch, name="dreambooth watchdog", daemon=True)
