@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from . import __version__
 from .commands import COMMANDS
 from .commands.examples import PROGRAM, examples_of
+from .commands.flags import like
 from .commands.terminal import listener, silence
 from .errors import Cancelled, CheckpointError, ConfigError, Diverged, DreamboothError, PictureError, ResumeError, StorageError
 from .files import unforeseen
@@ -83,8 +84,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         top.exit(BAD_INPUT, f"There is no command {arguments[0]}.{meant} `{top.prog} --help` lists all.\n")
     parsed, unknown = top.parse_known_args(arguments)
     if unknown:
-        flags = {flag for flag in unknown if flag.startswith("--")}
-        meant = _is_meant([found for flag in flags for found in get_close_matches(flag.partition("=")[0], parsed.flags, 1)])
+        flags = [flag for flag in unknown if flag.startswith("--")]
+        meant = _is_meant([found for flag in flags for found in like(flag, parsed.flags)])
         what = f"there is no {' '.join(unknown)}" if flags else f"nothing can be done with {' '.join(unknown)}"
         top.exit(BAD_INPUT, f"{parsed.command_name}: {what}.{meant} `{top.prog} {parsed.command_name} --help` lists all.\n")
     return parsed

@@ -79,6 +79,11 @@ def delete(name: str, folder: Path) -> None:
             from error
 
 
+def name_here(name: str) -> str:
+    """What a setting of sd-scripts, or of diffusers' own script, is called here; empty if it has no counterpart."""
+    return _DIFFUSERS.get(name) or _SD_SCRIPTS.get(name, ("",))[0]
+
+
 def import_settings(path: Path) -> Imported:
     """Read sd_dreambooth_extension's db_config.json, or sd-scripts' arguments as .json or .toml.
 
@@ -176,6 +181,9 @@ _SD_SCRIPTS: dict[str, Translation] = {
     "caption_dropout_rate": ("caption_dropout", float), "save_every_n_steps": ("snapshot_every", int),
     "zero_terminal_snr": ("zero_terminal_snr", bool), "train_data_dir": ("instance_dir", str), "reg_data_dir": ("class_dir", str),
 }
+# What diffusers' train_dreambooth.py and its LoRA script call a setting that sd-scripts does not have.
+_DIFFUSERS = {"instance_data_dir": "instance_dir", "class_data_dir": "class_dir", "checkpointing_steps": "snapshot_every",
+              "validation_prompt": "preview_prompts", "validation_steps": "preview_every", "rank": "lora_rank"}
 _EPOCHS = "epochs are not counted here; give steps"
 _WHY_NOT = {"max_train_epochs": _EPOCHS, "num_train_epochs": _EPOCHS,
             "num_class_images_per": "give num_class_images, their number in all"}

@@ -305,7 +305,9 @@ def test_bad_input_is_refused_before_anything_starts(flag, make, said, arguments
 
 
 @pytest.mark.parametrize(("command", "said"), [
-    ("train --resolutoin 64", "Is --resolution meant?"), ("show rex --zzz", "there is no --zzz."),
+    ("train --resolutoin 64", "Is --resolution meant?"), ("train --max_train_steps=400", "Is --steps meant?"),
+    ("train --instance_data_dir photos", "Is --instance-dir meant?"), ("train --network-dim 8", "Is --lora-rank meant?"),
+    ("show rex --zzz", "there is no --zzz."),
     ("trian --steps 4", "There is no command trian. Is train meant?"), ("token dog", "token: nothing can be done with dog."),
     ("render --base nowhere.ckpt --prompt x --size 64", "nowhere.ckpt is to be used: there is no such file"),
     ("render --base BASE --prompt x --seed -1 --count 0 --render-steps 0", "for 3 reasons"),

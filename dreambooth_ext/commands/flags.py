@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
+from .. import presets
 from ..config import OPTIONS, PATHS, TrainConfig
 from ..files import expanded
 from ..options import Option, options_of
@@ -59,6 +61,13 @@ def given(parsed: argparse.Namespace, name: str, default: Any) -> Any:
     """The value of a flag made by `add_config_flags`, or `default` if the user did not write it."""
     value = getattr(parsed, name, _NOT_GIVEN)
     return default if value is _NOT_GIVEN else value
+
+
+def like(unknown: str, flags: Sequence[str]) -> Sequence[str]:
+    """Which of the flags an unknown one may mean: the one that sd-scripts or diffusers' script calls so, or one spelt nearly so."""
+    flag = unknown.partition("=")[0]
+    ours = "--" + presets.name_here(flag.removeprefix("--").replace("-", "_")).replace("_", "-")
+    return [ours] if ours in flags else get_close_matches(flag, flags, 1)
 
 
 def _add_flag(parser: argparse._ActionsContainer, option: Option) -> None:
