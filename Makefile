@@ -44,10 +44,11 @@ test-host:
 
 setup: $(VENV)/.ready
 
+# Without compiling all of torch and scipy at once, which takes half of the time: what is imported is compiled then.
 $(VENV)/.ready: requirements/$(SET).txt requirements/test.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet $(TORCH) -r requirements/$(SET).txt -r requirements/test.txt
+	$(VENV)/bin/python -m pip install --quiet --no-compile $(TORCH) -r requirements/$(SET).txt -r requirements/test.txt
 	$(VENV)/bin/python -m pip install -qq --no-deps --editable .
 	touch $@
 
