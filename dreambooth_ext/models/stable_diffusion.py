@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,17 @@ class StableDiffusion:
         rows = self.family.text_encoders
         texts = {row.part: module for row, module in zip(rows, self.text_encoders, strict=True)}
         return {"unet": self.unet, "vae": self.vae, **texts}
+
+    def trained_parts(self, text_encoders: bool) -> dict[str, nn.Module]:
+        """The networks that training changes: the UNet, and the text encoders if they are wanted."""
+        return {part: module for part, module in self.parts.items()
+                if part == "unet" or (text_encoders and part.startswith("text_encoder"))}
+
+    def with_parts(self, others: Mapping[str, Any]) -> StableDiffusion:
+        """This model with other networks in the place of those of the same names."""
+        parts = {**self.parts, **others}
+        return replace(self, unet=parts["unet"], vae=parts["vae"],
+                       text_encoders=tuple(parts[row.part] for row in self.family.text_encoders))
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,8 +64,7 @@ class Prompts:
         """With gradients while text encoders are trained."""
         if texts.encoded is not None:
             return texts.encoded
-        encoders = tuple(_Prepared(*self._trained[row.part]) for row in self._model.family.text_encoders)
-        model = replace(self._model, text_encoders=encoders)
+        model = self._model.with_parts({part: _Prepared(*encoders) for part, encoders in self._trained.items()})
         return encode_tokens(model, texts.token_ids, self._clip_skip, size)
 
     def freeze(self, prompts: Sequence[str], sizes: Sequence[Size], unet_yields: bool = False) -> None:

@@ -82,8 +82,7 @@ def estimate(config: TrainConfig, model: StableDiffusion | None = None,
     Raises the errors of `models.load.inspect`.
     """
     model = weightless(model) if model else _outline(config)
-    trained = {part: module for part, module in model.parts.items()
-               if part == "unet" or (config.train_text_encoder and part.startswith("text_encoder"))}
+    trained = model.trained_parts(config.train_text_encoder)
     numbers = sum(parameter.numel() for module in trained.values() for parameter in module.parameters())
     if config.lora_rank:
         for module in trained.values():
@@ -144,8 +143,7 @@ def weightless(model: StableDiffusion) -> StableDiffusion:
     with torch.device("meta"):
         parts = {part: type(module).from_config(module.config) if hasattr(module, "from_config") else
                  type(module)(copy.deepcopy(module.config)) for part, module in model.parts.items()}
-    return replace(model, unet=parts["unet"], vae=parts["vae"],
-                   text_encoders=tuple(parts[row.part] for row in model.family.text_encoders))
+    return model.with_parts(parts)
 
 
 def _outline(config: TrainConfig) -> StableDiffusion:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,6 @@ from .optimizers.fused import FusedBackward
 from .schedule import lr_factor
 from .sharding import Sharding, clipped
 
-TEXT_ENCODER = "text_encoder"
-
 
 class Session:
     """The parts of a run on their device. `modules` are the networks that are trained, by part; `computing` are those that
@@ -41,9 +38,7 @@ class Session:
     def __init__(self, config: TrainConfig, plan: Plan, model: StableDiffusion, accelerator: Any) -> None:
         self.config, self.plan, self.model, self.accelerator = config, plan, model, accelerator
         self.device = accelerator.device
-        self.modules: dict[str, Any] = {
-            part: module for part, module in model.parts.items()
-            if part == "unet" or (config.train_text_encoder and part.startswith(TEXT_ENCODER))}
+        self.modules: dict[str, Any] = model.trained_parts(config.train_text_encoder)
         model.requires_grad_(False)
         self.lora: Lora | None = None
         self.sharding: Sharding | None = None
@@ -61,9 +56,7 @@ class Session:
         self._faster = fast_layers.install(self.computing["unet"]) if faster else []
         self.prepared = {part: self._prepared(part, module) for part, module in self.computing.items()}
         if self.sharding is not None:  # whoever renders with it has to call what gathers the weights
-            texts = tuple(self.prepared.get(row.part, encoder) for row, encoder in
-                          zip(model.family.text_encoders, model.text_encoders, strict=True))
-            model = self.model = replace(model, unet=self.prepared["unet"], text_encoders=texts)
+            model = self.model = model.with_parts(self.prepared)
         encoders = {part: (self.computing[part], prepared) for part, prepared in self.prepared.items() if part != "unet"}
         self.prompts = Prompts(model, encoders, config.clip_skip, self.device)
         self._fused = FusedBackward(self.optimizer, config.max_grad_norm) if plan.fused_backward else None
@@ -354,7 +347,7 @@ class Session:
         self.accelerator.free_memory()
 
     def _base_lr(self, part: str) -> float:
-        own = self.config.text_encoder_learning_rate if part.startswith(TEXT_ENCODER) else None
+        own = self.config.text_encoder_learning_rate if part != "unet" else None
         return self.config.learning_rate if own is None else own
 
 

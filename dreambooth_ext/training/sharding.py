@@ -14,7 +14,6 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -184,9 +183,7 @@ class Sharding:
         instead = dict(zip(averaged, averages, strict=True)) if averages else {}
         for part, outline in self._outlines.items():
             fill(outline, {name: instead.get(parameter, weights[part][name]) for name, parameter in self._named[part].items()})
-        encoders = tuple(self._outlines.get(row.part, encoder)
-                         for row, encoder in zip(model.family.text_encoders, model.text_encoders, strict=True))
-        return replace(model, unet=self._outlines["unet"], text_encoders=encoders)
+        return model.with_parts(self._outlines)
 
     def forget_whole(self) -> None:
         """Give back what `whole_model` holds."""
