@@ -25,10 +25,9 @@ from .diffusers_folder import REST_FILE, PartFiles, family_of, folder_name, read
 from .family import EMA, Family
 from .layout import PartLayout
 from .ldm_keys import CONV, SAME, Rule
-from .load import outline_of, recognise, resolution_of
+from .load import model_of, recognise
 from .modelspec import fields_of, still_true
 from .networks import built, shapes_of
-from .noise import LINEAR_END, LINEAR_START
 from .prediction import prediction_of, require_possible_snr
 from .publish import (
     Replacement,
@@ -124,10 +123,7 @@ def file_to_folder(source: Path, destination: Path, wishes: Wishes, progress: Pr
         kind, zero_snr = wishes.judged(*prediction_of(file, family, sidecar, None, wishes.prediction_type))
         modules: dict[str, Any] = {layout.part: built(layout, source.name) for layout in parts}
         outputs = {layout.part: _part_outputs(file, layout, modules[layout.part], wishes, stack) for layout in parts}
-        model = outline_of(family, modules, kind, zero_snr, source, resolution_of(family, sidecar, kind))
-        model.linear_start = (sidecar.linear_start if sidecar else None) or LINEAR_START
-        model.linear_end = (sidecar.linear_end if sidecar else None) or LINEAR_END
-        model.unet.register_to_config(sample_size=model.resolution // 8)
+        model = model_of(family, sidecar, modules, kind, zero_snr, source)
         rest = _rest_outputs(file, parts, modules, wishes)
         total = sum(output.nbytes for part in (*outputs.values(), rest) for output in part)
         require_space(destination.absolute().parent, total, "The folder")

@@ -14,7 +14,7 @@ from . import noise
 from .checkpoint_file import DTYPES, CheckpointFile, is_finite
 from .convert import read_part, resolved
 from .diffusers_folder import WEIGHT_FILES, load_diffusers, save_diffusers
-from .family import EMA, Family, detect
+from .family import EMA, UNET, Family, detect
 from .layout import PartLayout, layouts
 from .networks import built, fill, shapes_of
 from .prediction import prediction_of
@@ -67,16 +67,7 @@ def load_checkpoint(
             modules[layout.part] = module.eval()
         asked = modules["unet"] if modules["unet"].dtype == torch.float32 else None  # narrower answers may mislead
         kind, zero_snr = prediction_of(file, family, sidecar, asked, prediction_type)
-    resolution = resolution_of(family, sidecar, kind)
-    modules["unet"].register_to_config(sample_size=resolution // 8)
-    return StableDiffusion(
-        family=family, unet=modules["unet"], vae=modules["vae"],
-        text_encoders=tuple(modules[row.part] for row in family.text_encoders),
-        tokenizers=tuple(Tokenizer(row.pad_token) for row in family.text_encoders),
-        prediction_type=kind, zero_terminal_snr=zero_snr, path=path, resolution=resolution,
-        linear_start=(sidecar.linear_start if sidecar else None) or noise.LINEAR_START,
-        linear_end=(sidecar.linear_end if sidecar else None) or noise.LINEAR_END,
-    )
+    return model_of(family, sidecar, modules, kind, zero_snr, path)
 
 
 def inspect(
@@ -84,9 +75,8 @@ def inspect(
 ) -> CheckpointInfo:
     """Judge a checkpoint file without loading it: same errors as `load_checkpoint`, about one tensor of memory.
 
-    `vae`, another VAE file to be used with it, is judged as well, and loaded for that.
-
-    Only a file of SD 2.x whose prediction type stands nowhere has its UNet loaded, to be asked.
+    `vae`, another VAE file to be used with it, is judged as well, and loaded for that. Only a file of SD 2.x whose prediction
+    type stands nowhere has its UNet loaded, to be asked.
     """
     path = Path(path)
     with open_with_vae(path, vae) as file:
@@ -99,7 +89,7 @@ def inspect(
         if check_numbers:
             require_finite(file)
         kind, zero_snr = prediction_of(file, family, sidecar, None, prediction_type)
-        entrance = file.entries["model.diffusion_model.input_blocks.0.0.weight"]
+        entrance = file.entries[f"{UNET}input_blocks.0.0.weight"]
     names = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
     return CheckpointInfo(path, family, entrance.shape[1] == 9, kind, zero_snr, resolution_of(family, sidecar, kind),
                           names.get(entrance.dtype, entrance.dtype))
@@ -141,7 +131,6 @@ def resolution_of(family: Family, sidecar: Sidecar | None, prediction_type: str 
     return family.resolution
 
 
-
 def load_outline(path: Path, *, prediction_type: str = "auto", vae: Path | None = None) -> StableDiffusion:
     """A checkpoint's networks on the meta device: their shapes without their numbers. Same errors as `inspect`."""
     path = Path(path)
@@ -149,15 +138,20 @@ def load_outline(path: Path, *, prediction_type: str = "auto", vae: Path | None 
         family, sidecar, parts = recognise(file)
         modules = {layout.part: built(layout, path.name) for layout in parts}
         kind, zero_snr = prediction_of(file, family, sidecar, None, prediction_type)
-    return outline_of(family, modules, kind, zero_snr, path, resolution_of(family, sidecar, kind))
+    return model_of(family, sidecar, modules, kind, zero_snr, path)
 
 
-def outline_of(
-    family: Family, modules: Mapping[str, Any], prediction_type: str, zero_terminal_snr: bool, path: Path, resolution: int
+def model_of(
+    family: Family, sidecar: Sidecar | None, modules: Mapping[str, Any], prediction_type: str, zero_terminal_snr: bool, path: Path
 ) -> StableDiffusion:
-    """A model of weightless modules by part."""
+    """A model of these networks by part, which may be weightless."""
+    resolution = resolution_of(family, sidecar, prediction_type)
+    modules["unet"].register_to_config(sample_size=resolution // 8)
     return StableDiffusion(
         family=family, unet=modules["unet"], vae=modules["vae"],
         text_encoders=tuple(modules[row.part] for row in family.text_encoders),
         tokenizers=tuple(Tokenizer(row.pad_token) for row in family.text_encoders),
-        prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, path=path, resolution=resolution)
+        prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, path=path, resolution=resolution,
+        linear_start=(sidecar.linear_start if sidecar else None) or noise.LINEAR_START,
+        linear_end=(sidecar.linear_end if sidecar else None) or noise.LINEAR_END,
+    )

@@ -13,7 +13,7 @@ import torch
 from ..config import TrainConfig
 from ..errors import OutOfMemory
 from ..models.family import FAMILIES
-from ..models.load import load_outline, outline_of
+from ..models.load import load_outline, model_of
 from ..models.networks import in_dtype
 from ..models.specimen import modules_of
 from ..models.stable_diffusion import StableDiffusion
@@ -155,7 +155,7 @@ def _outline(config: TrainConfig) -> StableDiffusion:
 def full_size(key: str) -> StableDiffusion:
     """The outline of a family's own models: "sd1", "sd2" or "sdxl"."""
     family = next(family for family in FAMILIES if family.key == key)
-    return outline_of(family, modules_of(family), "epsilon", False, Path(family.name), family.resolution)
+    return model_of(family, None, modules_of(family), "epsilon", False, Path(family.name))
 
 
 def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers: int, activations: int, free: int) -> Estimate:
