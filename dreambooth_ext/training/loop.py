@@ -149,7 +149,7 @@ class _Loop:
         if not session.prompts.are_trained:
             session.prompts.freeze(self._prompts, self._sizes, session.plan.unet_yields)
         self._losses: list[float] = []
-        self._validated: dict[str, Any] = {}  # as it was measured last
+        self._shown: dict[str, Any] = {}  # figures that not every run or step has, as they were last
         self._pending: deque[_Pending] = deque()
         # Figures of a GPU are read while the next step is under way.
         self._behind = 1 if session.device.type == "cuda" else 0
@@ -181,7 +181,7 @@ class _Loop:
             if stopped:
                 self._snapshot(step + 1)
                 raise Cancelled
-            self._due(step + 1, snapshot, preview)
+            self._do_what_is_due(step + 1, snapshot, preview)
         self._tell(0)
         return self._losses
 
@@ -190,7 +190,7 @@ class _Loop:
         self._snapshot(self._steps)
         save = self._session.saving()
         if self._writes:
-            self._patiently(lambda: replace_folder(self._run.diffusers_dir, save))
+            self._patiently(replace_folder, self._run.diffusers_dir, save)
         self._session.accelerator.wait_for_everyone()
 
     def _step(self, step: int) -> None:
@@ -218,20 +218,18 @@ class _Loop:
         while len(self._pending) > behind:
             pending = self._pending.popleft()
             figures, step = pending.figures.read(), pending.step
-            pending.more["seconds"], self._clock = time.perf_counter() - self._clock, time.perf_counter()
+            seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
             self._require_sane(step, figures)
             self._losses.append(figures["loss"])
-            of_scaler = self._session.scaler_figures()
+            line = {"step": step, **figures, **pending.more, "seconds": seconds, **self._session.scaler_figures()}
             if self._writes:
-                line = {"step": step, **figures, **pending.more, **of_scaler}
-                self._patiently(lambda line=line: self._run.append_metrics(line))  # type: ignore[misc]
-            self._validated.update({name: value for name, value in pending.more.items() if name == "validation_loss"})
-            skipped: dict[str, Any] = {name: value for name, value in of_scaler.items() if name == "skipped_updates"}
+                self._patiently(self._run.append_metrics, line)
+            self._shown |= {name: line[name] for name in ("skipped_updates", "validation_loss") if name in line}
             steps_per_s = (step - self._first) / (time.perf_counter() - self._started)
             self._progress.report(step, self._steps, loss=figures["loss"], steps_per_s=steps_per_s,
                                   seconds_left=(self._steps - step) / steps_per_s,
                                   learning_rate=pending.more["lr"], memory_gib=device_memory_gib(self._session.device),
-                                  **skipped, **self._validated)
+                                  **self._shown)
 
     def _require_sane(self, step: int, figures: dict[str, float]) -> None:
         loss, norm = figures["loss"], figures["grad_norm"]
@@ -244,21 +242,12 @@ class _Loop:
         what = f"the gradients' norm became {norm:g}" if lost else f"the loss became {loss:g}"
         raise diverged(self._config, f"{what} at step {step}", where, "go on" if kept else "start anew")
 
-    @property
-    def _snapshot_every(self) -> int:
-        return self._config.snapshot_every or max(1, self._steps // 2)
-
-    @property
-    def _preview_every(self) -> int:
-        return self._config.preview_every or self._snapshot_every
-
-    def _is_due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self._steps
-
-    def _due(self, step: int, snapshot_wanted: bool, preview_wanted: bool) -> None:
-        if step % self._snapshot_every == 0 or snapshot_wanted:
+    def _do_what_is_due(self, step: int, snapshot_wanted: bool, preview_wanted: bool) -> None:
+        snapshot_every = self._config.snapshot_every or max(1, self._steps // 2)
+        preview_every = self._config.preview_every or snapshot_every
+        if step % snapshot_every == 0 or snapshot_wanted:
             self._snapshot(step)
-        if self._is_due(step, self._preview_every) or preview_wanted:
+        if step % preview_every == 0 or step == self._steps or preview_wanted:
             self._preview(step)
 
     def _snapshot(self, step: int) -> None:
@@ -270,7 +259,7 @@ class _Loop:
         kept = session.kept(step)
         if self._writes:
             self._patiently(self._run.sync_metrics)
-            self._patiently(lambda: checkpoint.write(self._run.checkpoints_dir, step, kept, self._config.keep_snapshots))
+            self._patiently(checkpoint.write, self._run.checkpoints_dir, step, kept, self._config.keep_snapshots)
         self._snapshot_step = step
         session.accelerator.wait_for_everyone()
         self._clock = time.perf_counter()
@@ -284,14 +273,15 @@ class _Loop:
             images = self._pass.making_room(
                 lambda: render_previews(self._session.model, self._config, unet_yields=plan.unet_yields))
         if self._writes:
-            self._patiently(lambda: write_previews(images, self._run.previews_dir, step))
+            self._patiently(write_previews, images, self._run.previews_dir, step)
             self._progress.report(step, self._steps, "preview", image=images[0])
         self._clock = time.perf_counter()
 
-    def _patiently(self, write: Callable[[], Any]) -> None:
+    def _patiently(self, write: Callable[..., Any], *arguments: Any) -> None:
+        """Write to the run's folder, again and again while its disk is full or gone."""
         def there() -> None:
             self._run.require_there()
-            write()
+            write(*arguments)
 
         patiently(there, self._progress, self._config.storage_wait_min)
 
@@ -302,7 +292,7 @@ class _Loop:
         kept = checkpoint.snapshots(self._run.checkpoints_dir)
         if not kept:
             if self._writes:
-                self._patiently(lambda: self._run.truncate_metrics(0))
+                self._patiently(self._run.truncate_metrics, 0)
             return 0
         step, folder = kept[-1]
         weights, state = checkpoint.read(folder)
@@ -314,7 +304,7 @@ class _Loop:
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
             raise checkpoint.unusable(folder, error, "it is not of this run") from error
         if self._writes:
-            self._patiently(lambda: self._run.truncate_metrics(step))
+            self._patiently(self._run.truncate_metrics, step)
         self._snapshot_step = step
         self._progress.log(f"continued from step {step}")
         before, now = state.get("processes"), self._session.accelerator.num_processes  # earlier versions did not write it
