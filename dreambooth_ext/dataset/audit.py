@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from . import collection, quality
 from .checks import Subject, verdicts_on
 from .choices import Choice, choice_for
 from .collection import MARKS_AMONG, Trace
+from .crop import largest_beside
 from .duplicates import ALIKE_FROM, Pair
 from .manifest import sha256_of
 from .overlay import Mark
@@ -43,8 +45,8 @@ def audit(folder: Path, *, kind: str = "subject", resolution: int = 512, choices
         except PictureError as error:
             unreadable.append((printable(path.name), error.why))
         progress.report(number, len(paths), printable(path.name))
-    return _together(Audit(folder.name, kind, resolution, tuple(pictures), tuple(unreadable),
-                           SetAudit(0, {}, {}, {}, (), (), (), "", ())), traces, progress)
+    judged, together = _together(kind, pictures, traces, progress)
+    return Audit(folder.name, kind, resolution, judged, tuple(unreadable), together)
 
 
 def _audit_one(path: Path, resolution: int, with_directions: bool) -> tuple[PictureAudit, Trace]:
@@ -61,29 +63,31 @@ def _audit_one(path: Path, resolution: int, with_directions: bool) -> tuple[Pict
     return PictureAudit(path.name, sha256, subject.image.width, subject.image.height, verdicts), trace
 
 
-def _together(found: Audit, traces: Sequence[Trace], progress: Progress) -> Audit:
-    names = [picture.name for picture in found.pictures]
+def _together(kind: str, pictures: Sequence[PictureAudit], traces: Sequence[Trace],
+              progress: Progress) -> tuple[tuple[PictureAudit, ...], SetAudit]:
+    """The pictures, each with what is to be said of it beside the others; and what is to be said of the set."""
+    names = [picture.name for picture in pictures]
     same, pairs, compared = collection.duplicates(traces, progress)
     mark = collection.mark_of(traces, same)
     strange = collection.outliers(traces)
-    extra: dict[int, list[Verdict]] = {}
-    for group in same:
-        for index in group[1:]:
-            exact = traces[group[0]].sha256 == traces[index].sha256
-            extra.setdefault(index, []).append(_copy_of(names[group[0]], exact, index, pairs))
-    for index in mark.pictures if mark else ():
-        extra.setdefault(index, []).append(_marked(mark, found.pictures[index]))
-    for index in strange if found.kind == "style" else ():
-        extra.setdefault(index, []).append(Verdict("style", 1, 0, "it is made unlike the others, in its light, colours or detail; "
-                                                   "a style is learnt from pictures of one hand", "keep"))
-    pictures = tuple(replace(picture, verdicts=(*picture.verdicts, *extra.get(index, ())))
-                     for index, picture in enumerate(found.pictures))
+    extra: dict[int, list[Verdict]] = defaultdict(list)
+    for best, *copies in same:
+        for index in copies:
+            extra[index].append(_copy_of(names[best], traces[best].sha256 == traces[index].sha256, index, pairs))
+    if mark is not None:
+        for index in mark.pictures:
+            extra[index].append(_marked(mark, pictures[index]))
+    if kind == "style":
+        for index in strange:
+            extra[index].append(Verdict("style", 1, 0, "it is made unlike the others, in its light, colours or detail; "
+                                        "a style is learnt from pictures of one hand", "keep"))
+    judged = tuple(replace(picture, verdicts=(*picture.verdicts, *extra[index])) for index, picture in enumerate(pictures))
     grounds, framings, aspects = collection.counts(traces)
-    copies = sum(len(group) - 1 for group in same)
-    together = SetAudit(len(traces), grounds, framings, aspects, tuple(tuple(names[index] for index in group) for group in same),
-                        tuple(names[index] for index in mark.pictures) if mark else (), tuple(names[index] for index in strange),
-                        compared, collection.guidance(found.kind, traces, copies, len(strange)))
-    return replace(found, pictures=pictures, together=together)
+    count_of_copies = sum(len(group) - 1 for group in same)
+    return judged, SetAudit(
+        len(traces), grounds, framings, aspects, tuple(tuple(names[index] for index in group) for group in same),
+        tuple(names[index] for index in mark.pictures) if mark else (), tuple(names[index] for index in strange),
+        compared, collection.guidance(kind, traces, count_of_copies, len(strange)))
 
 
 def _copy_of(name: str, exact: bool, index: int, pairs: Sequence[Pair]) -> Verdict:
@@ -94,14 +98,10 @@ def _copy_of(name: str, exact: bool, index: int, pairs: Sequence[Pair]) -> Verdi
                    "shifted, mirrored, resized or saved again", "drop", other=name)
 
 
-def _marked(mark: Mark | None, picture: PictureAudit) -> Verdict:
-    assert mark is not None
+def _marked(mark: Mark, picture: PictureAudit) -> Verdict:
     (left, top, right, bottom), (width, height) = mark.place, (picture.width, picture.height)
     box = int(left * width), int(top * height), round(right * width), round(bottom * height)
-    whole = (0, 0, width, height)
-    parts = [(0, 0, width, box[1]), (0, box[3], width, height), (0, 0, box[0], height), (box[2], 0, width, height)]
-    part = max(parts, key=lambda each: (each[2] - each[0]) * (each[3] - each[1]))
-    enough = (part[2] - part[0]) * (part[3] - part[1]) >= 0.5 * whole[2] * whole[3]
+    part = largest_beside(box, (0, 0, width, height))
     return Verdict("mark", len(mark.pictures), 3, f"{len(mark.pictures)} pictures have the same thing at the same place: a logo, "
-                   "a watermark or a frame, which the model would learn", "fix" if enough else "drop", box,
-                   Fix("crop", part) if enough else None)
+                   "a watermark or a frame, which the model would learn", "fix" if part else "drop", box,
+                   Fix("crop", part) if part else None)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from ..errors import PictureError
 from .crop import Box
 from .pictures import jpeg_uri, open_picture
-from .verdict import Audit, PictureAudit, Verdict
+from .verdict import ADVICE, Audit, PictureAudit, Verdict
 
 WHOLE_PX, CROP_PX = 220, 180
 SHOWN_PICTURES = 500  # with their images; of the others only the words, or no browser would open the page
@@ -31,9 +31,9 @@ def page(audit: Audit, folder: Path) -> str:
     """The report on the pictures of `folder`, which are read again for their thumbnails; the original files stay as they are."""
     head = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Pictures of {html.escape(audit.folder)}</title>'
             f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>')
-    order = sorted(enumerate(audit.pictures), key=lambda each: (("drop", "fix", "keep").index(each[1].advice), each[0]))
+    worst_first = sorted(audit.pictures, key=lambda picture: -ADVICE.index(picture.advice))
     pictures = "".join(_article(picture, folder if place < SHOWN_PICTURES else None)
-                       for place, (_, picture) in enumerate(order))
+                       for place, picture in enumerate(worst_first))
     return "".join([head, f"<h1>Pictures of {html.escape(audit.folder)}</h1>", f"<p>{html.escape(audit.summary)}</p>",
                     _together(audit), pictures, "</body></html>\n"])
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from . import quality
 from .background import CUT_FROM, Layout, layout
-from .crop import Box, crop_box, without_letterbox
+from .crop import Box, crop_box, largest_beside, without_letterbox
 from .fringe import HALO_AT_MOST, halo
 from .overlay import SUSPECT_FROM, writing
 from .pictures import Original
@@ -117,18 +117,11 @@ def overlay(subject: Subject) -> Iterator[Verdict]:
     if found.score < SUSPECT_FROM:
         return
     box = _moved(found.box, subject.inner)
+    part = largest_beside(box, subject.inner)
+    if part is not None and min(part[2] - part[0], part[3] - part[1]) < 0.75 * subject.resolution:
+        part = None
     yield Verdict("overlay", found.score, SUSPECT_FROM, "there seems to be writing on it, a watermark or a caption, "
-                  "which the model would learn to write", *_without(box, subject.inner, subject.resolution, box))
-
-
-def _without(box: Box, whole: Box, resolution: int, shown: Box) -> tuple[str, Box, Fix | None]:
-    """Advice, place and fix for something that is to be cut off: the largest part beside it, if that is enough."""
-    left, top, right, bottom = whole
-    parts = [(left, top, right, box[1]), (left, box[3], right, bottom), (left, top, box[0], bottom), (box[2], top, right, bottom)]
-    part = max(parts, key=lambda each: (each[2] - each[0]) * (each[3] - each[1]))
-    width, height = part[2] - part[0], part[3] - part[1]
-    enough = width * height >= 0.5 * (right - left) * (bottom - top) and min(width, height) >= 0.75 * resolution
-    return ("fix", shown, Fix("crop", part)) if enough else ("drop", shown, None)
+                  "which the model would learn to write", "fix" if part else "drop", box, Fix("crop", part) if part else None)
 
 
 def transparency(subject: Subject) -> Iterator[Verdict]:

@@ -86,6 +86,18 @@ def without_letterbox(image: Image.Image) -> Box:
     return left, top, image.width - right, image.height - bottom
 
 
+def largest_beside(box: Box, whole: Box) -> Box | None:
+    """The largest part of `whole` above, below, left or right of a box in it; None if that is less than half of it."""
+    left, top, right, bottom = whole
+    parts = [(left, top, right, box[1]), (left, box[3], right, bottom), (left, top, box[0], bottom), (box[2], top, right, bottom)]
+    part = max(parts, key=_area)
+    return part if _area(part) >= 0.5 * _area(whole) else None
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
 def _bars(pixels: np.ndarray) -> tuple[int, int]:
     """Rows of flat bar at the start and at the end; both or none, since a plain background touches often one end only."""
     if any(pixels[end].std(axis=0).max() >= LETTERBOX_LEVELS for end in (0, -1)):

@@ -103,9 +103,9 @@ class Audit:
     def lines(self) -> list[str]:
         """One line for each finding, the worst first; without control characters, which a file's name may hold."""
         lines = [f"{name}: cannot be used, {reason}." for name, reason in self.unreadable]
-        for advice in reversed(ADVICE):
+        for advice in ("drop", "fix"):
             lines += [f"{picture.name}: {verdict.reason}" for picture in self.pictures for verdict in picture.verdicts
-                      if verdict.advice == advice and (advice != "keep")]
+                      if verdict.advice == advice]
         return [plain(line) for line in (*lines, *self.together.advice)]
 
     def to_dict(self) -> dict[str, Any]:
