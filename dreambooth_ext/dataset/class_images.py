@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -63,6 +62,11 @@ class Request:
         return {name: value for name, value in vars(self).items()
                 if (name, value) not in (("prediction_type", "auto"), ("clip_skip", 1), ("vae_sha256", ""))}
 
+    @property
+    def key(self) -> str:
+        """Hexadecimal; another for any difference."""
+        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class PromptPlan:
@@ -103,9 +107,13 @@ class ClassImagePlan:
         return tuple(dict.fromkeys(path for plan in self.prompts for path in plan.foreign))
 
     @property
+    def adopted(self) -> int:
+        """Pictures of other origin that are used, each in the place of one to render."""
+        return len(self.foreign) if self.use_foreign else 0
+
+    @property
     def missing(self) -> int:
-        counted = len(self.foreign) if self.use_foreign else 0
-        return max(0, self.wanted - self.found - counted)
+        return max(0, self.wanted - self.found - self.adopted)
 
     @property
     def seconds_left(self) -> float | None:
@@ -155,7 +163,7 @@ def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch
         request = Request(base_sha256, prompt, concept.class_negative_prompt, SAMPLER, class_steps, guidance_scale,
                           resolution, resolution, prediction_type, clip_skip, vae_sha256)
         folder = Path(concept.class_dir).expanduser() if concept.class_dir else library_folder(library, request)
-        sisters = [_request_key(request, each) for each in prompts]
+        sisters = [{**request.values, "prompt": each} for each in prompts]
         found, strangers = _sorted_out(folder, request, sisters)
         if foreign == "use":
             bad = {path: why for path in strangers if (why := reason_against(path))}
@@ -171,8 +179,7 @@ def plan(concept: Concept, base_sha256: str, *, pictures: int, steps: int, batch
 def library_folder(library: Path, request: Request) -> Path:
     """A folder that all runs with the same base, prompt and settings share; readable, and different for any difference."""
     words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:40] or "class"
-    key = hashlib.sha256(json.dumps(request.values, sort_keys=True).encode()).hexdigest()[:12]
-    return library / f"{words}-{request.width}px-{key}"
+    return library / f"{words}-{request.width}px-{request.key[:12]}"
 
 
 def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Mapping[str, str], progress: Progress, *,
@@ -190,38 +197,29 @@ def ensure(plan: ClassImagePlan, base: Path, txt2img: Txt2ImgOf, provenance: Map
             return before_it_stopped
         progress.log("Class images of the run are gone or changed, or another number is wanted: it goes on with others.")
     images: list[TrainingImage] = []
-    done, total, work, started = 0, plan.missing, 0.0, time.monotonic()
-    before, since = 0.0, started  # of the first batch, which waits for its model
-    adopted = len(plan.foreign) if plan.use_foreign else 0  # that still stand in for a missing one, of whichever prompt
+    total, watch = plan.missing, pace.Watch(batch)
+    adopted = plan.adopted  # that still stand in for a missing one, of whichever prompt
     for prompt_plan in plan.prompts:
-        paths = list(prompt_plan.found[: prompt_plan.wanted])
+        request, paths = prompt_plan.request, list(prompt_plan.found[: prompt_plan.wanted])
         replaced = min(prompt_plan.wanted - len(paths), adopted)
         adopted -= replaced
         lacking = prompt_plan.wanted - len(paths) - replaced
         with ExitStack() as held:
             if lacking:
-                waited = held.enter_context(alone(prompt_plan.folder / LOCK, progress,
-                                                  f"another process renders class images into {prompt_plan.folder}."))
-                started, since = started + waited, since + waited
+                watch.leave_out(held.enter_context(alone(prompt_plan.folder / LOCK, progress,
+                                                         f"another process renders class images into {prompt_plan.folder}.")))
                 paths = _found_now(prompt_plan, plan)[: prompt_plan.wanted - replaced]
                 total -= lacking
                 lacking = prompt_plan.wanted - replaced - len(paths)
                 total += lacking
             for path in _render(prompt_plan, lacking, plan, base, txt2img, provenance, progress, batch):
                 paths.append(path)
-                done += 1
-                work += pace.work_of(prompt_plan.request.steps, prompt_plan.request.width, prompt_plan.request.height)
-                if done == batch:
-                    before, since = work, time.monotonic()
-                seconds = (time.monotonic() - started) / done
-                progress.report(done, total, prompt_plan.request.prompt, images_per_s=1 / max(seconds, 1e-9),
-                                seconds_left=seconds * (total - done))
-        images += [_as_training_image(path, prompt_plan.request, plan.concept_index) for path in paths]
-    host, now = provenance.get("host", ""), time.monotonic()
-    if done > batch:
-        pace.note(plan.library, host, work - before, now - since)
-    elif plan.seconds is None:  # better than nothing
-        pace.note(plan.library, host, work, now - started)
+                watch.count(pace.work_of(request.steps, request.width, request.height))
+                seconds = watch.seconds / watch.pictures
+                progress.report(watch.pictures, total, request.prompt, images_per_s=1 / max(seconds, 1e-9),
+                                seconds_left=seconds * (total - watch.pictures))
+        images += [_as_training_image(path, request, plan.concept_index) for path in paths]
+    watch.note(plan.library, provenance.get("host", ""), known=plan.seconds is not None)
     if plan.use_foreign:
         request = plan.prompts[0].request
         images += [_adopted(path, request, plan.concept_index) for path in plan.foreign]
@@ -251,7 +249,7 @@ def _recorded(manifest: Path, plan: ClassImagePlan) -> list[TrainingImage]:
 
 def _still_hold(images: Sequence[TrainingImage], plan: ClassImagePlan) -> bool:
     """Whether they are as many as the plan wants, of its prompts and size, and unchanged."""
-    count = plan.found + plan.missing + (len(plan.foreign) if plan.use_foreign else 0)
+    count = plan.found + plan.missing + plan.adopted
     kinds = {(each.request.prompt, each.request.width, each.request.height) for each in plan.prompts}
     return len(images) == count and all(
         (image.prompt, image.width, image.height) in kinds and image.path.is_file() and sha256_of(image.path) == image.sha256
@@ -291,8 +289,7 @@ def _batches(first: int, missing: list[int], size: int) -> Iterator[tuple[int, .
 
 def _keep(image: Image, seed: int, plan: PromptPlan, provenance: Mapping[str, str]) -> Path:
     """Record the picture, then write it, both durably: one that is there is never of unknown origin."""
-    key = hashlib.sha256(json.dumps(plan.request.values, sort_keys=True).encode()).hexdigest()[:8]
-    path = plan.folder / f"{key}-{seed:010d}.png"
+    path = plan.folder / f"{plan.request.key[:8]}-{seed:010d}.png"
     data = io.BytesIO()
     image.save(data, "PNG")
     sha256 = hashlib.sha256(data.getbuffer()).hexdigest()
@@ -345,10 +342,6 @@ def _sorted_out(folder: Path, request: Request, sisters: list[dict[str, Any]]) -
 def is_recorded(path: Path) -> bool:
     """True for a picture that the manifest beside it says was rendered."""
     return any(row["file"] == path.name for row in _rows(path.parent))
-
-
-def _request_key(request: Request, prompt: str) -> dict[str, Any]:
-    return {**request.values, "prompt": prompt}
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

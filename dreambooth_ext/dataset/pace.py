@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from ..files import write_json
@@ -25,6 +26,37 @@ def note(library: Path, host: str, work: float, seconds: float) -> None:
     """Remember a host's pace. Raises StorageError."""
     if work > 0 and seconds > 0:
         write_json(library / FILE, {**_read(library), host: seconds / work})
+
+
+class Watch:
+    """Times a host's pictures as they come. The first `batch` of them wait for its model."""
+
+    def __init__(self, batch: int) -> None:
+        self.pictures = 0
+        self._batch, self._work = batch, 0.0
+        self._began = self._loaded = time.monotonic()
+        self._work_before = 0.0  # the model was loaded
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def leave_out(self, seconds: float) -> None:
+        """In which nothing was rendered."""
+        self._began, self._loaded = self._began + seconds, self._loaded + seconds
+
+    def count(self, work: float) -> None:
+        """One picture more."""
+        self.pictures, self._work = self.pictures + 1, self._work + work
+        if self.pictures == self._batch:
+            self._loaded, self._work_before = time.monotonic(), self._work
+
+    def note(self, library: Path, host: str, known: bool) -> None:
+        """Remember the host's pace; if none is `known`, the first batch's is better than nothing. Raises StorageError."""
+        if self.pictures > self._batch:
+            note(library, host, self._work - self._work_before, time.monotonic() - self._loaded)
+        elif not known:
+            note(library, host, self._work, self.seconds)
 
 
 def about(seconds: float) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dreambooth_ext import file_lock, files, recipe
 from dreambooth_ext.config import Concept
-from dreambooth_ext.dataset import class_images
+from dreambooth_ext.dataset import class_images, pace
 from dreambooth_ext.dataset.class_images import MANIFEST, class_image_count, ensure, plan
 from dreambooth_ext.dataset.contact_sheet import named_among, strike_out
 from dreambooth_ext.dataset.manifest import TrainingSet
@@ -325,7 +325,7 @@ def test_how_long_the_rest_takes_is_told(planned):
 def test_the_time_that_the_model_takes_to_load_is_no_pace(planned, monkeypatch):
     """100 s for the model, then 1 s a picture; a few that were lacking tell nothing where more were rendered before."""
     now = [0.0]
-    monkeypatch.setattr(class_images.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
 
     class Slow(Renderer):
         def __call__(self, base, request, progress):
@@ -382,8 +382,6 @@ def test_more_than_two_thousand_are_firmly_advised_against(planned):
 
 def test_the_plan_in_one_sentence(planned, monkeypatch):
     """As the design has it: what is suggested, what this checkpoint made before, what is left and how long it takes."""
-    from dreambooth_ext.dataset import pace
-
     concept = dataclasses.replace(CONCEPT, num_class_images=None)
     monkeypatch.setattr("os.fsync", lambda handle: None)  # 1280 of them take their time, and no power is cut here
     ensure(planned(dataclasses.replace(CONCEPT, num_class_images=640)), Path("b"), Renderer(), {"host": "here"}, Progress())
