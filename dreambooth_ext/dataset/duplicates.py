@@ -79,7 +79,7 @@ def near_duplicates(thumbnails: Sequence[np.ndarray], progress: Progress = SILEN
 
 
 class _Joined:
-    """Which pictures are the same by way of any pairs: `root` (n,) is equal for those that are."""
+    """Which pictures are the same by way of any pairs: `root` (n,) is the first of them for each."""
 
     def __init__(self, count: int) -> None:
         self.root = np.arange(count)
@@ -92,20 +92,12 @@ class _Joined:
 
 def groups(pairs: Sequence[Pair], count: int) -> list[list[int]]:
     """Pictures that are the same by way of any pairs, each group and the list of them in order."""
-    parent = list(range(count))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
+    joined = _Joined(count)
     for pair in pairs:
-        low, high = sorted((root(pair.first), root(pair.second)))
-        parent[high] = low
+        joined.join(pair.first, pair.second)
     found: dict[int, list[int]] = {}
-    for index in range(count):
-        found.setdefault(root(index), []).append(index)
+    for index, root in enumerate(joined.root.tolist()):
+        found.setdefault(root, []).append(index)
     return [group for group in found.values() if len(group) > 1]
 
 
