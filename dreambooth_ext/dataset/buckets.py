@@ -8,15 +8,13 @@ STEP = 64  # pixels; the UNet halves its input three times after the VAE's facto
 LONGEST_ASPECT = 2.0
 
 
-def bucket_sizes(resolution: int, step: int = STEP) -> list[tuple[int, int]]:
-    """All (width, height) of multiples of `step` whose area is at most resolution squared, largest area for each width."""
+def bucket_sizes(resolution: int) -> list[tuple[int, int]]:
+    """All (width, height) of multiples of `STEP` whose area is at most resolution squared, largest area for each width."""
     area, sizes = resolution * resolution, set()
-    width = step
-    while width <= resolution * LONGEST_ASPECT:
-        height = area // width // step * step
-        if height >= step and max(width / height, height / width) <= LONGEST_ASPECT + 1e-9:
+    for width in range(STEP, int(resolution * LONGEST_ASPECT) + 1, STEP):
+        height = area // width // STEP * STEP
+        if height >= STEP and max(width / height, height / width) <= LONGEST_ASPECT + 1e-9:
             sizes |= {(width, height), (height, width)}
-        width += step
     return sorted(sizes | {(resolution, resolution)})
 
 
