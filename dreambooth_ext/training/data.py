@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,13 @@ class Pictures:
         return Pictures(torch.cat([self.latents, other.latents]), torch.cat([self.noise, other.noise]),
                         torch.cat([self.timesteps, other.timesteps]), self.prompts + other.prompts, masked)
 
-    def pinned(self) -> Pictures:
-        masked = None if self.masked is None else self.masked.pin_memory()
-        return replace(self, latents=self.latents.pin_memory(), noise=self.noise.pin_memory(),
-                       timesteps=self.timesteps.pin_memory(), masked=masked)
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Pictures:
+        masked = None if self.masked is None else change(self.masked)
+        return replace(self, latents=change(self.latents), noise=change(self.noise), timesteps=change(self.timesteps),
+                       masked=masked)
 
     def rows(self, rows: slice) -> Pictures:
-        return Pictures(self.latents[rows], self.noise[rows], self.timesteps[rows], self.prompts[rows],
-                        None if self.masked is None else self.masked[rows])
+        return replace(self.each(lambda tensor: tensor[rows]), prompts=self.prompts[rows])
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,8 @@ class Batch:
 
     def pinned(self) -> Batch:
         """The same in memory that a GPU copies from by itself."""
-        return replace(self, instance=self.instance.pinned(), prior=None if self.prior is None else self.prior.pinned())
+        prior = None if self.prior is None else self.prior.each(torch.Tensor.pin_memory)
+        return replace(self, instance=self.instance.each(torch.Tensor.pin_memory), prior=prior)
 
 
 def pixels_of(path: Path, mirrored: bool = False) -> torch.Tensor:
@@ -165,7 +165,9 @@ class NativeBatches:
         draws = generator_for(self._config.seed, 0, step, micro)
         chosen = [self._dataset.instance[index] for index in self._known[1][place]]
         instance = self._drawn(chosen, draws)
-        prior = self._drawn(self._prior(number, len(chosen)), draws) if self._dataset.prior else None
+        prior = None
+        if self._dataset.prior:
+            prior = self._drawn([self._prior_at(number * self._size + place) for place in range(len(chosen))], draws)
         return Batch(instance, prior, len(chosen)).share(self._rank, self._processes)
 
     def _drawn(self, images: list[TrainingImage], draws: torch.Generator) -> Pictures:
@@ -177,10 +179,6 @@ class NativeBatches:
         timesteps = torch.randint(0, TIMESTEPS, (len(images),), generator=draws)
         prompts = tuple("" if drop else image.prompt for image, drop in zip(images, dropped, strict=True))
         return Pictures(latents, noise, timesteps, prompts, self._cache.masked(keys, draws))
-
-    def _prior(self, number: int, count: int) -> list[TrainingImage]:
-        first = number * self._size
-        return [self._prior_at(first + place) for place in range(count)]
 
     def _prior_at(self, place: int) -> TrainingImage:
         prior = self._dataset.prior

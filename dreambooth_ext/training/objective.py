@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +26,7 @@ class Part:
         return [self.pictures.latents, self.pictures.noise, self.pictures.timesteps, *masked, *self.texts.tensors()]
 
     def cloned(self) -> Part:
-        return Part(_each(self.pictures, lambda tensor: tensor.clone()), self.texts.each(lambda tensor: tensor.clone()))
+        return Part(self.pictures.each(torch.clone), self.texts.each(torch.clone))
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,7 @@ class Objective:
                 module.train()
 
     def _on_device(self, pictures: Pictures) -> Pictures:
-        device = self._session.device
-        return _each(pictures, lambda tensor: tensor.to(device, non_blocking=True))
+        return pictures.each(lambda tensor: tensor.to(self._session.device, non_blocking=True))
 
     def _part(self, pictures: Pictures) -> Part:
         return Part(pictures, self._session.prompts.texts(pictures.prompts, pictures.size))
@@ -111,9 +109,3 @@ class Objective:
         layout = torch.channels_last if session.plan.channels_last else torch.contiguous_format
         noisy = noisy.to(session.input_dtype, memory_format=layout)
         return predict(session.prepared["unet"], noisy, timesteps, conditioning), target
-
-
-def _each(pictures: Pictures, change: Callable[[torch.Tensor], torch.Tensor]) -> Pictures:
-    masked = None if pictures.masked is None else change(pictures.masked)
-    return replace(pictures, latents=change(pictures.latents), noise=change(pictures.noise),
-                   timesteps=change(pictures.timesteps), masked=masked)
