@@ -41,11 +41,9 @@ def build(groups: Groups, config: TrainConfig, plan: Plan,
           copies: Mapping[torch.nn.Parameter, torch.nn.Parameter] | None = None) -> torch.optim.Optimizer:
     """The optimizer of the plan, for groups of {"params", "lr", "name"}; `copies` have the gradients if they are narrow."""
     if plan.narrow_gradients and copies is not None:
-        arguments = _adam_arguments(config)
         if plan.optimizer == "adamw_8bit":
-            return CopiedAdamW8bit(groups, copies, **arguments)
-        del arguments["seed"]
-        return CopiedAdamW(groups, copies, **arguments)
+            return CopiedAdamW8bit(groups, copies, **_adam_arguments(config), seed=config.seed)
+        return CopiedAdamW(groups, copies, **_adam_arguments(config))
     return OPTIMIZERS[plan.optimizer].build(groups, config, plan)
 
 
@@ -73,12 +71,10 @@ def lay_out(optimizer: Any) -> None:
 
 def _adamw(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
     if groups[0]["params"][0].dtype == torch.bfloat16:  # torch's own would lose updates by rounding to nearest
-        return AdamW(groups, **_adam_arguments(config))
-    arguments = _adam_arguments(config)
-    del arguments["seed"]
+        return AdamW(groups, **_adam_arguments(config), seed=config.seed)
     # The fused one rounds a little differently; diffusers' draws are there for comparing with its losses.
     fused = config.draw_order == "native" and is_fused_on(groups[0]["params"][0].device.type)
-    return torch.optim.AdamW(groups, **arguments, **({"fused": True} if fused else {"foreach": False}))
+    return torch.optim.AdamW(groups, **_adam_arguments(config), **({"fused": True} if fused else {"foreach": False}))
 
 
 def _betas(config: TrainConfig, second: float) -> tuple[float, float]:
@@ -88,19 +84,17 @@ def _betas(config: TrainConfig, second: float) -> tuple[float, float]:
 
 def _adam_arguments(config: TrainConfig) -> dict[str, Any]:
     return {"lr": config.learning_rate, "betas": _betas(config, 0.999), "eps": config.adam_epsilon,
-            "weight_decay": config.adam_weight_decay, "seed": config.seed}
+            "weight_decay": config.adam_weight_decay}
 
 
 def _adamw_8bit(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
     if plan.eight_bit == BITSANDBYTES:
-        arguments = _adam_arguments(config)
-        del arguments["seed"]
-        return vendor.adamw_8bit(groups, **arguments)
-    return AdamW(groups, **_adam_arguments(config), bits=8, kernels=plan.kernels)
+        return vendor.adamw_8bit(groups, **_adam_arguments(config))
+    return AdamW(groups, **_adam_arguments(config), seed=config.seed, bits=8, kernels=plan.kernels)
 
 
 def _offloaded(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
-    return OffloadedAdamW(groups, **_adam_arguments(config))
+    return OffloadedAdamW(groups, **_adam_arguments(config), seed=config.seed)
 
 
 def _lion(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
@@ -112,7 +106,7 @@ def _adafactor(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.O
 
 
 def _prodigy(groups: Groups, config: TrainConfig, plan: Plan) -> torch.optim.Optimizer:
-    return Prodigy(groups, **_adam_arguments(config))
+    return Prodigy(groups, **_adam_arguments(config), seed=config.seed)
 
 
 def _tensor_bytes(state: dict[str, Any]) -> int:
