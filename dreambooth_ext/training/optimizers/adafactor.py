@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from .chunked import CHUNK, ChunkedOptimizer, flat, flat_gradient
+from .chunked import CHUNK, ChunkedOptimizer, flat, flat_gradient, pieces
 from .rounding import store
 
 EPS_SQUARED_GRADIENT = 1e-30
@@ -55,15 +55,15 @@ class Adafactor(ChunkedOptimizer):
         state = self._state_of(parameter)
         state["step"] += 1
         weights, gradient = matrices(parameter)
-        pieces = list(_row_pieces(gradient))
-        _average(gradient, state, pieces)
+        some_rows = list(pieces(len(gradient), max(1, CHUNK // gradient.shape[1])))
+        _average(gradient, state, some_rows)
         scales = _scales(state)
-        whole = _update(gradient, scales, pieces[0]) if len(pieces) == 1 else None  # of several, each is made twice
-        norms = [torch.linalg.vector_norm(_update(gradient, scales, rows) if whole is None else whole) for rows in pieces]
+        whole = _update(gradient, scales, some_rows[0]) if len(some_rows) == 1 else None  # of several, each is made twice
+        norms = [torch.linalg.vector_norm(_update(gradient, scales, rows) if whole is None else whole) for rows in some_rows]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         factor = _factor(norm, math.sqrt(gradient.numel()), group)
         draws = self.draws_for(parameter, state["step"])
-        for rows in pieces:
+        for rows in some_rows:
             _apply(weights[rows], _update(gradient, scales, rows) if whole is None else whole, factor, group, draws)
 
     def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
@@ -94,22 +94,13 @@ def empty_state(shape: tuple[int, ...], device: torch.device | str) -> dict[str,
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """(out, rest); what has one dimension is a single column."""
-    rows = shape[0] if shape else 1
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    return rows, columns
+    return shape[0] if shape else 1, math.prod(shape[1:])
 
 
 def matrices(parameter: torch.nn.Parameter) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight and its gradient as matrices that share their memory: columns are in its order, channels last or not."""
     shape = matrix_shape(tuple(parameter.shape))
     return flat(parameter).view(shape), flat_gradient(parameter).view(shape)
-
-
-def _row_pieces(gradient: torch.Tensor) -> Iterator[slice]:
-    count = max(1, CHUNK // gradient.shape[1])
-    return (slice(start, min(start + count, len(gradient))) for start in range(0, len(gradient), count))
 
 
 def _is_column(parameter: torch.Tensor) -> bool:
@@ -121,10 +112,10 @@ def _share(step: int) -> float:
     return float(step**DECAY_EXPONENT)
 
 
-def _average(gradient: torch.Tensor, state: dict[str, Any], pieces: list[slice]) -> None:
+def _average(gradient: torch.Tensor, state: dict[str, Any], some_rows: list[slice]) -> None:
     """Lines 5 and 6 of algorithm 4: moving averages of the squared gradient's row and column means."""
-    rows, columns = ([_norms(gradient[piece], dim) for piece in pieces] for dim in (1, 0))
-    one, share = len(pieces) == 1, _share(state["step"])
+    rows, columns = ([_norms(gradient[piece], dim) for piece in some_rows] for dim in (1, 0))
+    one, share = len(some_rows) == 1, _share(state["step"])
     _move(state["rows"], rows[0] if one else torch.cat(rows), gradient.shape[1], share)
     _move(state["columns"], columns[0] if one else torch.stack(columns).norm(dim=0), len(gradient), share)
 

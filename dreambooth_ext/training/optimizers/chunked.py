@@ -180,5 +180,5 @@ def split(joined: torch.Tensor, parts: list[torch.Tensor]) -> None:
     torch._foreach_copy_(parts, list(joined.split([len(part) for part in parts])))
 
 
-def pieces(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+def pieces(count: int, size: int = CHUNK) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
