@@ -31,6 +31,7 @@ from .networks import built, shapes_of
 from .prediction import prediction_of, require_possible_snr
 from .publish import (
     Replacement,
+    Written,
     cast,
     marked,
     overlay,
@@ -128,7 +129,7 @@ def file_to_folder(source: Path, destination: Path, wishes: Wishes, progress: Pr
         total = sum(output.nbytes for part in (*outputs.values(), rest) for output in part)
         require_space(destination.absolute().parent, total, "The folder")
         progress.start("converting", total)
-        count = _Count(progress, total)
+        count = Written(progress, total)
 
         def fill(folder: Path) -> None:
             for part, module in modules.items():
@@ -169,20 +170,6 @@ def folder_to_file(source: Path, destination: Path, wishes: Wishes, progress: Pr
         beside = sidecar_of_settings(family, dict(module.config), settings["vae"], kind, zero_snr)  # type: ignore[arg-type]
         progress.start("converting", 0)
         write_files([destination], outputs, header, beside, 0, progress)
-
-
-@dataclass
-class _Count:
-    """Bytes written so far, told to whoever watches."""
-
-    progress: Progress
-    total: int
-    done: int = 0
-
-    def __call__(self, count: int) -> None:
-        self.done += count
-        self.progress.check()
-        self.progress.report(self.done, self.total)
 
 
 def _part_outputs(
@@ -227,9 +214,8 @@ def _ldm_outputs(
         if tuple(size for size in shapes.get(ours, ()) if size != 1) != tuple(size for size in shape if size != 1):
             raise MissingTensors(f"{folder.name}/{layout.part} is to be converted", f"{ours} is missing or has another shape",
                                  "Download or copy the folder again.")
-    rules = [rule for rule in layout.rules if all(ours in wanted for ours in rule.ours)]
-    return [_ldm_output(rule, Replacement(rule, tuple(have.where[ours] for ours in rule.ours)),
-                        rule.ldm_shapes(wanted[rule.ours[0]])[0], wishes.dtype) for rule in rules]
+    return [_ldm_output(Replacement(rule, tuple(have.where[ours] for ours in rule.ours)), wanted, wishes.dtype)
+            for rule in layout.rules if all(ours in wanted for ours in rule.ours)]
 
 
 def _other_vae(
@@ -238,12 +224,14 @@ def _other_vae(
     assert wishes.vae is not None
     file = stack.enter_context(open_checkpoint(wishes.vae))
     names = {rule.ours[0]: rule.ldm for rule in vae_rules_in(file, wanted)}
-    return [_ldm_output(rule, Replacement(rule, ((file, names[rule.ours[0]]),)), rule.ldm_shapes(wanted[rule.ours[0]])[0],
-                        wishes.dtype) for rule in layout.rules if rule.ours[0] in wanted]
+    return [_ldm_output(Replacement(rule, ((file, names[rule.ours[0]]),)), wanted, wishes.dtype)
+            for rule in layout.rules if rule.ours[0] in wanted]
 
 
-def _ldm_output(rule: Rule, replacement: Replacement, shape: tuple[int, ...], dtype: str) -> Output:
-    wanted = replacement.dtype if dtype == "source" else DTYPE_OF[dtype]
+def _ldm_output(replacement: Replacement, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Output:
+    """A tensor under a file's name; `shapes` by the module's names."""
+    rule = replacement.rule
+    shape, wanted = rule.ldm_shapes(shapes[rule.ours[0]])[0], replacement.dtype if dtype == "source" else DTYPE_OF[dtype]
 
     def chunks() -> Iterator[torch.Tensor]:
         for chunk in replacement.chunks(shape):

@@ -68,6 +68,21 @@ class Replacement:
         return self.places[0][0].entries[self.places[0][1]].dtype
 
 
+@dataclass
+class Written:
+    """Called with numbers of bytes as they are written: tells whoever watches, and raises Cancelled."""
+
+    progress: Progress
+    total: int
+    text: str = ""
+    done: int = 0
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        self.progress.check()
+        self.progress.report(self.done, self.total, self.text)
+
+
 def publish(
     source: Path, diffusers_dir: Path, destination_dir: Path, name: str, *, publish_format: str = "ckpt",
     dtype: str = "source", trained: Collection[str] | None = None, vae: Path | None = None,
@@ -285,15 +300,7 @@ def cast(chunk: torch.Tensor, have: str, wanted: str, name: str) -> torch.Tensor
 def _write(
     path: Path, outputs: Sequence[Output], header: Mapping[str, str], global_step: int, progress: Progress
 ) -> None:
-    total = sum(output.nbytes for output in outputs)
-    done = 0
-
-    def wrote(count: int) -> None:
-        nonlocal done
-        done += count
-        progress.check()
-        progress.report(done, total, path.name)
-
+    wrote = Written(progress, sum(output.nbytes for output in outputs), path.name)
     with write_atomically(path) as stream:
         if path.suffix == ".ckpt":
             write_ckpt(stream, outputs, {"global_step": global_step}, wrote)
