@@ -91,15 +91,15 @@ class CheckpointFile:
                              "The file is damaged, or its training diverged; use another.")
         return tensor
 
-    def chunks(self, name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[torch.Tensor]:
+    def chunks(self, name: str) -> Iterator[torch.Tensor]:
         """The tensor's bytes in order, as flat uint8 tensors that are valid until the next one."""
         entry = self.entries[name]
         if entry.strides is not None:
             yield self.tensor(name).reshape(-1).view(torch.uint8)
             return
-        buffer = torch.empty(min(chunk_bytes, entry.nbytes), dtype=torch.uint8)
-        for start in range(0, entry.nbytes, chunk_bytes):
-            part = buffer[: min(chunk_bytes, entry.nbytes - start)]
+        buffer = torch.empty(min(CHUNK_BYTES, entry.nbytes), dtype=torch.uint8)
+        for start in range(0, entry.nbytes, CHUNK_BYTES):
+            part = buffer[: min(CHUNK_BYTES, entry.nbytes - start)]
             self._fill(entry.start + start, memoryview(part.numpy()))
             yield part
 

@@ -94,12 +94,12 @@ def write_ckpt(
                                     "Save it as .safetensors.")
     reserve(stream, sum(output.nbytes for output in outputs))  # zip's own words come on top, so that all of it is used
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        _write_member(archive, "archive/data.pkl", [_pickled(outputs, numbers)])
+        _write_member(archive, "archive/data.pkl", _pickled(outputs, numbers))
         for number, output in enumerate(outputs):
             member = _member(archive, f"archive/data/{number}", output.nbytes)
             with archive.open(member, "w") as target:
                 _copy(output, target.write, wrote)
-        _write_member(archive, "archive/version", [b"3\n"])
+        _write_member(archive, "archive/version", b"3\n")
 
 
 def _copy(output: Output, write: Callable[[memoryview], object], wrote: Wrote) -> None:
@@ -112,8 +112,7 @@ def _copy(output: Output, write: Callable[[memoryview], object], wrote: Wrote) -
         raise ValueError(f"{output.name} gave {written} bytes instead of {output.nbytes}")
 
 
-def _write_member(archive: zipfile.ZipFile, name: str, parts: Iterable[bytes]) -> None:
-    data = b"".join(parts)
+def _write_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     with archive.open(_member(archive, name, len(data)), "w") as target:
         target.write(data)
 

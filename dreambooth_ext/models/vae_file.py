@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..errors import MissingTensors
-from .checkpoint_file import CHUNK_BYTES, CheckpointFile, open_checkpoint
+from .checkpoint_file import CheckpointFile, open_checkpoint
 from .convert import read_part, require_all, resolved
 from .family import VAE
 from .layout import Reader
@@ -93,11 +93,8 @@ class _Completed(CheckpointFile):
             return self.vae.tensor(self.lent[name]).reshape(self.entries[name].shape)
         return super().tensor(name)
 
-    def chunks(self, name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[torch.Tensor]:
-        if name in self.lent:
-            yield from self.vae.chunks(self.lent[name], chunk_bytes)
-        else:
-            yield from super().chunks(name, chunk_bytes)
+    def chunks(self, name: str) -> Iterator[torch.Tensor]:
+        return self.vae.chunks(self.lent[name]) if name in self.lent else super().chunks(name)
 
     def close(self) -> None:
         self.vae.close()
