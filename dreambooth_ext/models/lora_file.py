@@ -17,11 +17,12 @@ from ..progress import SILENT, Progress
 from .checkpoint_file import DTYPE_OF, DTYPES, CheckpointFile, open_checkpoint
 from .checkpoint_writer import output_of, write_safetensors
 from .convert import resolved
-from .family import SD2, Family
+from .family import EMA, SD2, Family
 from .ldm_keys import Rule
 from .load import recognise
 from .lora_keys import BASE_VERSIONS, LoraNames, linear_and_convolutions, target_layers
 from .networks import built, shapes_of
+from .publish import overlay, scheduler_facts, write_outputs
 from .vae_file import open_with_vae
 
 _ENDS = (".lora_down.weight", ".lora_up.weight", ".alpha")
@@ -82,8 +83,6 @@ def publish_lora(
     `trained` has PART.MODULE.lora_down.weight, .lora_up.weight and .alpha. `dtype`: "source", "fp32", "fp16", "bf16".
     Raises MissingTensors if it is not of this base, BadNumbers, StorageError; nothing half-written is left.
     """
-    from .publish import scheduler_facts
-
     require_safe_name(name, "the LoRA")
     with open_checkpoint(base) as file, open_checkpoint(trained) as adapters:
         seen = Base(file)
@@ -140,7 +139,7 @@ class Base:
                 for place, ours in enumerate(rule.ours):
                     if ours.endswith(".weight"):
                         self.rules[layout.part, ours.removesuffix(".weight")] = rule, place
-            targets = target_layers(layout.part, module, convolutions=True)
+            targets = target_layers(layout.part, module)
             self.layers |= {(layout.part, path): layer for path, layer in targets.items()}
             self.all_layers |= {(layout.part, path): layer for path, layer in linear_and_convolutions(module).items()}
 
@@ -312,8 +311,6 @@ def merge_lora(
 
     `vae` is put into a base that has none. Raises the errors of `publish`.
     """
-    from .publish import overlay, write_outputs
-
     require_safe_name(name, "the model")
     with open_with_vae(base, vae) as file:
         seen = Base(file)
@@ -349,7 +346,7 @@ def _difference_elsewhere(before: Base, after: Base) -> float:
     adapted = {before.rules[layer][0].ldm for layer in before.layers}
     total = 0.0
     for name, entry in before.file.entries.items():
-        if entry.is_float and name not in adapted and name in after.file.entries and not name.startswith("model_ema."):
+        if entry.is_float and name not in adapted and name in after.file.entries and not name.startswith(EMA):
             if after.file.entries[name].shape != entry.shape:
                 continue
             one, two = before.file.tensor(name), after.file.tensor(name)

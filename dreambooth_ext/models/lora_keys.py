@@ -16,8 +16,8 @@ from .family import SDXL, Family
 from .ldm_keys import canonical, unet_rules
 
 BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-# Below these modules of a UNet every linear layer and convolution may have an adapter.
-_ATTENTION, _CONVOLUTIONS = ("attentions",), ("resnets", "downsamplers", "upsamplers")
+# Below modules of these names every linear layer and convolution may have an adapter.
+_IN_UNET, _IN_TEXT_ENCODER = {"attentions", "resnets", "downsamplers", "upsamplers"}, {"layers"}
 
 
 class LoraNames:
@@ -46,14 +46,13 @@ class LoraNames:
         return found
 
 
-def target_layers(part: str, module: nn.Module, convolutions: bool = False) -> dict[str, nn.Module]:
-    """Path (our names) -> layer, for every layer that a LoRA of this part adapts.
+def target_layers(part: str, module: nn.Module) -> dict[str, nn.Module]:
+    """Path (our names) -> layer, for every layer that a LoRA of this part may adapt.
 
-    The UNet's transformers and the text encoder's attention and MLP; with `convolutions` also the UNet's resnets and
-    samplers.
+    The UNet's transformers, resnets and samplers; the text encoder's attention and MLP.
     """
-    places = ("layers",) if part != "unet" else _ATTENTION + (_CONVOLUTIONS if convolutions else ())
-    return {path: layer for path, layer in linear_and_convolutions(module).items() if not set(places).isdisjoint(path.split("."))}
+    places = _IN_UNET if part == "unet" else _IN_TEXT_ENCODER
+    return {path: layer for path, layer in linear_and_convolutions(module).items() if not places.isdisjoint(path.split("."))}
 
 
 def linear_and_convolutions(module: nn.Module) -> dict[str, nn.Module]:
