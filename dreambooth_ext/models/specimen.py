@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from ..files import write_atomically
+from . import noise
 from .checkpoint_file import DTYPE_NAMES
 from .checkpoint_writer import Output, write_ckpt, write_safetensors
-from .family import SD1, SD2, SDXL, UNET, VAE, Family
+from .family import SD1, SDXL, UNET, VAE, Family, TextEncoderRow
 from .ldm_keys import Level, Rule, clip_rules, openclip_rules, unet_rules, vae_rules
 from .networks import build, shapes_of
-from .noise import LINEAR_END, LINEAR_START, TIMESTEPS
 from .sidecar import sidecar_path
 
 WORDS = 49408
@@ -110,7 +110,7 @@ def specimen(family: Family, *, size: Size | None = None, inpainting: bool = Fal
     shapes |= _ldm_shapes(rules, "unet", unet_config(family, size, context, 9 if inpainting else 4))
     shapes |= _ldm_shapes(vae_rules([2] * 4, [3] * 4, VAE), "vae", _vae_config(size))
     for row, width, layers in zip(family.text_encoders, size.text_widths, size.text_layers, strict=True):
-        config = _text_config(width, layers, "quick_gelu" if row.layout == "clip" else "gelu")
+        config = _text_config(row, width, layers)
         text = (clip_rules(layers, row.prefix) if row.layout == "clip"
                 else openclip_rules(layers, row.prefix, projected=True))
         shapes |= _ldm_shapes(text, row.part, config, projected=row.layout == "openclip")
@@ -123,8 +123,7 @@ def modules_of(family: Family, size: Size | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {"unet": build("unet", unet_config(family, size, sum(size.text_widths)), "unet"),
                              "vae": build("vae", _vae_config(size), "vae")}
     for row, width, layers in zip(family.text_encoders, size.text_widths, size.text_layers, strict=True):
-        config = _text_config(width, layers, "quick_gelu" if row.layout == "clip" else "gelu")
-        found[row.part] = build(row.part, config, row.part, row.projected)
+        found[row.part] = build(row.part, _text_config(row, width, layers), row.part, row.projected)
     return found
 
 
@@ -141,7 +140,7 @@ def _fixed(family: Family) -> dict[str, torch.Tensor]:
 
 def _schedule() -> dict[str, torch.Tensor]:
     """The tables of ldm's DDPM class that files of SD 1.x and 2.x carry."""
-    betas = torch.linspace(LINEAR_START**0.5, LINEAR_END**0.5, TIMESTEPS, dtype=torch.float64) ** 2
+    betas = noise.betas()
     alphas = 1 - betas
     after = alphas.cumprod(0)
     before = torch.cat([torch.ones(1, dtype=torch.float64), after[:-1]])
@@ -187,9 +186,10 @@ def _vae_config(size: Size) -> dict[str, Any]:
             "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
 
 
-def _text_config(width: int, layers: int, act: str) -> dict[str, Any]:
+def _text_config(row: TextEncoderRow, width: int, layers: int) -> dict[str, Any]:
     return {"vocab_size": WORDS, "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
-            "num_attention_heads": max(1, width // 64), "hidden_act": act, "projection_dim": width}
+            "num_attention_heads": max(1, width // 64), "hidden_act": "quick_gelu" if row.layout == "clip" else "gelu",
+            "projection_dim": width}
 
 
 def sidecar_text(family: Family, size: Size) -> str:
@@ -198,6 +198,3 @@ def sidecar_text(family: Family, size: Size) -> str:
     unet = "network_config" if family is SDXL else "unet_config"
     image = "" if family is SDXL else "    image_size: 8\n"
     return f"model:\n  params:\n{image}    {unet}:\n      params:\n        {heads}\n"
-
-
-__all__ = ["FULL", "SD1", "SD2", "SDXL", "SMALL", "Size", "Specimen", "specimen"]

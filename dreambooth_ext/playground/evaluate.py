@@ -88,11 +88,10 @@ def base_renderer(path: Path, steps: int = 30, guidance_scale: float = 6.0) -> R
     def render(prompts: Sequence[str], seed: int) -> list[Image.Image]:
         with sampling.inference(*model.modules):
             prompt = text_encoder.encode_prompts(model, prompts)
-            negative = text_encoder.encode_prompts(model, [""])[[0] * len(prompts)]
+            negative = text_encoder.encode_prompts(model, [""]).repeat(len(prompts))
             noise = sampling.initial_noise(range(seed, seed + len(prompts)), model.resolution, model.resolution)
             latents = sampling.ddim_sample(model, noise, prompt, negative, steps=steps, guidance_scale=guidance_scale)
-            pixels = vae.decode_latents(model.vae, latents).permute(0, 2, 3, 1)
-        return [Image.fromarray(picture) for picture in (pixels * 255).byte().numpy()]
+            return sampling.to_images(vae.decode_latents(model.vae, latents))
 
     return render
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ..models import noise
 from ..models.config_layout import layout_of_config
 from ..models.convert import to_ldm
 from ..models.family import SD1
@@ -29,11 +30,10 @@ METADATA = {
 
 def schedule_buffers() -> dict[str, torch.Tensor]:
     """The schedule as SD 1.x files carry it, float32: in fp16 a host that reads it would sample differently."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    alphas = torch.cumprod(1 - betas, 0)
+    alphas = noise.alphas_cumprod()
     before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
     buffers = {
-        "betas": betas,
+        "betas": noise.betas(),
         "alphas_cumprod": alphas,
         "alphas_cumprod_prev": before,
         "sqrt_alphas_cumprod": alphas.sqrt(),

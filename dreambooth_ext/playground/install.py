@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 from ..files import require_writable, write_atomically, write_json
+from ..models.tokenizer import tokenizer_folder
 from .base import playground_base_path
 
 NAME = "playground"
 CLIP_FOLDER = "playground-clip"
 PLACEHOLDER = "playground_clip"  # stands in the packaged sidecar for where this function puts CLIP
-TOKENIZER = Path(__file__).parents[1] / "models" / "clip_tokenizer"
 
 
 def install_into(models_dir: Path) -> list[Path]:
@@ -24,7 +24,7 @@ def install_into(models_dir: Path) -> list[Path]:
     require_writable(models_dir)
     source, clip = playground_base_path(), models_dir.resolve() / CLIP_FOLDER
     clip.mkdir(exist_ok=True)
-    for path in TOKENIZER.iterdir():
+    for path in tokenizer_folder().iterdir():
         shutil.copyfile(path, clip / path.name)
     with open_checkpoint(source) as file:
         write_json(clip / "config.json", clip_config(file.shapes))

@@ -15,13 +15,6 @@ BATCH = 6
 LATENT_NOISE = 0.03  # std, in units of the latents' own: what diffusion samples is never exact
 
 
-def decoder_loss(restored: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-    """L1 + MSE + L1 of the edges."""
-    difference = restored - pictures
-    pairs = zip(train_vae.edges(restored), train_vae.edges(pictures), strict=True)
-    return difference.abs().mean() + difference.square().mean() + 0.5 * sum((a - b).abs().mean() for a, b in pairs)
-
-
 def batch_of(pictures: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
     """Random pictures (BATCH, 3, 64, 64) in -1..1."""
     chosen = train_vae.to_tensor(pictures[np.sort(rng.integers(len(pictures), size=BATCH))])
@@ -59,7 +52,7 @@ def train(out: Path, minutes: float) -> None:
             latent = vae.encode(batch).latent_dist.sample()
             latent += LATENT_NOISE / networks.SCALING_FACTOR * torch.randn_like(latent)
         optimizer.zero_grad()
-        loss = decoder_loss(vae.decode(latent).sample, batch)
+        loss = train_vae.decoder_loss(vae.decode(latent).sample, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

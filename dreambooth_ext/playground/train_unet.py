@@ -11,6 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..models.noise import alphas_cumprod
+from ..models.tokenizer import tokenizer_folder
 from . import latents, networks, pacing, world
 
 LEARNING_RATE = 1.0e-3
@@ -22,20 +24,13 @@ EMA_DECAY = 0.999
 FIRST_SHARE = 0.75
 CONTEXT = (20, 77)  # tokens
 BATCH = (32, 64)
-TOKENIZER = Path(__file__).parents[1] / "models" / "clip_tokenizer"
-
-
-def alphas_cumprod() -> torch.Tensor:
-    """Stable Diffusion's "scaled linear" schedule of 1000 steps, float32 (1000,)."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, 0).float()
 
 
 class Captions:
     """Token ids of captions, padded to 77 as Stable Diffusion pads, remembered."""
 
     def __init__(self) -> None:
-        self._tokenizer = CLIPTokenizer.from_pretrained(str(TOKENIZER))
+        self._tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer_folder()))
         self._ids: dict[str, torch.Tensor] = {}
 
     def ids(self, caption: str) -> torch.Tensor:
@@ -90,7 +85,7 @@ class Trainer:
         self.clock = pacing.Clock(minutes, spent_s)
         self.rng = np.random.default_rng((5, self.step))
         torch.manual_seed(int(self.rng.integers(2**31)))
-        self.alphas_cumprod = alphas_cumprod()
+        self.alphas_cumprod = alphas_cumprod().float()
         self.captions = Captions()
 
     def loss(self, clean: torch.Tensor, texts: list[str], length: int) -> torch.Tensor:

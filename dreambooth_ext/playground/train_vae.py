@@ -58,15 +58,19 @@ def edges(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return pictures[..., :, 1:] - pictures[..., :, :-1], pictures[..., 1:, :] - pictures[..., :-1, :]
 
 
+def decoder_loss(restored: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    """L1 + MSE + L1 of the edges."""
+    difference = restored - pictures
+    pairs = zip(edges(restored), edges(pictures), strict=True)
+    return difference.abs().mean() + difference.square().mean() + 0.5 * sum((a - b).abs().mean() for a, b in pairs)
+
+
 def vae_loss(vae: AutoencoderKL, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, L1 of the reconstruction): L1 + MSE + L1 of the edges + a little KL."""
+    """(loss, L1 of the reconstruction): the decoder's and a little KL."""
     posterior = vae.encode(pictures).latent_dist
     restored = vae.decode(posterior.sample()).sample
-    difference = restored - pictures
-    l1 = difference.abs().mean()
-    edge = sum((a - b).abs().mean() for a, b in zip(edges(restored), edges(pictures), strict=True))
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    return l1 + difference.square().mean() + 0.5 * edge + KL_WEIGHT * kl, l1.detach()
+    return decoder_loss(restored, pictures) + KL_WEIGHT * kl, (restored - pictures).detach().abs().mean()
 
 
 def average_gradients(parameters: list[torch.nn.Parameter], world_size: int) -> None:
