@@ -59,7 +59,7 @@ def _encode_part(rank: int, parts: int, out: Path) -> None:
             pictures = np.stack([world.draw(scene) for scene in scenes[start : start + 16]])
             encoded = vae.encode(train_vae.to_tensor(pictures)).latent_dist.mean * networks.SCALING_FACTOR
             latents[start : start + 16] = encoded.numpy()
-    words = np.array([(scene.shape, scene.colour, scene.background, scene.size) for scene in scenes])
+    words = np.array([scene.words for scene in scenes])
     partial = out / f"latents_{rank}.partial.npz"
     np.savez(partial, latents=latents, words=words)
     os.replace(partial, out / f"latents_{rank}.npz")

@@ -17,7 +17,6 @@ from . import latents, networks, pacing, world
 
 LEARNING_RATE = 1.0e-3
 EMPTY_SHARE = 0.1  # captions left empty, for classifier-free guidance
-KEEP = 0.85  # chance of each part of a caption to be said
 SNR_GAMMA = 5.0
 EMA_DECAY = 0.999
 # Most of the time goes to many coarse steps that see the first tokens only; the rest sees prompts as they are.
@@ -43,11 +42,7 @@ class Captions:
 
 def random_caption(rng: np.random.Generator, words: tuple[str, ...]) -> str:
     """A caption with parts left out at random, or none at all."""
-    if rng.random() < EMPTY_SHARE:
-        return ""
-    shape, colour, background, size = words
-    said = [word if rng.random() < KEEP else None for word in (colour, background, size)]
-    return world.caption_of(shape, *said)
+    return "" if rng.random() < EMPTY_SHARE else world.random_caption(rng, words)
 
 
 def encode_captions(encoder: CLIPTextModel, captions: Captions, texts: list[str], length: int) -> torch.Tensor:

@@ -35,6 +35,7 @@ SIZES = tuple(RADII)
 MAX_ANGLE = 20.0  # degrees, either way
 MARGIN = 3.0  # pixels of background kept between a shape and the picture's edge
 COLOUR_JITTER = 5  # levels, either way, on each channel
+SAID = 0.85  # chance of each part of a caption
 
 Paint = np.ndarray | tuple[int, int, int]
 Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -104,6 +105,11 @@ class Scene:
     angle: float
     colour_rgb: tuple[int, int, int]
     background_rgb: tuple[int, int, int]
+
+    @property
+    def words(self) -> tuple[str, str, str, str]:
+        """What `caption_of` takes."""
+        return self.shape, self.colour, self.background, self.size
 
 
 def held_out(shape: str, colour: str, background: str) -> bool:
@@ -187,8 +193,7 @@ def caption_of(shape: str, colour: str | None = None, background: str | None = N
     return f"{article} {' '.join(words)}{place_words}"
 
 
-def random_caption(rng: np.random.Generator, scene: Scene, keep: float = 0.85) -> str:
-    """The scene's caption, each part but the shape kept with probability `keep`."""
-    parts = (scene.colour, scene.background, scene.size)
-    colour, background, size = (part if rng.random() < keep else None for part in parts)
-    return caption_of(scene.shape, colour, background, size)
+def random_caption(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+    """The caption of a scene's `words`, each part but the shape said with probability SAID."""
+    shape, *parts = words
+    return caption_of(shape, *(part if rng.random() < SAID else None for part in parts))
