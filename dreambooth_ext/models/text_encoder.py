@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,6 @@ import torch
 
 from ..errors import ConfigError
 from .stable_diffusion import StableDiffusion
-from .tokenizer import token_pieces, tokenizer_folder
-
-__all__ = ["Conditioning", "encode_prompts", "encode_tokens", "token_pieces", "tokenize", "tokenizer_folder"]
 
 
 @dataclass(frozen=True)
@@ -23,23 +20,15 @@ class Conditioning:
     pooled: torch.Tensor | None = None
     time_ids: torch.Tensor | None = None
 
-    def __len__(self) -> int:
-        return self.hidden_states.shape[0]
-
-    def __getitem__(self, rows: int | slice | torch.Tensor | Sequence[int]) -> Conditioning:
-        """Some rows; an int gives a batch of one."""
-        index = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
-        return self._each(lambda tensor: tensor[index])
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        return self._each(lambda tensor: tensor.to(device=device, dtype=dtype))
+        return self.each(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     def detach(self) -> Conditioning:
-        return self._each(lambda tensor: tensor.detach())
+        return self.each(lambda tensor: tensor.detach())
 
     def repeat(self, count: int) -> Conditioning:
         """Each row `count` times in succession."""
-        return self._each(lambda tensor: tensor.repeat_interleave(count, dim=0))
+        return self.each(lambda tensor: tensor.repeat_interleave(count, dim=0))
 
     def zeros_like(self) -> Conditioning:
         """SDXL's empty negative prompt."""
@@ -55,9 +44,12 @@ class Conditioning:
         hidden = torch.cat([part.hidden_states for part in parts])
         return Conditioning(hidden, joined([p.pooled for p in parts]), joined([p.time_ids for p in parts]))
 
-    def _each(self, change: Any) -> Conditioning:
-        values = (self.hidden_states, self.pooled, self.time_ids)
-        return Conditioning(*(None if value is None else change(value) for value in values))
+    def tensors(self) -> list[torch.Tensor]:
+        return [tensor for tensor in (self.hidden_states, self.pooled, self.time_ids) if tensor is not None]
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditioning:
+        pooled, time_ids = (None if value is None else change(value) for value in (self.pooled, self.time_ids))
+        return Conditioning(change(self.hidden_states), pooled, time_ids)
 
 
 def tokenize(model: StableDiffusion, prompts: Sequence[str]) -> list[torch.Tensor]:

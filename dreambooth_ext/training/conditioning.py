@@ -24,17 +24,10 @@ class Texts:
     encoded: Conditioning | None = None
 
     def tensors(self) -> list[torch.Tensor]:
-        encoded = self.encoded
-        kept = () if encoded is None else (encoded.hidden_states, encoded.pooled, encoded.time_ids)
-        return [*self.token_ids, *(tensor for tensor in kept if tensor is not None)]
+        return [*self.token_ids, *(self.encoded.tensors() if self.encoded is not None else ())]
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Texts:
-        if self.encoded is None:
-            return Texts(tuple(change(ids) for ids in self.token_ids))
-        values = (self.encoded.hidden_states, self.encoded.pooled, self.encoded.time_ids)
-        hidden, pooled, time_ids = (None if value is None else change(value) for value in values)
-        assert hidden is not None
-        return Texts(encoded=Conditioning(hidden, pooled, time_ids))
+        return Texts(tuple(change(ids) for ids in self.token_ids), None if self.encoded is None else self.encoded.each(change))
 
 
 class Prompts:
@@ -45,7 +38,7 @@ class Prompts:
         self._model, self._clip_skip, self._device = model, clip_skip, device
         self._trained = dict(trained)  # empty once they are frozen
         self._tokens: dict[str, tuple[torch.Tensor, ...]] = {}  # on the device: a row each
-        self._cache: dict[tuple[str, Size], Texts] = {}  # in RAM
+        self._cache: dict[tuple[str, Size], Conditioning] = {}  # in RAM
 
     @property
     def are_trained(self) -> bool:
@@ -56,9 +49,8 @@ class Prompts:
         if self._trained:
             rows = [self._tokens_of(prompt) for prompt in prompts]
             return Texts(tuple(torch.cat(ids) for ids in zip(*rows, strict=True)))
-        kept = [self._cache[prompt, size].each(lambda tensor: tensor.to(self._device, non_blocking=True)).encoded
-                for prompt in prompts]
-        return Texts(encoded=Conditioning.cat([encoded for encoded in kept if encoded is not None]))
+        kept = [self._cache[prompt, size].each(lambda tensor: tensor.to(self._device, non_blocking=True)) for prompt in prompts]
+        return Texts(encoded=Conditioning.cat(kept))
 
     def encode(self, texts: Texts, size: Size) -> Conditioning:
         """With gradients while text encoders are trained."""
@@ -79,7 +71,7 @@ class Prompts:
             for prompt in sorted(set(prompts)):
                 for size in sorted(set(sizes)):
                     encoded = encode_prompts(self._model, [prompt], self._clip_skip, size).to("cpu")
-                    self._cache[prompt, size] = Texts(encoded=encoded).each(self._ready)
+                    self._cache[prompt, size] = encoded.each(self._ready)
 
     def _tokens_of(self, prompt: str) -> tuple[torch.Tensor, ...]:
         if prompt not in self._tokens:
