@@ -269,23 +269,18 @@ class Session:
             return {"lora": self.lora.state_dict()}
         return {part: tensors_of(module) for part, module in self.modules.items()}
 
-    def load_trained_weights(self, weights: dict[str, dict[str, torch.Tensor]]) -> None:
-        self._load_trained_weights(weights)
-        if self._halves is not None:
-            self._halves.refresh()
-
     @torch.no_grad()
-    def _load_trained_weights(self, weights: dict[str, dict[str, torch.Tensor]]) -> None:
+    def load_trained_weights(self, weights: dict[str, dict[str, torch.Tensor]]) -> None:
         if self.lora is not None:
             self.lora.load_state_dict(weights["lora"])
-            return
-        if self.sharding is not None:
+        elif self.sharding is not None:
             self.sharding.load_weights(weights)
-            return
-        for part, module in self.modules.items():
-            own = tensors_of(module)
-            for name, tensor in own.items():
-                tensor.copy_(weights[part][name])
+        else:
+            for part, module in self.modules.items():
+                for name, tensor in tensors_of(module).items():
+                    tensor.copy_(weights[part][name])
+        if self._halves is not None:
+            self._halves.refresh()
 
     def state_dict(self, step: int) -> dict[str, Any]:
         scaler = self.accelerator.scaler
