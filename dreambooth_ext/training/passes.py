@@ -51,9 +51,9 @@ class RecordedPass(Pass):
     passes once memory is too short for anything beside the recording, which holds all that its pass takes.
     """
 
-    def __init__(self, session: Session, objective: Objective, progress_log: Callable[[str], None]) -> None:
+    def __init__(self, session: Session, objective: Objective, log: Callable[[str], None]) -> None:
         super().__init__(session, objective)
-        self._log = progress_log
+        self._log = log
         self._asked_for, self._given_up = session.config.speed_up == "graphs", False
         self._parameters = session.parameters_with_gradients()
         self._seen: Counter[tuple[object, ...]] = Counter()

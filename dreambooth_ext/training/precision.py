@@ -69,7 +69,7 @@ def _small(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def accelerator_for(config: TrainConfig, autocast: str, **arguments: Any) -> Iterator[Any]:
+def accelerator_for(config: TrainConfig, autocast: str) -> Iterator[Any]:
     """An Accelerator for this job. Its process-wide state and torch's global flags are restored afterwards.
 
     Networks are compiled if that is asked for.
@@ -83,12 +83,11 @@ def accelerator_for(config: TrainConfig, autocast: str, **arguments: Any) -> Ite
         if device.index is not None:
             torch.cuda.set_device(device)
         try:
-            if config.speed_up == "compile":
-                arguments["dynamo_backend"] = COMPILER
+            compiler = {"dynamo_backend": COMPILER} if config.speed_up == "compile" else {}
             one_store = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # else gradients would lie there twice
             with sharding.hidden():
                 accelerator = Accelerator(mixed_precision=autocast, cpu=device.type == "cpu", kwargs_handlers=[one_store],
-                                          **arguments)
+                                          **compiler)
         except ValueError as error:
             raise ConfigError([f"--mixed-precision: {error}"]) from error
         if accelerator.device.type == "cuda":
