@@ -35,8 +35,9 @@ from dreambooth_ext.errors import DreamboothError
 from dreambooth_ext.gpu import release
 from dreambooth_ext.models.conversion import convert
 from dreambooth_ext.models.family import SD1
-from dreambooth_ext.models.load import StableDiffusion, load_checkpoint
+from dreambooth_ext.models.load import load_checkpoint
 from dreambooth_ext.models.specimen import FULL, specimen
+from dreambooth_ext.models.stable_diffusion import StableDiffusion
 from dreambooth_ext.models.text_encoder import encode_tokens, tokenize
 from dreambooth_ext.playground.base import playground_base_path
 from dreambooth_ext.progress import Progress, Report

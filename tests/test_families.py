@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from dreambooth_ext.cli import BAD_INPUT, DONE, run
 from dreambooth_ext.models.checkpoint_file import open_checkpoint
+from dreambooth_ext.models.diffusers_folder import load_diffusers
 from dreambooth_ext.models.family import FAMILIES, SD1, SD2, SDXL, UNET, VAE
-from dreambooth_ext.models.load import inspect, load_diffusers
+from dreambooth_ext.models.load import inspect
 from dreambooth_ext.models.networks import tensors_of
 from dreambooth_ext.models.specimen import Size, specimen
 

@@ -14,8 +14,9 @@ from dreambooth_ext import recipe
 from dreambooth_ext.check import Checked
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.host import Checkpoint
+from dreambooth_ext.models.diffusers_folder import save_diffusers
 from dreambooth_ext.models.family import SD1
-from dreambooth_ext.models.load import load_checkpoint, save_diffusers
+from dreambooth_ext.models.load import load_checkpoint
 from dreambooth_ext.models.specimen import Size, specimen
 from dreambooth_ext.options import options_of
 from dreambooth_ext.progress import Progress

@@ -13,20 +13,14 @@ from ..errors import BadNumbers
 from . import noise
 from .checkpoint_file import DTYPES, CheckpointFile, is_finite
 from .convert import read_part, resolved
-from .diffusers_folder import WEIGHT_FILES, load_diffusers, save_diffusers
 from .family import EMA, UNET, Family, detect
 from .layout import PartLayout, layouts
 from .networks import built, fill, shapes_of
 from .prediction import prediction_of
 from .sidecar import Sidecar, read_sidecar
 from .stable_diffusion import StableDiffusion
-from .tokenizer import END, Tokenizer, tokenizer_folder
+from .tokenizer import Tokenizer
 from .vae_file import open_with_vae, vae_tensors
-
-__all__ = ["TRAIN_TIMESTEPS", "WEIGHT_FILES", "CheckpointInfo", "StableDiffusion", "inspect", "load_checkpoint",
-           "load_diffusers", "load_tokenizer", "recognise", "resolution_of", "save_diffusers", "tokenizer_folder"]
-
-TRAIN_TIMESTEPS = noise.TIMESTEPS
 
 
 @dataclass(frozen=True)
@@ -93,11 +87,6 @@ def inspect(
     names = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
     return CheckpointInfo(path, family, entrance.shape[1] == 9, kind, zero_snr, resolution_of(family, sidecar, kind),
                           names.get(entrance.dtype, entrance.dtype))
-
-
-def load_tokenizer(pad_token: str = END) -> Tokenizer:
-    """CLIP's tokenizer from the packaged vocabulary."""
-    return Tokenizer(pad_token)
 
 
 def recognise(file: CheckpointFile, *, vae: bool = True) -> tuple[Family, Sidecar | None, tuple[PartLayout, ...]]:

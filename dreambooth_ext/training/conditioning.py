@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..models.load import StableDiffusion
+from ..models.stable_diffusion import StableDiffusion
 from ..models.text_encoder import Conditioning, encode_prompts, encode_tokens, tokenize
 from .memory import on_device
 

@@ -17,7 +17,7 @@ from ..dataset.manifest import TrainingSet
 from ..errors import Cancelled, ConfigError, ResumeError
 from ..files import replace_folder
 from ..gpu import release
-from ..models.load import StableDiffusion
+from ..models.stable_diffusion import StableDiffusion
 from ..patience import patiently
 from ..progress import Progress
 from ..run_folder import RunFolder

@@ -14,7 +14,8 @@ import torch
 from ..config import TrainConfig
 from ..errors import OutOfMemory
 from ..gpu import free_and_total, imagined_gpu, release, why_not
-from ..models.load import StableDiffusion, load_checkpoint
+from ..models.load import load_checkpoint
+from ..models.stable_diffusion import StableDiffusion
 from . import precision, sharding
 from .kernels.probe import why_none as why_no_kernels
 from .optimizers import vendor

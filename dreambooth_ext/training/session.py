@@ -12,8 +12,9 @@ import torch
 from ..config import TrainConfig
 from ..errors import Diverged
 from ..gpu import release
-from ..models.load import StableDiffusion, save_diffusers
+from ..models.diffusers_folder import save_diffusers
 from ..models.networks import in_dtype, tensors_of
+from ..models.stable_diffusion import StableDiffusion
 from ..ram import trim_heap
 from ..words import half_of
 from . import fast_layers, upcast

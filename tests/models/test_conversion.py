@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from dreambooth_ext.cli import BAD_INPUT, DONE, run
 from dreambooth_ext.errors import CheckpointError
 from dreambooth_ext.models.checkpoint_file import CheckpointFile, open_checkpoint
-from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES, PartFiles, save_part, saved_part
+from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES, PartFiles, load_diffusers, save_part, saved_part
 from dreambooth_ext.models.family import SD1, SD2, SDXL
-from dreambooth_ext.models.load import inspect, load_checkpoint, load_diffusers
+from dreambooth_ext.models.load import inspect, load_checkpoint
 from dreambooth_ext.models.networks import tensors_of
 from dreambooth_ext.models.specimen import FULL, specimen
 

@@ -9,8 +9,9 @@ from dreambooth_ext.host import Txt2Img
 from dreambooth_ext.models.checkpoint_file import open_checkpoint
 from dreambooth_ext.models.checkpoint_writer import output_of, write_safetensors
 from dreambooth_ext.models.convert import resolved, to_ldm
+from dreambooth_ext.models.diffusers_folder import load_diffusers, save_diffusers
 from dreambooth_ext.models.family import SD1, SD2, SDXL
-from dreambooth_ext.models.load import inspect, load_checkpoint, load_diffusers, recognise, save_diffusers
+from dreambooth_ext.models.load import inspect, load_checkpoint, recognise
 from dreambooth_ext.models.networks import built, shapes_of, tensors_of
 from dreambooth_ext.models.sampling import render
 from dreambooth_ext.models.specimen import specimen

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dreambooth_ext.errors import UnsafePath
+from dreambooth_ext.models.diffusers_folder import save_diffusers
 from dreambooth_ext.models.family import SD1
-from dreambooth_ext.models.load import load_checkpoint, save_diffusers
+from dreambooth_ext.models.load import load_checkpoint
 from dreambooth_ext.models.publish import publish
 from dreambooth_ext.models.specimen import Size, specimen
 

@@ -30,10 +30,11 @@ def tiny():
 def tiny_model():
     """A new one for each test: training changes it."""
     from dreambooth_ext.models.family import SD1
-    from dreambooth_ext.models.load import StableDiffusion, load_tokenizer
+    from dreambooth_ext.models.stable_diffusion import StableDiffusion
+    from dreambooth_ext.models.tokenizer import Tokenizer
 
     unet, vae, text_encoder = tiny_module.modules()
-    return StableDiffusion(SD1, unet, vae, (text_encoder,), (load_tokenizer(),), "epsilon", False, Path("tiny"),
+    return StableDiffusion(SD1, unet, vae, (text_encoder,), (Tokenizer(),), "epsilon", False, Path("tiny"),
                            tiny_module.SIDE)
 
 

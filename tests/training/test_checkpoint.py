@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreambooth_ext.errors import DiskFull, ResumeError
-from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES
-from dreambooth_ext.models.load import load_diffusers
+from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES, load_diffusers
 from dreambooth_ext.models.networks import tensors_of
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dreambooth_ext.errors import Cancelled
-from dreambooth_ext.models.load import load_diffusers
+from dreambooth_ext.models.diffusers_folder import load_diffusers
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.training import half_copies, kernels, loop, memory, passes, precision, session

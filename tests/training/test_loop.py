@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dreambooth_ext.config import TrainConfig
 from dreambooth_ext.errors import Cancelled, Diverged, ResumeError
-from dreambooth_ext.models.load import load_diffusers
+from dreambooth_ext.models.diffusers_folder import load_diffusers
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.training.loop import train
 

@@ -9,8 +9,8 @@ import torch
 
 from dreambooth_ext import recipe
 from dreambooth_ext.errors import Cancelled
+from dreambooth_ext.models.diffusers_folder import load_diffusers
 from dreambooth_ext.models.family import SD1
-from dreambooth_ext.models.load import load_diffusers
 from dreambooth_ext.models.specimen import SMALL, specimen
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreambooth_ext.errors import BadNumbers, Diverged
+from dreambooth_ext.models.diffusers_folder import save_diffusers
 from dreambooth_ext.models.family import SD1
-from dreambooth_ext.models.load import load_checkpoint, save_diffusers
+from dreambooth_ext.models.load import load_checkpoint
 from dreambooth_ext.models.publish import publish
 from dreambooth_ext.models.specimen import Size, specimen
 from dreambooth_ext.progress import Progress

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreambooth_ext.errors import Cancelled, DreamboothError, ResumeError
-from dreambooth_ext.models.load import load_diffusers
+from dreambooth_ext.models.diffusers_folder import load_diffusers
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.training import loop, memory, passes, precision, session

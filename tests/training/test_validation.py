@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from dreambooth_ext.models.load import load_diffusers
+from dreambooth_ext.models.diffusers_folder import load_diffusers
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.training.data import Pictures
