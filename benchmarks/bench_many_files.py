@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.bench_prepare import peak_mib
 from dreambooth_ext.dataset.audit import audit
 from dreambooth_ext.dataset.prepare import prepare
+
+from .bench_prepare import peak_mib
 
 ODD_NAMES = ('it\'s "so"', "smile \U0001f600", "two\nlines", os.fsdecode(b"not text \xff"), "<b>bold")
 

@@ -91,7 +91,8 @@ def main() -> None:
     parser.add_argument("--child", choices=WORKS, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     if parsed.child:
-        return child(parsed.child, parsed.family, parsed.folder, parsed.repeats)
+        child(parsed.child, parsed.family, parsed.folder, parsed.repeats)
+        return
     family = next(family for family in FAMILIES if family.key == parsed.family)
     with tempfile.TemporaryDirectory(dir=parsed.folder) as name:
         place = Path(name)
@@ -108,7 +109,6 @@ def main() -> None:
             best = best or seconds
             print(f"{what:<12}{seconds:7.2f} s{seconds / best:7.2f} x{used:8.2f} s of the processor"
                   f"{added / 2**20:7.0f} MiB of memory added", flush=True)
-    return None
 
 
 if __name__ == "__main__":

@@ -160,24 +160,24 @@ def peer(script: Path, base: Path, folder: Path, dataset: TrainingSet, batch: in
             "--mixed_precision", "bf16" if torch.cuda.is_available() else "no"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": str(not torch.cuda.is_available()).lower()}
     if torch.cuda.is_available():
-        return pace_of(finished(call, environment, steps).stderr, steps)
+        return pace_of(finished(call, environment).stderr, steps)
     short = [str(WARM_UP) if word == str(steps) and call[place - 1] == "--max_train_steps" else word
              for place, word in enumerate(call)]
-    seconds = [cpu_seconds(lambda words=words: finished(words, environment, 0)) for words in (short, call)]  # type: ignore[misc]
-    return (steps - WARM_UP) / (seconds[1] - seconds[0])
+    begun = cpu_seconds(short, environment)
+    return (steps - WARM_UP) / (cpu_seconds(call, environment) - begun)
 
 
-def finished(call: list[str], environment: dict[str, str], steps: int) -> subprocess.CompletedProcess[str]:
+def finished(call: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit("the peer's script did not finish:\n" + "\n".join(done.stderr.splitlines()[-5:]))
     return done
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    """Of the processes that `work` starts and waits for."""
+def cpu_seconds(call: list[str], environment: dict[str, str]) -> float:
+    """Of a command and what it starts and waits for."""
     before = os.times()
-    work()
+    finished(call, environment)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 
