@@ -160,27 +160,33 @@ def full_size(key: str) -> StableDiffusion:
 
 def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers: int, activations: int, free: int) -> Estimate:
     """One row. `numbers`: how many the trained networks have, adapters left out."""
-    width = 4 if plan.weights == "fp32" else 2
-    weights = numbers * (width + (2 if plan.half_copies or (_casts(plan) and not _grow(plan)) else 0))
     learnt = [parameter for module in trained.values() for parameter in module.parameters() if parameter.requires_grad]
+    width = 4 if plan.weights == "fp32" else 2
     sizes = [parameter.numel() * (4 if config.lora_rank else width) for parameter in learnt]
-    row = OPTIMIZERS[plan.optimizer]
-    chunk = min(CHUNK, max(each.numel() for each in learnt))
-    held = held_bytes(sum(sizes)) if config.max_grad_norm else 0
-    held += LEAVING_BYTES if plan.optimizer == "offloaded_adamw" and plan.device != "cpu" else 0
-    gradients = sum(sizes) // (2 if plan.narrow_gradients else 1)
-    widened = 0
-    if plan.half_copies and not plan.narrow_gradients:
-        widened = 3 * COLLECTED_BYTES if processes() == 1 else sum(sizes) // 2  # as they came, in bf16
+    copy_width = 2 if plan.half_copies or (_casts(plan) and not _gradients_grow(plan)) else 0
     pieces = processes() if plan.sharded else 1
+    temporary = TEMPORARY_BYTES.get(plan.optimizer, OTHERS_TEMPORARY_BYTES) * min(CHUNK, max(each.numel() for each in learnt))
     return Estimate(
-        profile=plan.name, weights=(weights + (sum(sizes) if config.lora_rank else 0)) // pieces,
-        gradients=(max(sizes) + held if plan.fused_backward else gradients) // pieces + widened,
-        optimizer_state=sum(row.state_bytes(tuple(parameter.shape)) for parameter in learnt) // pieces
-                        + TEMPORARY_BYTES.get(plan.optimizer, OTHERS_TEMPORARY_BYTES) * chunk,
+        profile=plan.name, weights=(numbers * (width + copy_width) + (sum(sizes) if config.lora_rank else 0)) // pieces,
+        gradients=_gradients(config, plan, sizes, pieces),
+        optimizer_state=sum(OPTIMIZERS[plan.optimizer].state_bytes(tuple(each.shape)) for each in learnt) // pieces + temporary,
         averages=0 if plan.averages_in_ram or not config.ema_decay else 4 * sum(each.numel() for each in learnt) // pieces,
         activations=activations, caches=0, context=CONTEXT_BYTES if plan.on_gpu else 0, free=free,
         why_not="; ".join(fault.partition(": ")[2] for fault in faults(config)))
+
+
+def _gradients(config: TrainConfig, plan: Plan, sizes: list[int], pieces: int) -> int:
+    """Bytes; `sizes` are those of what is learnt, weight by weight."""
+    if plan.fused_backward:  # one that comes, and those that wait: to be clipped together, or for their way to RAM
+        waiting = held_bytes(sum(sizes)) if config.max_grad_norm else 0
+        waiting += LEAVING_BYTES if plan.optimizer == "offloaded_adamw" and plan.device != "cpu" else 0
+        return (max(sizes) + waiting) // pieces
+    if plan.narrow_gradients:
+        return sum(sizes) // 2 // pieces
+    as_they_come = 0  # in bf16, beside those that they become
+    if plan.half_copies:
+        as_they_come = 3 * COLLECTED_BYTES if processes() == 1 else sum(sizes) // 2
+    return sum(sizes) // pieces + as_they_come
 
 
 def _casts(plan: Plan) -> bool:
@@ -188,8 +194,8 @@ def _casts(plan: Plan) -> bool:
     return plan.autocast != "no" and plan.weights == "fp32"
 
 
-def _grow(plan: Plan) -> bool:
-    """Gradients take the place of activations while the pass goes back; several processes have room for all from the start."""
+def _gradients_grow(plan: Plan) -> bool:
+    """They take the place of activations while the pass goes back; several processes have room for all from the start."""
     return not plan.fused_backward and processes() == 1
 
 
@@ -204,8 +210,8 @@ def _activations(config: TrainConfig, plan: Plan, model: StableDiffusion, traine
         hooks += checkpoint_gradients(module, plan.gradient_checkpointing)
     weights = [parameter for module in trained.values() for parameter in module.parameters()]
     learnt = [parameter for parameter in weights if parameter.requires_grad]
-    gradient, cast = (0, 0)  # bytes; autocast's go as gradients come
-    if _grow(plan):
+    gradient = cast = 0  # bytes of a number: of its gradient, and of its copy by autocast, which goes as the gradient comes
+    if _gradients_grow(plan):
         gradient, cast = 2 if plan.narrow_gradients else 4, 2 if _casts(plan) else 0
     held = Held()
     held.bytes = cast * sum(parameter.numel() for parameter in weights)
