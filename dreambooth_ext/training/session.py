@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Session:
         self.config, self.plan, self.model, self.accelerator = config, plan, model, accelerator
         self.device = accelerator.device
         self.modules: dict[str, Any] = model.trained_parts(config.train_text_encoder)
+        self.computing = self.modules
         model.requires_grad_(False)
         self.lora: Lora | None = None
         self.sharding: Sharding | None = None
@@ -49,10 +50,9 @@ class Session:
         self._wishes: Figures | None = None  # of all processes, on their way
         self._skipped = 0  # updates that fp16's scaler left out
         self.optimizer = self._set_up_networks()
-        self._copied: Any = self.optimizer if plan.narrow_gradients else None
+        self._copied: Any = self.optimizer if plan.narrow_gradients else None  # which reads and writes the copies itself
         if not plan.fused_backward:
             self.optimizer = accelerator.prepare(self.optimizer)
-        self.computing: dict[str, Any] = self._halves.modules if self._halves is not None else self.modules
         faster = plan.kernels and plan.channels_last and plan.on_gpu and plan.speed_up != "compile"  # which has its own kernels
         self._faster = fast_layers.install(self.computing["unet"]) if faster else []
         self.prepared = {part: self._prepared(part, module) for part, module in self.computing.items()}
@@ -83,8 +83,9 @@ class Session:
                 self._hooks += checkpoint_gradients(module)
         if plan.half_copies:
             self._halves = HalfCopies(self.modules, at_end=self.accelerator.num_processes > 1, keep=plan.narrow_gradients)
+            self.computing = self._halves.modules
         if plan.computes_in_bf16 and self.device.type == "cpu":
-            self._widened = upcast.install((self._halves or self).modules.values())
+            self._widened = upcast.install(self.computing.values())
         if not whole:
             self.lora = Lora(self.modules, config.lora_rank, config.lora_alpha, config.lora_conv_rank, config.seed)
             freeze_unread(self.model, config.clip_skip)
@@ -214,13 +215,9 @@ class Session:
                     parameter.grad = None
         self.prompts.freeze(prompts, sizes)
 
-    @contextmanager
-    def published_weights(self) -> Iterator[None]:
-        """What is previewed and published stands in the model: the averages, if any."""
-        with ExitStack() as stack:
-            if self.ema is not None:
-                stack.enter_context(self.ema.swapped_in())
-            yield
+    def published_weights(self) -> AbstractContextManager[None]:
+        """In the block what is previewed and published stands in the model: the averages, if any."""
+        return nullcontext() if self.ema is None else self.ema.swapped_in()
 
     def save_model(self, folder: Path) -> None:
         """What would be published, as a folder of diffusers' format; for a LoRA its file alone."""
@@ -318,13 +315,11 @@ class Session:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for module in self.modules.values() for parameter in module.parameters() if parameter.requires_grad]
+        return _trained_in(self.modules)
 
     def parameters_with_gradients(self) -> list[torch.nn.Parameter]:
         """In which a pass leaves its gradients."""
-        if self._copied is None:
-            return self.trained_parameters()
-        return [parameter for module in self.computing.values() for parameter in module.parameters() if parameter.requires_grad]
+        return _trained_in(self.modules if self._copied is None else self.computing)
 
     def close(self) -> None:
         """Take every hook and wrapper off, so that the networks are as they were."""
@@ -345,6 +340,10 @@ class Session:
     def _base_lr(self, part: str) -> float:
         own = self.config.text_encoder_learning_rate if part != "unet" else None
         return self.config.learning_rate if own is None else own
+
+
+def _trained_in(modules: Mapping[str, Any]) -> list[torch.nn.Parameter]:
+    return [parameter for module in modules.values() for parameter in module.parameters() if parameter.requires_grad]
 
 
 def diverged(config: TrainConfig, why: str, where: str, what_to_do: str = "go on") -> Diverged:
