@@ -39,7 +39,7 @@ from .publish import (
     require_no_sidecar,
     require_other_files,
     scheduler_facts,
-    vae_tensors,
+    vae_replacements,
     write_files,
     write_outputs,
 )
@@ -107,7 +107,7 @@ def file_to_file(source: Path, destination: Path, wishes: Wishes, progress: Prog
         file = stack.enter_context(open_with_vae(source, wishes.vae))
         family, sidecar, parts = recognise(file)
         kind, zero_snr = wishes.judged(*prediction_of(file, family, sidecar, None, wishes.prediction_type))
-        replacements = vae_tensors(file, wishes.vae, parts, stack) if wishes.vae is not None else {}
+        replacements = vae_replacements(file, wishes.vae, parts, stack) if wishes.vae is not None else {}
         outputs = overlay(file, replacements, wishes.dtype, progress, wishes.prune)
         told: dict[str, Any] = {"prediction_type": kind, "zero_terminal_snr": zero_snr}
         steps = {"global_step": file.global_step} if file.global_step else {}

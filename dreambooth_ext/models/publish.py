@@ -100,9 +100,9 @@ def publish(
     with ExitStack() as stack:
         file = stack.enter_context(open_with_vae(source, vae))
         _, _, parts = recognise(file)
-        replacements = trained_tensors(file, diffusers_dir, parts, trained, stack)
+        replacements = trained_replacements(file, diffusers_dir, parts, trained, stack)
         if vae is not None:
-            replacements |= vae_tensors(file, Path(vae), parts, stack)
+            replacements |= vae_replacements(file, Path(vae), parts, stack)
         given = scheduler_facts(diffusers_dir) | given
         outputs = overlay(file, replacements, dtype, progress)
         return write_outputs(file, outputs, destination_dir, name, publish_format, given, progress)
@@ -181,7 +181,7 @@ def scheduler_facts(folder: Path) -> dict[str, Any]:
             "zero_terminal_snr": bool(values.get("rescale_betas_zero_snr", False))}
 
 
-def trained_tensors(
+def trained_replacements(
     file: CheckpointFile, folder: Path, parts: Sequence[PartLayout], trained: Collection[str] | None, stack: ExitStack
 ) -> dict[str, Replacement]:
     """By the file's names. Raises MissingTensors unless the folder has each tensor of each part, in its shape."""
@@ -204,7 +204,7 @@ def trained_tensors(
     return found
 
 
-def vae_tensors(
+def vae_replacements(
     file: CheckpointFile, path: Path, parts: Sequence[PartLayout], stack: ExitStack
 ) -> dict[str, Replacement]:
     """Another file's VAE in place of the file's own, by the file's names."""

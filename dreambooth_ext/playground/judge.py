@@ -83,7 +83,7 @@ def shape_coverage(levels: np.ndarray, background: np.ndarray) -> tuple[np.ndarr
 
 
 def sharpness_of(alpha: np.ndarray) -> float:
-    """The 98th percentile of the change of coverage between neighbours two pixels apart, per pixel."""
+    """The mean of the 60 steepest changes of coverage between pixels two apart, per pixel."""
     along = np.abs(alpha[:, 2:] - alpha[:, :-2])[1:-1]
     down = np.abs(alpha[2:] - alpha[:-2])[:, 1:-1]
     return float(np.sort(np.maximum(along, down), axis=None)[-60:].mean()) / 2

@@ -14,7 +14,7 @@ UNET_CHANNELS = (64, 128, 64, 64)
 VAE_CHANNELS = (32, 64, 96, 96)
 TEXT_WIDTH = 64
 HEADS = 8  # SD 1.5's: diffusers calls the number of heads `attention_head_dim`
-SCALING_FACTOR = 0.18215  # SD 1.x's; `train_vae.calibrate` makes it true of this VAE
+SCALING_FACTOR = 0.18215  # SD 1.x's; `latents.calibrate` makes it true of this VAE
 FACTOR = 8  # pixels per latent pixel, per axis
 
 
