@@ -317,19 +317,16 @@ def on_device(module: Any, device: torch.device | str, instead_of: Any = None) -
 
 @contextmanager
 def _moved(module: Any, there: torch.device | str, back: torch.device | str) -> Iterator[None]:
+    moves = torch.device(there).type != torch.device(back).type  # else nothing is left behind
     try:
         module.to(there)  # a part of which may be there when memory runs out
-        release_if(there, back)
+        if moves:
+            release()
         yield
     finally:
         module.to(back)
-        release_if(there, back)
-
-
-def release_if(there: torch.device | str, back: torch.device | str) -> None:
-    """Give back what a move has left, if it was one."""
-    if torch.device(there).type != torch.device(back).type:
-        release()
+        if moves:
+            release()
 
 
 @contextmanager
