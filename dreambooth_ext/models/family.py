@@ -123,7 +123,7 @@ _UNUSABLE_DTYPES = {"F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ
 
 def detect(shapes: Shapes, dtypes: Mapping[str, str], file: str) -> Family:
     """The family of a file with these tensors. Raises UnsupportedFamily, NotACheckpoint, MissingTensors."""
-    asked = f"{file} is to be trained"
+    asked = f"{file} is to be used"
     instead = "Use a whole checkpoint of " + ", ".join(family.name for family in FAMILIES) + "."
     entrance = shapes.get(UNET + "input_blocks.0.0.weight", ())
     for sign, what in _OTHERS if entrance else (*_ADDITIONS, *_OTHERS):

@@ -26,7 +26,8 @@ from .publish import overlay, scheduler_facts, write_outputs
 from .vae_file import open_with_vae
 
 _ENDS = (".lora_down.weight", ".lora_up.weight", ".alpha")
-_OTHER_KINDS = ((".dora_scale", "a DoRA"), (".hada_", "a LoHa"), (".lokr_", "a LoKr"),
+_OTHER_KINDS = (("model.diffusion_model.input_blocks.0.0.weight", "a whole checkpoint"),
+                (".dora_scale", "a DoRA"), (".hada_", "a LoHa"), (".lokr_", "a LoKr"),
                 (".oft_", "an OFT"), ("oft_blocks", "an OFT"), (".lora_mid.", "a LoCon with a third factor"),
                 (".diff", "a LyCORIS with whole differences"), (".w_norm", "a LyCORIS with norms"),
                 (".lora_A.", "a LoRA under the names of PEFT"),

@@ -194,6 +194,8 @@ def whole_lora(tmp_path_factory, tiny_base):
     (lambda tensors, stem: tensors.update({f"{stem}.lora_mid.weight": torch.zeros(1)}), UnsupportedFamily, "third factor"),
     (lambda tensors, stem: tensors.update({"unet.to_q.lora_A.weight": torch.zeros(1)}), UnsupportedFamily, "names of PEFT"),
     (lambda tensors, stem: tensors.update({f"{stem}.lokr_w1": torch.zeros(1)}), UnsupportedFamily, "a LoKr"),
+    (lambda tensors, stem: tensors.update({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}), UnsupportedFamily,
+     "a whole checkpoint"),
     (lambda tensors, stem: tensors.update({f"{stem}.diff": torch.zeros(1)}), UnsupportedFamily, "LyCORIS with whole differences"),
     (lambda tensors, stem: tensors.update({"other": torch.zeros(1)}), UnsupportedFamily, r"no plain LoRA \(other"),
     (lambda tensors, stem: tensors.update({f"{stem}.alpha": torch.zeros(2)}), MissingTensors, "no number"),
