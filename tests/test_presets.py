@@ -70,6 +70,61 @@ def test_what_scripts_of_loras_are_given_counts(tmp_path):
     assert of_encoder.settings["text_encoder_learning_rate"] == 5e-5
 
 
+def test_what_stands_here_under_another_name_is_taken_from_sd_scripts():
+    args = {"pretrained_model_name_or_path": "sd15.safetensors", "optimizer_type": "adamw8bit", "text_encoder_lr": [5e-5, 1e-5],
+            "lr_scheduler_num_cycles": 2, "loss_type": "huber", "huber_c": 0.2, "enable_bucket": True, "v_parameterization": True,
+            "save_precision": "float", "network_module": "networks.lora"}
+    imported = presets.import_text(json.dumps(args), "args.json")
+    assert imported.settings == {
+        "base": "sd15.safetensors", "optimizer": "adamw_8bit", "text_encoder_learning_rate": 5e-5, "lr_num_cycles": 2,
+        "loss_type": "huber", "huber_c": 0.2, "crop": "buckets", "prediction_type": "v_prediction", "publish_dtype": "fp32",
+        "lora_rank": 4, "memory_profile": "none"}
+    TrainConfig.from_dict({**imported.settings, "output_name": "r"})
+    assert imported.not_taken == ("network_module: it has no counterpart here",)
+    args = {**args, "optimizer_type": None, "optimizer": "Lion", "max_resolution": "768,768"}  # the names in kohya_ss' page
+    of_the_page = presets.import_text(json.dumps(args), "x")
+    assert (of_the_page.settings["optimizer"], of_the_page.settings["resolution"]) == ("lion", 768)
+
+
+def args_of(tmp_path, **more):
+    path = tmp_path / "args.json"
+    path.write_text(json.dumps({"pretrained_model_name_or_path": "b", "train_data_dir": str(tmp_path / "img"), **more}))
+    return path
+
+
+def test_the_folders_that_sd_scripts_wants_within_a_folder_are_found(tmp_path):
+    for name in ("img/10_rxz dog", "img/.thumbnails", "reg/1_dog"):
+        (tmp_path / name).mkdir(parents=True)
+    alone = presets.import_settings(args_of(tmp_path)).settings
+    assert alone == {"base": "b", "instance_dir": str(tmp_path / "img" / "10_rxz dog"), "token": "rxz", "class_noun": "dog",
+                     "with_prior_preservation": False}  # without reg_data_dir it has none
+    for name in ("1.png", "2.JPG", "2.txt"):
+        (tmp_path / "reg" / "1_dog" / name).touch()
+    settings = presets.import_settings(args_of(tmp_path, reg_data_dir=str(tmp_path / "reg"))).settings
+    assert settings == {**alone, "num_class_images": 2, "with_prior_preservation": True, "foreign_class_images": "use",
+                        "class_dir": str(tmp_path / "reg" / "1_dog")}
+    TrainConfig.from_dict({**settings, "output_name": "r"})
+
+    (tmp_path / "img" / "3_sks big cat").mkdir()
+    (tmp_path / "reg" / "1_big cat").mkdir()
+    settings = presets.import_settings(args_of(tmp_path, reg_data_dir=str(tmp_path / "reg"))).settings
+    concepts = TrainConfig.from_dict({**settings, "output_name": "r"}).concepts
+    assert [(each.token, each.class_noun, each.repeats, each.class_dir) for each in concepts] == [
+        ("rxz", "dog", 10, str(tmp_path / "reg" / "1_dog")), ("sks", "big cat", 3, str(tmp_path / "reg" / "1_big cat"))]
+
+
+def test_no_folder_is_looked_into_for_who_imports_through_the_page(tmp_path):
+    (tmp_path / "img" / "10_rxz dog").mkdir(parents=True)
+    text = args_of(tmp_path).read_text()
+    assert presets.import_text(text, "args.json").settings == {"base": "b", "instance_dir": str(tmp_path / "img")}
+
+
+def test_a_command_line_is_no_file_of_settings_and_what_makes_one_is_told(tmp_path):
+    (tmp_path / "train.sh").write_text("accelerate launch train_network.py --network_dim=8")
+    with pytest.raises(ConfigError, match="--output_config"):
+        presets.import_settings(tmp_path / "train.sh")
+
+
 JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3)
                     | st.dictionaries(st.sampled_from(["model_name", "concepts_list", "seed", "optimizer", "x"]), inner))
 

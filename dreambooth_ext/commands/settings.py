@@ -82,7 +82,7 @@ def _declare_delete(parser: argparse.ArgumentParser) -> None:
 
 
 def _declare_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="db_config.json, or sd-scripts' arguments as .json or .toml")
+    parser.add_argument("file", metavar="FILE", help="db_config.json, or sd-scripts' or kohya_ss' settings as .json or .toml")
     parser.add_argument("--out", default="settings.json", metavar="FILE", help="for train --config (default: settings.json)")
 
 
