@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -103,7 +104,12 @@ def faults_of(config: Any) -> list[str]:
 def from_mapping(config_class: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Split a JSON object into keyword arguments for `config_class` and faults for names it does not have."""
     known = {field.name for field in dataclasses.fields(config_class)}
-    faults = [f"{name}: there is no such setting" for name in values if name not in known]
+    faults = [f"{name}: there is no such setting{_is_meant(name, known)}" for name in values if name not in known]
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     taken = {name: value for name, value in given.items() if name in known}
     return taken, faults
+
+
+def _is_meant(name: str, known: Collection[str]) -> str:
+    found = get_close_matches(name.replace("-", "_"), known, 1, cutoff=0.8)
+    return f". Is {found[0]} meant?" if found else ""

@@ -196,11 +196,15 @@ def test_a_queue_is_worked_off_in_order_and_judged_before_it_begins(config, rex,
     assert run(["queue", file("gone"), file("a")]) in (FAILED, BAD_INPUT) and order == ["gone", "a"]
     assert "gone failed" in capsys.readouterr().err
     order.clear()
-    assert run(["queue", file("a"), file("d", steps=0)]) == BAD_INPUT and run(["queue", file("a"), file("rex")]) == BAD_INPUT
+    assert run(["queue", file("a"), file("d", steps=0), file("e", seed=-1)]) == BAD_INPUT
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'd.json'}: --steps: 0 is less than 1" in told and f"{tmp_path / 'e.json'}: --seed" in told
+    assert run(["queue", file("a"), file("rex")]) == BAD_INPUT
     assert run(["queue", file("a"), file("a")]) == BAD_INPUT and run(["queue", file("n"), file("N")]) == BAD_INPUT
     assert run(["queue", file("a"), file("Rex")]) == BAD_INPUT and order == []
     assert run(["queue", file("a"), file("c")]) == DONE and order == ["a", "c"]
-    capsys.readouterr()
+    told = capsys.readouterr().err
+    assert "Run 1 of 2: a" in told and "Run 2 of 2: c" in told  # their progress, which comes between, names neither
 
     def stopped(config, host, progress):
         raise Cancelled

@@ -6,6 +6,8 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 
 from .. import recipe
 from ..compare import compare as compare_snapshots
@@ -114,7 +116,7 @@ def delete(parsed: argparse.Namespace, progress: Progress) -> None:
 
 def queue(parsed: argparse.Namespace, progress: Progress) -> None:
     """Each as `train --config FILE`: all are judged before the first one starts, and one that fails keeps none from its turn."""
-    configs = [TrainConfig.read(expanded(file)).validate() for file in parsed.files]
+    configs = _judged(parsed.files)
     names = [(config.runs_dir, config.output_name) for config in configs]
     faults = [f"{file}: a run named {name[1]} is there already" for file, name in zip(parsed.files, names, strict=True)
               if RunFolder(expanded(name[0]) / name[1]).namesake()]
@@ -124,6 +126,7 @@ def queue(parsed: argparse.Namespace, progress: Progress) -> None:
         raise ConfigError(faults)
     failed: dict[str, str] = {}
     for number, config in enumerate(configs, start=1):
+        progress.log(f"Run {number} of {len(configs)}: {config.output_name}")
         try:
             recipe.train(config, host_of(config), progress)
         except (Cancelled, KeyboardInterrupt):
@@ -141,6 +144,19 @@ def queue(parsed: argparse.Namespace, progress: Progress) -> None:
     say(parsed, f"{done} of {len(configs)} runs are finished.", finished=done, failed=failed)
     if failed:
         raise ResumeError(f"{len(configs)} runs were to be worked off", f"{', '.join(failed)} failed", "The others are finished.")
+
+
+def _judged(files: Sequence[str]) -> list[TrainConfig]:
+    """The settings of each. Raises ConfigError with the faults of all, each with the file that it is in."""
+    configs, faults = [], []
+    for file in files:
+        try:
+            configs.append(TrainConfig.read(expanded(file)).validate())
+        except ConfigError as error:
+            faults += [fault if Path(file).name in fault else f"{file}: {fault}" for fault in error.faults]
+    if faults:
+        raise ConfigError(faults)
+    return configs
 
 
 def _service(run: RunFolder) -> Service:
