@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from . import __version__
 from .commands import COMMANDS
@@ -32,7 +33,13 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe on Windows knows one alphabet, and names may be of another
         sys.stdout.reconfigure(errors="backslashreplace")
-    parsed = _parsed(arguments)
+    try:
+        parsed = _parsed(arguments)
+    except _Misused as caught:
+        _tell(str(caught))
+        if "--json" in arguments and not _follows():
+            _answer(error=str(caught), faults=[str(caught)])
+        return BAD_INPUT
     progress = Progress(*([] if _follows() else [listener(parsed.json)]))
     phases: set[str] = set()  # that the work has come to
     progress.listen(lambda report: phases.add(report.phase))
@@ -41,7 +48,10 @@ def run(arguments: Sequence[str]) -> int:
             parsed.command(parsed, progress)
     except (Cancelled, KeyboardInterrupt):
         if not _follows():
-            _tell("Stopped. What was finished is kept." + _how_to_resume(parsed))
+            stopped = "Stopped. What was finished is kept." + _how_to_resume(parsed)
+            _tell(stopped)
+            if parsed.json:
+                _answer(stopped=stopped)
         return INTERRUPTED
     except BrokenPipeError:  # what was asked for is done, and nobody reads on
         silence(sys.stdout)
@@ -49,8 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         told, has_begun = caught if isinstance(caught, DreamboothError) else unforeseen(caught), bool(phases & _WORK_PHASES)
         _tell(str(told) + (_how_to_resume(parsed, slower=isinstance(told, Diverged)) if has_begun else ""))
         if parsed.json and not _follows():
-            with suppress(OSError):
-                print(json.dumps({"error": str(told), "faults": list(told.faults)}), flush=True)  # as the HTTP API answers
+            _answer(error=str(told), faults=list(told.faults))  # as the HTTP API does
         return BAD_INPUT if isinstance(told, BAD_INPUT_ERRORS) and not has_begun else FAILED
     return DONE
 
@@ -68,6 +77,12 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def _answer(**values: Any) -> None:
+    """The last line of --json, where the command could not give it."""
+    with suppress(OSError):
+        print(json.dumps(values), flush=True)
+
+
 def _how_to_resume(parsed: argparse.Namespace, slower: bool = False) -> str:
     name = getattr(parsed, "resume_name", None)
     if not name:
@@ -77,22 +92,33 @@ def _how_to_resume(parsed: argparse.Namespace, slower: bool = False) -> str:
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Ends the process with exit code 2 for what no command knows, naming what may be meant."""
+    """Refuses what no command knows, naming what may be meant."""
     top = parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         meant = _is_meant(get_close_matches(arguments[0], COMMANDS, 1))
-        top.exit(BAD_INPUT, f"There is no command {arguments[0]}.{meant} `{top.prog} --help` lists all.\n")
+        raise _Misused(f"There is no command {arguments[0]}.{meant} `{top.prog} --help` lists all.")
     parsed, unknown = top.parse_known_args(arguments)
     if unknown:
         flags = [flag for flag in unknown if flag.startswith("--")]
         meant = _is_meant([found for flag in flags for found in like(flag, parsed.flags)])
         what = f"there is no {' '.join(unknown)}" if flags else f"nothing can be done with {' '.join(unknown)}"
-        top.exit(BAD_INPUT, f"{parsed.command_name}: {what}.{meant} `{top.prog} {parsed.command_name} --help` lists all.\n")
+        raise _Misused(f"{parsed.command_name}: {what}.{meant} `{top.prog} {parsed.command_name} --help` lists all.")
     return parsed
 
 
 def _is_meant(found: Sequence[str]) -> str:
     return f" Is {', '.join(found)} meant?" if found else ""
+
+
+class _Misused(Exception):
+    """Flags or commands that there are none of, or without what they need."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """What it refuses, it hands over: where --json was asked for, the answer is an object as well."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _Misused(f"{self.format_usage()}{self.prog}: error: {message}")
 
 
 class _Help(argparse.HelpFormatter):
@@ -104,8 +130,8 @@ class _Help(argparse.HelpFormatter):
 
 def parser() -> argparse.ArgumentParser:
     """All commands with all their flags."""
-    top = argparse.ArgumentParser(prog=PROGRAM, description="Teach Stable Diffusion a new subject or style.",
-                                  epilog=f"`{PROGRAM} COMMAND --help` tells its flags, with examples.")
+    top = _Parser(prog=PROGRAM, description="Teach Stable Diffusion a new subject or style.",
+                  epilog=f"`{PROGRAM} COMMAND --help` tells its flags, with examples.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
     for name, (command, help_text, declare) in COMMANDS.items():

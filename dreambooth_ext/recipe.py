@@ -121,7 +121,7 @@ def publish(
     source = snapshot or run.diffusers_dir
     if not is_publishable(source):
         raise ResumeError(f"{run.path.name} is to be published", "it has no finished model yet",
-                          f"Continue it first: {resume_command(run.path.name)}")
+                          f"Continue it first: {resume_command(run.path.name, str(run.path.parent))}")
     progress.start("publishing", 0)
     require_same_models(run, config, "published")
     for suffix in ("ckpt", "safetensors", "yaml", "json", "preview.png"):

@@ -17,7 +17,7 @@ from .words import half_of
 def require_another_way(run: RunFolder, learning_rate: float | None) -> None:
     """Raise ResumeError where a run would come to the same end again: its steps are what they were, to the last bit."""
     if run.known_state().failure == Diverged.__name__ and learning_rate is None:
-        command = resume_command(run.path.name, learning_rate=half_of(run.config().learning_rate))
+        command = resume_command(run.path.name, str(run.path.parent), half_of(run.config().learning_rate))
         raise ResumeError(f"{run.path.name} is to be continued", "with the same settings its loss would become NaN again",
                           f"Go on at a lower learning rate: {command} (in the tab: Choose, Go on training from here). "
                           "Or start anew, under another name.")

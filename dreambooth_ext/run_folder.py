@@ -106,7 +106,7 @@ class RunFolder:
         run = self.namesake()
         if run is not None:
             raise ConfigError([f"--output-name: a run named {run.path.name} is there already ({run.state().state})"],
-                              f"Choose another name, or continue it: {resume_command(run.path.name)}")
+                              f"Choose another name, or continue it: {resume_command(run.path.name, str(run.path.parent))}")
         found = self.path.iterdir() if self.path.is_dir() else ()
         others = sorted(path.name for path in found if not _BEFORE_CONFIG.fullmatch(path.name))
         if others:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, INTERRUPTED, run
 from dreambooth_ext.config import TrainConfig
+from dreambooth_ext.errors import Cancelled
 from dreambooth_ext.progress import Progress
 from dreambooth_ext.run_folder import RunFolder
 
@@ -194,7 +195,9 @@ def test_a_run_whose_loss_became_nan_goes_on_at_a_lower_rate_alone(arguments, tm
     again = ["resume", "rxz_dog", "--runs-dir", str(tmp_path / "runs")]
     assert f"Go on with: python -m dreambooth_ext {' '.join(again)} --learning-rate 2e-05" in told
     for more in ([], ["--snapshot", "step-000001"]):
-        assert run([*again, *more]) == BAD_INPUT and "its loss would become NaN again" in capsys.readouterr().err
+        assert run([*again, *more]) == BAD_INPUT
+        error = capsys.readouterr().err
+        assert "its loss would become NaN again" in error and f"resume {' '.join(again[1:])} --learning-rate" in error
     assert run([*again, "--learning-rate", "0"]) == BAD_INPUT
     assert len(rates) == 3 and run([*again, "--learning-rate", "1e-5"]) == DONE
     kept = TrainConfig.read(tmp_path / "runs" / "rxz_dog" / "config.json")
@@ -214,8 +217,15 @@ def test_the_same_name_twice_is_refused_and_the_first_run_is_left_alone(argument
     assert run(["train", *flat(arguments)]) == DONE
     before = tree(tmp_path / "models")
     assert run(["train", *flat(arguments)]) == BAD_INPUT
-    assert "resume rxz_dog" in capsys.readouterr().err
+    assert f"resume rxz_dog --runs-dir {tmp_path / 'runs'}" in capsys.readouterr().err  # it can be pasted as it is
     assert tree(tmp_path / "models") == before
+
+
+def test_how_to_finish_a_run_before_it_is_published_can_be_pasted(arguments, tmp_path, capsys):
+    config = {"base": "b", "instance_dir": "pictures", "output_name": "rxz_dog", "token": "rxz", "class_noun": "dog"}
+    RunFolder(tmp_path / "runs" / "rxz_dog").create(TrainConfig.from_dict(config))
+    assert run(["publish", "rxz_dog", "--runs-dir", str(tmp_path / "runs")]) == BAD_INPUT
+    assert f"Continue it first: python -m dreambooth_ext resume rxz_dog --runs-dir {tmp_path / 'runs'}" in capsys.readouterr().err
 
 
 def test_a_model_that_no_run_has_made_is_never_replaced(arguments, base, tmp_path, capsys):
@@ -336,6 +346,36 @@ def test_what_cannot_be_is_told_by_every_command(command, said, base, tmp_path, 
         code = ended.code
     assert code == BAD_INPUT and said in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*") if path.suffix == ".png"] == []
+
+
+@pytest.mark.parametrize("command", ["train --setps 4 --json", "trian --json", "token rxz --json", "show --json",
+                                     "ask rex jump --json", "train --num-class-images --json"])
+def test_what_no_command_knows_is_an_object_as_well_for_a_program(command, capsys):
+    assert run(command.split()) == BAD_INPUT
+    told = capsys.readouterr()
+    answer = json.loads(told.out)
+    assert answer["error"].strip() == told.err.strip() and len(answer["faults"]) == 1 and "Traceback" not in told.err
+    assert run(command.replace(" --json", "").split()) == BAD_INPUT and capsys.readouterr().out == ""
+
+
+def test_a_program_is_told_of_a_stop_as_well(arguments, monkeypatch, capsys):
+    from dreambooth_ext import recipe
+
+    def stopped(config, host, progress):
+        progress.start("training", 3)
+        raise Cancelled
+
+    monkeypatch.setattr(recipe, "train", stopped)
+    assert run(["train", *flat(arguments), "--json"]) == INTERRUPTED
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last.keys() == {"stopped"} and "resume rxz_dog" in last["stopped"]
+
+
+def test_a_setting_with_a_typo_in_it_is_named_with_what_may_be_meant(arguments, tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"learning-rate": 1e-4, "learning_rat": 1e-4, "zzz": 1}')
+    assert run(["check", "--config", str(tmp_path / "run.json"), *flat(arguments)]) == BAD_INPUT
+    told = capsys.readouterr().err
+    assert told.count("there is no such setting. Is learning_rate meant?") == 2 and "zzz: there is no such setting\n" in told
 
 
 def write_nan(path, base):
@@ -478,9 +518,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(arguments, tmp_path):
         if (report.get("phase") == "training" and report["done"] >= 3) or time.monotonic() > deadline:
             process.send_signal(signal.SIGINT)
             break
-    _, error = process.communicate(timeout=600)
+    rest, error = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "resume rxz_dog" in error and "Traceback" not in error
+    assert "resume rxz_dog" in json.loads(rest.splitlines()[-1])["stopped"]
     state = RunFolder(tmp_path / "runs" / "rxz_dog").state()
     assert state.state == "interrupted" and state.step >= 3
 
