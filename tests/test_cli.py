@@ -221,11 +221,38 @@ def test_the_same_name_twice_is_refused_and_the_first_run_is_left_alone(argument
     assert tree(tmp_path / "models") == before
 
 
-def test_how_to_finish_a_run_before_it_is_published_can_be_pasted(arguments, tmp_path, capsys):
-    config = {"base": "b", "instance_dir": "pictures", "output_name": "rxz_dog", "token": "rxz", "class_noun": "dog"}
-    RunFolder(tmp_path / "runs" / "rxz_dog").create(TrainConfig.from_dict(config))
-    assert run(["publish", "rxz_dog", "--runs-dir", str(tmp_path / "runs")]) == BAD_INPUT
-    assert f"Continue it first: python -m dreambooth_ext resume rxz_dog --runs-dir {tmp_path / 'runs'}" in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["resume", "publish", "compare"])
+def test_what_goes_on_from_another_folder_is_told_where_the_run_was_begun(command, tmp_path, capsys, monkeypatch):
+    """A timer's, or a service's: base and pictures would be missing there, or the model be written to a folder beside it."""
+    config = TrainConfig.from_dict({"base": "/models/b.ckpt", "instance_dir": "/pictures", "output_name": "rxz_dog", "token": "rxz",
+                                    "class_noun": "dog", "runs_dir": "out/runs"})
+    (tmp_path / "begun" / "models").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    RunFolder(tmp_path / "begun" / "out" / "runs" / "rxz_dog").create(config)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run([command, str(tmp_path / "begun" / "out" / "runs" / "rxz_dog")]) == BAD_INPUT
+    told = capsys.readouterr().err
+    assert f"its models is in {tmp_path / 'begun'}" in told and f'cd "{tmp_path / "begun"}", then {command} rxz_dog' in told
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (tmp_path / "elsewhere" / "models").mkdir()  # moved there, say: then it is as good
+    assert run([command, str(tmp_path / "begun" / "out" / "runs" / "rxz_dog")]) == BAD_INPUT
+    assert "where the run was begun" not in capsys.readouterr().err
+
+
+def test_a_run_without_a_model_says_how_it_can_be_published(tmp_path, capsys):
+    """What is told can be pasted; a snapshot that there is would do as well."""
+    values = {"base": "b", "instance_dir": "pictures", "output_name": "rxz_dog", "token": "rxz", "class_noun": "dog"}
+    folder, runs = RunFolder(tmp_path / "runs" / "rxz_dog"), ["--runs-dir", str(tmp_path / "runs")]
+    folder.create(TrainConfig.from_dict({**values, "runs_dir": str(tmp_path / "runs")}))
+    finish = f"python -m dreambooth_ext resume rxz_dog --runs-dir {tmp_path / 'runs'}"
+    assert run(["publish", "rxz_dog", *runs]) == BAD_INPUT and f"Continue it first: {finish}" in capsys.readouterr().err
+    assert run(["ask", "rxz_dog", "stop", *runs]) == BAD_INPUT and f"Go on with it: {finish}" in capsys.readouterr().err
+    assert run(["ask", "rxz_dog", "discard", *runs]) == BAD_INPUT
+    assert f"Delete it: {finish.replace('resume', 'delete')}" in capsys.readouterr().err
+    for step in ("step-000002", "step-000004"):
+        (folder.checkpoints_dir / step / "unet").mkdir(parents=True)
+    assert run(["publish", "rxz_dog", *runs]) == BAD_INPUT
+    assert f"--snapshot step-000004. Or finish it first: {finish}" in capsys.readouterr().err
 
 
 def test_a_model_that_no_run_has_made_is_never_replaced(arguments, base, tmp_path, capsys):

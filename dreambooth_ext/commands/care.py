@@ -20,7 +20,7 @@ from ..jobs import Jobs
 from ..progress import Progress
 from ..run_folder import RunFolder, resume_command
 from ..service import Service
-from .command import Command, declare_run, host_of, run_of, say, show_object
+from .command import Command, declare_run, host_of, require_where_it_began, run_of, say, show_object
 from .flags import add_flags_of, given_of
 
 WISHES = ("preview", "snapshot", "stop", "discard")
@@ -29,6 +29,7 @@ STOPS_WITHIN_S = 600.0  # one step, and a snapshot to be written
 
 def compare(parsed: argparse.Namespace, progress: Progress) -> None:
     run = run_of(parsed)
+    require_where_it_began(run, "compare")
     wishes = Wishes.from_dict(given_of(parsed, Wishes))
     found = compare_snapshots(run, host_of(run.config()), progress, wishes)
     say(parsed, _table(found), **found.to_dict())
@@ -49,8 +50,11 @@ def ask(parsed: argparse.Namespace, progress: Progress) -> None:
     """Whatever process works on the run: a WebUI, another terminal."""
     run = run_of(parsed)
     if not run.is_held():
-        raise ResumeError(f"{parsed.wish} is asked of {run.path.name}", "no process works on it now",
-                          f"Go on with it: {resume_command(run.path.name, parsed.runs_dir)}")
+        command = resume_command(run.path.name, str(run.path.parent))
+        instead = f"Go on with it: {command}"
+        if parsed.wish == "discard":
+            instead = f"Delete it: {command.replace(' resume ', ' delete ', 1)}"
+        raise ResumeError(f"{parsed.wish} is asked of {run.path.name}", "no process works on it now", instead)
     run.ask("stop" if parsed.wish == "discard" else parsed.wish)
     if parsed.wish == "discard":
         _delete_once_stopped(run, progress)

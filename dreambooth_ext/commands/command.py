@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,22 @@ def run_of(parsed: argparse.Namespace) -> RunFolder:
         raise ResumeError(f"{parsed.run} is to be opened", f"there is no such run in {path.parent}",
                           "`python -m dreambooth_ext runs` lists the runs there are.")
     return run
+
+
+def require_where_it_began(run: RunFolder, command: str) -> None:
+    """Raise ResumeError where a run's paths hold in the folder that it was begun in and not in this one, naming that folder.
+
+    What was given without a leading slash would be missing, or the model written to another models folder than before.
+    """
+    config, here = TrainConfig.read(run.path / "config.json").require_usable(), Path.cwd()  # as they were given
+    within, above = Path(config.runs_dir).parts, run.path.absolute().parent.parts
+    if expanded(config.runs_dir).is_absolute() or above[len(above) - len(within):] != within:
+        return  # it does not tell where that was
+    began = Path(*above[:len(above) - len(within)])
+    given_paths = (config.base, config.vae, config.models_dir, *(each.instance_dir for each in config.concepts))
+    paths = [expanded(path) for path in given_paths if path]
+    elsewhere = next((path for path in paths if not os.path.exists(here / path) and os.path.exists(began / path)), None)
+    if elsewhere is not None:
+        raise ResumeError(f"{command} {run.path.name} is asked in {here}",
+                          f"its {elsewhere} is in {began}, where the run was begun, and not here",
+                          f'Do it there: cd "{began}", then {command} {run.path.name}')

@@ -7,12 +7,13 @@ import json
 from dataclasses import replace
 
 from .. import recipe
-from ..compare import snapshot_folder
+from ..compare import publishable_snapshots, snapshot_folder
+from ..errors import ResumeError
 from ..files import expanded, gib
 from ..progress import Progress
-from ..run_folder import WORKED_ON, list_runs
+from ..run_folder import WORKED_ON, list_runs, resume_command
 from ..words import counted, duration
-from .command import Command, declare_run, declare_settings, host_of, run_of, say, settings_of
+from .command import Command, declare_run, declare_settings, host_of, require_where_it_began, run_of, say, settings_of
 from .flags import add_config_flags, given
 
 
@@ -25,6 +26,7 @@ def train(parsed: argparse.Namespace, progress: Progress) -> None:
 
 def resume(parsed: argparse.Namespace, progress: Progress) -> None:
     run = run_of(parsed)
+    require_where_it_began(run, "resume")
     rate = parsed.learning_rate or run.config().learning_rate
     progress.listen(lambda report: _offer_resume(parsed, parsed.run, rate, report.phase))
     _finished(parsed, recipe.resume(run, host_of(run.config()), progress, snapshot=parsed.snapshot, steps=parsed.steps,
@@ -33,6 +35,7 @@ def resume(parsed: argparse.Namespace, progress: Progress) -> None:
 
 def publish(parsed: argparse.Namespace, progress: Progress) -> None:
     run = run_of(parsed)
+    require_where_it_began(run, "publish")
     config = run.config()
     changes = {name: given(parsed, name, getattr(config, name)) for name in _PUBLISH_OPTIONS}
     config = replace(config, **changes).validate()
@@ -40,6 +43,11 @@ def publish(parsed: argparse.Namespace, progress: Progress) -> None:
     snapshot = expanded(parsed.snapshot) if parsed.snapshot else None
     if snapshot and len(snapshot.parts) == 1:
         snapshot = snapshot_folder(run, parsed.snapshot)
+    kept = publishable_snapshots(run)
+    if kept and not snapshot and not recipe.is_publishable(run.diffusers_dir):
+        raise ResumeError(f"{run.path.name} is to be published", "it has no finished model yet",
+                          f"Publish one of its snapshots: --snapshot {kept[-1]}. Or finish it first: "
+                          + resume_command(run.path.name, str(run.path.parent)))
     paths = recipe.publish(run, progress, snapshot=snapshot, name=parsed.name, config=config)
     host.select(paths[0])
     files = [str(path) for path in paths]
