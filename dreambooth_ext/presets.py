@@ -273,10 +273,14 @@ def _with_the_folders_within(imported: Imported) -> Imported:
     of_class = _counted_folders(settings.pop("class_dir", None))
     concepts = []
     for folder, repeats, token, noun in within:
-        named = [each for each, _, *words in of_class if " ".join(words).strip() == noun] or [each for each, *_ in of_class[:1]]
+        named = [each for each, _, *words in of_class if " ".join(words).strip() == noun]
+        if not named and len(within) == len(of_class) == 1:  # of several, the pictures of one class are not those of another
+            named = [of_class[0][0]]
         concept: dict[str, Any] = {"instance_dir": str(folder), "token": token, "class_noun": noun, "repeats": repeats}
         if named:  # sd-scripts has the pictures that are there, and renders none
             concept |= {"class_dir": str(named[0]), "num_class_images": _count_of_pictures(named[0]) or None}
+            if named[0].name.partition("_")[2].strip() != noun:
+                concept["class_prompt"] = named[0].name.partition("_")[2].strip()  # what sd-scripts calls them
         concepts.append(concept)
     settings["with_prior_preservation"] = bool(of_class)
     if of_class:

@@ -105,7 +105,15 @@ def test_the_folders_that_sd_scripts_wants_within_a_folder_are_found(tmp_path):
                         "class_dir": str(tmp_path / "reg" / "1_dog")}
     TrainConfig.from_dict({**settings, "output_name": "r"})
 
+    (tmp_path / "reg" / "1_dog").rename(tmp_path / "reg" / "1_animal")
+    settings = presets.import_settings(args_of(tmp_path, reg_data_dir=str(tmp_path / "reg"))).settings
+    assert (settings["class_dir"], settings["class_prompt"]) == (str(tmp_path / "reg" / "1_animal"), "animal")
+    (tmp_path / "reg" / "1_animal").rename(tmp_path / "reg" / "1_dog")
+
     (tmp_path / "img" / "3_sks big cat").mkdir()
+    settings = presets.import_settings(args_of(tmp_path, reg_data_dir=str(tmp_path / "reg"))).settings
+    concepts = TrainConfig.from_dict({**settings, "output_name": "r"}).concepts
+    assert [each.class_dir for each in concepts] == [str(tmp_path / "reg" / "1_dog"), ""]  # dogs are no cats
     (tmp_path / "reg" / "1_big cat").mkdir()
     settings = presets.import_settings(args_of(tmp_path, reg_data_dir=str(tmp_path / "reg"))).settings
     concepts = TrainConfig.from_dict({**settings, "output_name": "r"}).concepts
