@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "check": F0 | {"card", "dataset", "models", "training", "needs"},
     "plot": set(),
     "presets": F0,
+    "other_trainers": F0 | {"presets"},
     "ledger": F0,
     "tensorboard_log": F0,
     "report_sections": F0 | {"plot", "comparison", "ledger", "share_plot", "dataset.pictures"},
@@ -41,12 +42,12 @@ MAY_IMPORT = {
     "needs": set(),
     "advice": F0 | {"dataset", "models"},
     "service": F0 | {"check", "recipe", "jobs", "uploads", "comparison", "compare", "rollback", "report", "picture_room"},
-    "ui": F0 | {"check", "recipe", "presets", "report", "plot", "jobs", "service", "advice", "needs"}
+    "ui": F0 | {"check", "recipe", "presets", "other_trainers", "report", "plot", "jobs", "service", "advice", "needs"}
     | {"origin", "comparison", "share_plot", "picture_room", "dataset"},
-    "api": F0 | {"presets", "uploads", "picture_room", "service", "origin"},
+    "api": F0 | {"presets", "other_trainers", "uploads", "picture_room", "service", "origin"},
     "commands": F0
-    | {"check", "recipe", "presets", "report", "jobs", "hosts", "demo", "playground", "ui", "models", "dataset"}
-    | {"rollback", "service", "compare", "comparison", "picture_room", "api"},
+    | {"check", "recipe", "presets", "other_trainers", "report", "jobs", "hosts", "demo", "playground", "ui", "models"}
+    | {"dataset", "rollback", "service", "compare", "comparison", "picture_room", "api"},
     "cli": F0 | {"commands"},
     "__main__": {"cli"},
     "__init__": set(),

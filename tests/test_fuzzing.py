@@ -12,7 +12,7 @@ import torch
 from mutations import mutated
 from PIL import Image
 
-from dreambooth_ext import presets
+from dreambooth_ext import other_trainers, presets
 from dreambooth_ext.comparison import read_comparison
 from dreambooth_ext.config import Concept, TrainConfig
 from dreambooth_ext.dataset.captions import caption_of
@@ -85,9 +85,9 @@ def valid_files(pictures):
         "presets/mine.json": (as_json({"version": 1, "learning_rate": 1e-6}),
                               lambda run, there: presets.load("mine", there.parent)),
         "db_config.json": (as_json({"model_name": "x", "seed": 3, "concepts_list": [{"instance_prompt": "a"}]}),
-                           lambda run, there: presets.import_settings(there)),
+                           lambda run, there: other_trainers.import_settings(there)),
         "arguments.toml": (b'pretrained_model_name_or_path = "x"\nmax_train_steps = 80\nlearning_rate = 1e-5\n',
-                           lambda run, there: presets.import_settings(there)),
+                           lambda run, there: other_trainers.import_settings(there)),
         "choices.json": (as_json({"version": 1, "pictures": {"a.png": {"choice": "fix", "sha256": "0", "box": [0, 0, 5, 5]}}}),
                          lambda run, there: read_choices(there)),
         "a.txt": ("\ufeffa photo of rxz dög".encode(), lambda run, there: caption_of(there.with_suffix(".png"))),

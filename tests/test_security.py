@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth_ext import presets, recipe, uploads
+from dreambooth_ext import other_trainers, presets, recipe, uploads
 from dreambooth_ext.dataset.manifest import sha256_of
 from dreambooth_ext.errors import CheckpointError, ConfigError, DreamboothError, ResumeError, StorageError, UnsafePath
 from dreambooth_ext.hosts.standalone import StandaloneHost
@@ -244,7 +244,7 @@ def test_a_preset_is_read_from_its_folder_alone(tmp_path, name):
 def test_imported_settings_that_make_no_sense_are_listed_not_raised(tmp_path):
     (tmp_path / "db.json").write_text(
         '{"model_name": "x", "resolution": 1e999, "seed": 1e999, "learning_rate": [1], "optimizer": {}}')
-    imported = presets.import_settings(tmp_path / "db.json")
+    imported = other_trainers.import_settings(tmp_path / "db.json")
     assert imported.settings == {"output_name": "x"} and len(imported.not_taken) == 4
 
 
@@ -585,7 +585,7 @@ def test_huge_settings_are_refused_unread(tmp_path, name):
     with path.open("wb") as stream:
         stream.truncate(1 << 33)  # 8 GiB of nothing
     with pytest.raises(ConfigError, match="too large"):
-        presets.import_settings(path)
+        other_trainers.import_settings(path)
     with pytest.raises(ConfigError, match="too large"):
         presets.TrainConfig.read(path)
 

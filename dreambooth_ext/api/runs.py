@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import presets
+from .. import other_trainers, presets
 from ..errors import ConfigError, ResumeError
 from ..files import require_safe_name
 from ..outbox import OUTBOX
@@ -119,7 +119,7 @@ def _of_presets(service: Service) -> list[Route]:
         return {"deleted": True}
 
     def read(body: dict[str, Any], path: dict[str, str]) -> dict[str, Any]:
-        imported = presets.import_text(str(body.get("content", "")), str(body.get("file", "settings.json")))
+        imported = other_trainers.import_text(str(body.get("content", "")), str(body.get("file", "settings.json")))
         return {"settings": imported.settings, "not_taken": list(imported.not_taken)}
 
     return [

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from .. import presets
+from .. import other_trainers
 from ..config import OPTIONS, PATHS, TrainConfig
 from ..files import expanded
 from ..options import Option, options_of
@@ -66,7 +66,7 @@ def given(parsed: argparse.Namespace, name: str, default: Any) -> Any:
 def like(unknown: str, flags: Sequence[str]) -> Sequence[str]:
     """Which of the flags an unknown one may mean: the one that sd-scripts or diffusers' script calls so, or one spelt nearly so."""
     flag = unknown.partition("=")[0]
-    ours = "--" + presets.name_here(flag.removeprefix("--").replace("-", "_")).replace("_", "-")
+    ours = "--" + other_trainers.name_here(flag.removeprefix("--").replace("-", "_")).replace("_", "-")
     return [ours] if ours in flags else get_close_matches(flag, flags, 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from .. import presets
+from .. import other_trainers, presets
 from ..errors import ConfigError
 from ..files import expanded, write_json
 from ..hosts.standalone import StandaloneHost
@@ -52,7 +52,7 @@ def delete_preset(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def import_settings(parsed: argparse.Namespace, progress: Progress) -> None:
-    imported = presets.import_settings(expanded(parsed.file))
+    imported = other_trainers.import_settings(expanded(parsed.file))
     out = expanded(parsed.out)
     if os.path.exists(out):
         raise ConfigError([f"--out: {out.name} is there already"], "Give another name.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from .. import presets
+from .. import other_trainers, presets
 from ..errors import ConfigError, DreamboothError
 from ..service import Service
 from . import fields, html
@@ -73,7 +73,7 @@ class PresetsPanel:
             given = uploads(files)
             if not given:
                 raise ConfigError(["no file was chosen"])
-            imported = presets.import_settings(Path(given[0]))
+            imported = other_trainers.import_settings(Path(given[0]))
         except DreamboothError as error:
             return self._unchanged(names, str(error))
         concepts = imported.settings.get("concepts") or [{}]
