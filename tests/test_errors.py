@@ -137,7 +137,7 @@ APPROVED = {
     "UnsafeCheckpoint": ("x.ckpt is to be read", "it asks for builtins.print, which is no tensor, container or number",
                          "Such a file can run programs when it is loaded. Get the model as .safetensors from a source that "
                          "you trust."),
-    "MissingTensors": ("x.safetensors is to be trained", "its text encoder is missing",
+    "MissingTensors": ("x.safetensors is to be used", "its text encoder is missing",
                        "Use a whole checkpoint, not one of the UNet alone."),
     "UnsupportedFamily": ("x.safetensors is to be used", "it is a quantised model (GGUF)",
                           "Use the model's .safetensors or .ckpt file in fp32, fp16 or bf16."),
