@@ -146,7 +146,7 @@ def _at_its_rate(config: TrainConfig, snapshot: Path | None) -> TrainConfig:
         rate = made_of(snapshot).learning_rate if snapshot else None
     except ResumeError:  # its state is damaged, and is not what is published
         return config
-    return replace(config, learning_rate=rate) if isinstance(rate, float) else config
+    return replace(config, learning_rate=rate) if isinstance(rate, (int, float)) else config  # a file of settings may say 1
 
 
 def is_publishable(folder: Path) -> bool:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dreambooth_ext import recipe
+from dreambooth_ext.config import TrainConfig
 from dreambooth_ext.errors import DiskFull, ResumeError
 from dreambooth_ext.models.diffusers_folder import WEIGHT_FILES, load_diffusers
 from dreambooth_ext.models.networks import tensors_of
@@ -161,6 +163,12 @@ def test_how_a_snapshot_was_made_is_known_without_reading_its_weights(taken, mon
     (folder / "state.pt").write_bytes(b"damaged")
     with pytest.raises(ResumeError, match="cannot be read"):
         checkpoint.made_of(folder)
+
+
+def test_a_snapshots_rate_may_be_a_whole_number(tmp_path):
+    """As Prodigy's is in a file of settings."""
+    torch.save({"profile": "none", "learning_rate": 1}, tmp_path / "state.pt")
+    assert recipe._at_its_rate(TrainConfig(learning_rate=0.5), tmp_path).learning_rate == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits are POSIX's")
