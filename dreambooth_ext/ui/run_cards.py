@@ -53,8 +53,13 @@ def follow(answered: Any, proposed: Any, chosen: Any) -> None:
 
 
 def proposal(service: Service, chosen: str | None, newest: str | None) -> tuple[Any, str, str, str | None]:
-    """As `following`, but the list leaves what is chosen alone, and the second says what is to be chosen instead."""
+    """As `following`, but the list leaves what is chosen alone, and the second says what is to be chosen instead.
+
+    Without any run there is nothing to choose: the list is emptied, as gradio 6 refuses whatever is sent with a run that is gone.
+    """
     listed, name, newest = following(service, chosen, newest)
+    if not name:
+        return listed, "", name, newest
     said = {"folder": "", "name": chosen or "", "values": [listed.pop("value", None)]}
     return listed, json.dumps(said), name, newest
 

@@ -468,6 +468,22 @@ def test_a_newer_run_does_not_take_the_place_of_one_that_is_chosen_in_the_same_m
     sync_api.expect(chosen).to_have_value("lost")
 
 
+@pytest.mark.any_gradio
+@pytest.mark.parametrize(("tab", "field", "again"), [("Runs", "run", "runs_refresh"), ("Choose", "choose_run", "choose_refresh")])
+def test_once_the_last_run_is_gone_none_is_chosen_and_the_next_one_is(page, monkeypatch, tab, field, again):
+    to_tab(page, tab)
+    chosen = page.locator(f"#dreambooth_{field} input").first
+    sync_api.expect(chosen).not_to_have_value("")
+    answered(page)
+    with monkeypatch.context() as gone:
+        gone.setattr(Service, "run_names", lambda service: [])
+        page.click(f"#dreambooth_{again}")
+        sync_api.expect(chosen).to_have_value("")
+        answered(page)
+    page.click(f"#dreambooth_{again}")
+    sync_api.expect(chosen).not_to_have_value("")
+
+
 def choose_at_once(page, name, value):
     """While an answer is held back."""
     page.locator(f"#{name} input").first.click()

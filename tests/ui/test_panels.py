@@ -24,7 +24,7 @@ from dreambooth_ext.service import Work
 from dreambooth_ext.ui import choose_panel, class_panel, fields, runs_panel, tab, train_panel, watch_panel
 from dreambooth_ext.ui import sentences as of_form
 from dreambooth_ext.ui.errands import Errands
-from dreambooth_ext.ui.run_cards import following, run_list
+from dreambooth_ext.ui.run_cards import following, proposal, run_list
 from dreambooth_ext.ui.sentences import Sentences
 from dreambooth_ext.words import counted, duration
 
@@ -776,6 +776,11 @@ def test_a_run_that_has_come_since_is_chosen_unless_a_person_has_chosen_another_
     listed, name, newest = following(service, "first", newest)  # a click on its card
     assert "value" not in listed and (name, newest) == ("first", "second")
     assert following(service, "third", newest)[1:] == ("third", "third")
+
+
+def test_without_any_run_none_stays_chosen(service):
+    listed, proposed, name, newest = proposal(service, "gone", "gone")
+    assert (listed["choices"], listed["value"]) == ([], None) and (proposed, name, newest) == ("", "", None)
 
 
 def test_who_is_asked_about_a_deletion_is_told_which_run_it_is(service):
