@@ -28,17 +28,18 @@ def name_here(name: str) -> str:
     return _DIFFUSERS.get(name) or _SD_SCRIPTS.get(name, ("",))[0]
 
 
-def import_settings(path: Path) -> Imported:
+def import_settings(path: Path, *, look_within: bool = True) -> Imported:
     """Read sd_dreambooth_extension's db_config.json, or sd-scripts' arguments as .json or .toml.
 
-    Raises ConfigError if the file is none of them.
+    Without `look_within` no folder that it names is looked into. Raises ConfigError if the file is none of them.
     """
     try:
         values = settings_in(path)
     except ConfigError as error:
         raise ConfigError(error.faults, "Choose a file of settings as .json or .toml. sd-scripts writes the arguments of its "
                                         "command line into one, if --output_config --config_file NAME.toml is added.") from error
-    return _with_the_folders_within(_imported(values, path))
+    imported = _imported(values, path)
+    return _with_the_folders_within(imported) if look_within else imported
 
 
 def import_text(text: str, file_name: str) -> Imported:

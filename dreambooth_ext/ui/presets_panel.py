@@ -73,7 +73,7 @@ class PresetsPanel:
             given = uploads(files)
             if not given:
                 raise ConfigError(["no file was chosen"])
-            imported = other_trainers.import_settings(Path(given[0]))
+            imported = other_trainers.import_settings(Path(given[0]), look_within=False)  # which not everybody may
         except DreamboothError as error:
             return self._unchanged(names, str(error))
         concepts = imported.settings.get("concepts") or [{}]

@@ -621,6 +621,15 @@ def test_settings_of_another_trainer_are_taken_and_the_rest_is_listed(service, t
     assert "attention: it has no counterpart here" in filled["said"]
 
 
+def test_a_page_learns_nothing_of_folders_that_imported_settings_name(service, tmp_path):
+    _, panel = presets_of(service)
+    (tmp_path / "private" / "10_rxz dog").mkdir(parents=True)
+    path = tmp_path / "args.json"
+    path.write_text(json.dumps({"pretrained_model_name_or_path": "b", "train_data_dir": str(tmp_path / "private")}))
+    folder, token, _ = panel._read(["instance_dir", "token"], str(path))
+    assert folder == str(tmp_path / "private") and "rxz" not in repr(token)
+
+
 def test_a_runs_report_and_its_failure_explained(service, values):
     config = service.settings(values)
     RunFolder.for_config(config).create(config)
