@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from .. import other_trainers, presets
+from .. import presets
 from ..errors import ConfigError, DreamboothError
 from ..service import Service
 from . import fields, html
@@ -69,11 +69,13 @@ class PresetsPanel:
         return [self.listed(value=None), html.note(f"The preset {name} is gone.", "good")]
 
     def _read(self, names: list[str], files: Any) -> list[Any]:
+        from ..other_trainers import import_settings
+
         try:
             given = uploads(files)
             if not given:
                 raise ConfigError(["no file was chosen"])
-            imported = other_trainers.import_settings(Path(given[0]), look_within=False)  # which not everybody may
+            imported = import_settings(Path(given[0]), look_within=False)  # which not everybody may
         except DreamboothError as error:
             return self._unchanged(names, str(error))
         concepts = imported.settings.get("concepts") or [{}]
