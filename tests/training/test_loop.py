@@ -101,6 +101,7 @@ def end_of(config, request, tmp_path, name):
     return result_of(run, model)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("option", [*CHANGES, *NEEDS])
 def test_each_option_changes_the_result(option, config, tmp_path, request, ends):
     before = dataclasses.replace(config, **NEEDS.get(option, {}))
