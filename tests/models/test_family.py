@@ -120,7 +120,10 @@ def test_quantised_weights_are_named(family, dtype):
 def test_a_ckpt_in_fp8_is_told_to_be_quantised_and_not_to_be_dangerous(tmp_path, tiny_base, dtype):
     state = load_file(tiny_base)
     state |= {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items() if name.startswith(UNET)}
-    torch.save({"state_dict": state}, tmp_path / "small.ckpt")
+    try:
+        torch.save({"state_dict": state}, tmp_path / "small.ckpt")
+    except KeyError:
+        pytest.skip(f"torch {torch.__version__} cannot write fp8 into a .ckpt")
     with pytest.raises(UnsupportedFamily, match=r"quantised to F8_E\dM\d"):
         inspect(tmp_path / "small.ckpt")
     with open_checkpoint(tmp_path / "small.ckpt") as file:
