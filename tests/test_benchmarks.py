@@ -17,6 +17,8 @@ from benchmarks.bench_clipping import Watched
 from benchmarks.bench_kernels import kind_of
 from dreambooth_ext.training.optimizers.adamw import AdamW
 
+REPOSITORY = Path(command.__file__).parents[1]
+
 # A part that writes a temporary file and starts another process; then it fails, or never ends.
 PART = """
 import subprocess, sys, tempfile, time
@@ -170,3 +172,12 @@ def test_clipping_is_compared_with_that_by_the_true_norm(monkeypatch):
     (first, second), norms = Watched.errors, Watched.norms  # at first nobody knows what the others will have
     assert first > second and second < 0.01
     assert norms[1] == pytest.approx(1.0, abs=1e-3) and norms[0] <= 1.001
+
+
+@pytest.mark.full_size
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from Linux")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, whose memory is measured then")
+def test_ultra_trains_the_full_size_model_in_3_gib_of_a_cpus_memory(tmp_path):
+    call = [sys.executable, "-m", "benchmarks.bench_memory", "--profiles", "ultra", "--resolution", "64", "--folder", str(tmp_path)]
+    table = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
+    assert 2.0 < float(table[table.index("ultra") + 6]) <= 3.0

@@ -26,7 +26,7 @@ from .half_copies import COLLECTED_BYTES
 from .lora import Lora
 from .memory import AUTO_ORDER, PROFILES, Plan, faults, free_bytes, plan_for, processes, saves_nothing
 from .optimizer import OPTIMIZERS
-from .optimizers.chunked import CHUNK
+from .optimizers.chunked import CHUNK, IN_CACHE
 from .optimizers.fused import held_bytes
 from .optimizers.offloaded import LEAVING_BYTES
 
@@ -165,7 +165,8 @@ def _estimate(config: TrainConfig, plan: Plan, trained: dict[str, Any], numbers:
     sizes = [parameter.numel() * (4 if config.lora_rank else width) for parameter in learnt]
     copy_width = 2 if plan.half_copies or (_casts(plan) and not _gradients_grow(plan)) else 0
     pieces = processes() if plan.sharded else 1
-    temporary = TEMPORARY_BYTES.get(plan.optimizer, OTHERS_TEMPORARY_BYTES) * min(CHUNK, max(each.numel() for each in learnt))
+    piece = min(CHUNK if plan.on_gpu else IN_CACHE, max(each.numel() for each in learnt))
+    temporary = TEMPORARY_BYTES.get(plan.optimizer, OTHERS_TEMPORARY_BYTES) * piece
     return Estimate(
         profile=plan.name, weights=(numbers * (width + copy_width) + (sum(sizes) if config.lora_rank else 0)) // pieces,
         gradients=_gradients(config, plan, sizes, pieces),

@@ -27,6 +27,7 @@ from .gradient_checkpointing import checkpoint_gradients
 from .half_copies import HalfCopies
 from .lora import FILE, Lora
 from .memory import DTYPES, Plan
+from .optimizers.chunked import flat, write_norm
 from .optimizers.fused import FusedBackward
 from .schedule import lr_factor
 from .sharding import Sharding, clipped
@@ -200,11 +201,14 @@ class Session:
 
     def require_finite(self, step: int) -> None:
         """Raise Diverged if a trained number is NaN or infinite."""
-        sums = torch.stack([parameter.detach().float().sum() for parameter in self.trained_parameters()])
+        parameters = list(self.trained_parameters())
+        norms = torch.zeros(len(parameters), device=self.device)
+        for parameter, norm in zip(parameters, norms.unbind(), strict=True):
+            write_norm(flat(parameter), norm)
         if self.sharding is not None:  # all stop, if one has to
-            sums = self.accelerator.reduce(sums)
-        trim_heap()  # of the wide copies, before a snapshot or a preview needs room
-        if not bool(torch.isfinite(sums).all()):
+            norms = self.accelerator.reduce(norms)
+        trim_heap()  # before a snapshot or a preview needs room
+        if not bool(torch.isfinite(norms).all()):
             raise diverged(self.config, f"weights became NaN or infinite before step {step}", "The snapshots made before are good.")
 
     def stop_text_encoders(self, prompts: list[str], sizes: list[tuple[int, int]]) -> None:

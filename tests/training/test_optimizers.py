@@ -15,7 +15,7 @@ from dreambooth_ext.training.optimizer import build
 from dreambooth_ext.training.optimizers import offloaded, quantized
 from dreambooth_ext.training.optimizers.adafactor import Adafactor
 from dreambooth_ext.training.optimizers.adamw import AdamW, is_fused_on
-from dreambooth_ext.training.optimizers.chunked import SMALL_ON_A_CPU, flat, flat_gradient
+from dreambooth_ext.training.optimizers.chunked import IN_CACHE, SMALL_ON_A_CPU, flat, flat_gradient
 from dreambooth_ext.training.optimizers.fused import FusedBackward, held_bytes
 from dreambooth_ext.training.optimizers.lion import Lion
 from dreambooth_ext.training.optimizers.offloaded import OffloadedAdamW
@@ -76,7 +76,7 @@ def test_each_decays_as_its_paper_says_unless_wished_otherwise(name, wished, sec
 def test_offloaded_adamw_is_torchs_on_fp32_weights(fused, monkeypatch):
     """Over several pieces; in one pass over memory where this torch can, and step by step."""
     monkeypatch.setattr(offloaded, "is_fused_on", lambda device: fused and is_fused_on(device))
-    ours, theirs = (Problem((2, offloaded.IN_CACHE)) for _ in range(2))
+    ours, theirs = (Problem((2, IN_CACHE)) for _ in range(2))
     reference = torch.optim.AdamW([theirs.weight], lr=0.01, betas=BETAS, eps=EPS, weight_decay=DECAY, foreach=False)
     optimizer = OffloadedAdamW(groups(ours), 0.01, BETAS, EPS, DECAY)
     torch.testing.assert_close(ours.solve(optimizer, 20), theirs.solve(reference, 20), rtol=1e-5, atol=1e-6)
@@ -269,8 +269,8 @@ class Largest(TorchDispatchMode):
     lambda groups: Lion(groups, 0.01, BETAS, DECAY), lambda groups: Adafactor(groups, 0.01, DECAY),
     lambda groups: Prodigy(groups, 1.0, BETAS, EPS, DECAY), lambda groups: OffloadedAdamW(groups, 0.01, BETAS, EPS, DECAY),
 ], ids=["adamw", "adamw_8bit", "lion", "adafactor", "prodigy", "offloaded_adamw"])
-def test_no_temporary_is_larger_than_64_mib(make):
-    """A weight of 80 MiB in fp32, updated during the backward pass's hook or by itself."""
+def test_no_temporary_of_a_cpu_leaves_its_cache(make):
+    """A weight of 80 MiB in fp32. The heap keeps freed pieces of many sizes: larger ones made a process grow by 0.3 GiB."""
     weight = torch.nn.Parameter(torch.ones(2560, 8192, dtype=torch.float32))
     optimizer = make([{"params": [weight], "name": "unet", "lr": 0.01}])
     weight.data = weight.data.bfloat16()
@@ -278,7 +278,7 @@ def test_no_temporary_is_larger_than_64_mib(make):
     optimizer.step()  # makes its state
     with Largest() as largest:
         optimizer.step()
-    assert 0 < largest.bytes <= 64 * 2**20
+    assert 0 < largest.bytes <= 8 * IN_CACHE
 
 
 def test_stochastic_rounding_has_no_bias():

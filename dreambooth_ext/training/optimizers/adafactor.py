@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .chunked import CHUNK, ChunkedOptimizer, flat, flat_gradient, pieces
+from .chunked import ChunkedOptimizer, flat, flat_gradient, pieces
 from .rounding import store
 
 EPS_SQUARED_GRADIENT = 1e-30
@@ -55,7 +55,7 @@ class Adafactor(ChunkedOptimizer):
         state = self._state_of(parameter)
         state["step"] += 1
         weights, gradient = matrices(parameter)
-        some_rows = list(pieces(len(gradient), max(1, CHUNK // gradient.shape[1])))
+        some_rows = list(pieces(gradient))
         _average(gradient, state, some_rows)
         scales = _scales(state)
         whole = _update(gradient, scales, some_rows[0]) if len(some_rows) == 1 else None  # of several, each is made twice
@@ -114,10 +114,20 @@ def _share(step: int) -> float:
 
 def _average(gradient: torch.Tensor, state: dict[str, Any], some_rows: list[slice]) -> None:
     """Lines 5 and 6 of algorithm 4: moving averages of the squared gradient's row and column means."""
-    rows, columns = ([_norms(gradient[piece], dim) for piece in some_rows] for dim in (1, 0))
-    one, share = len(some_rows) == 1, _share(state["step"])
-    _move(state["rows"], rows[0] if one else torch.cat(rows), gradient.shape[1], share)
-    _move(state["columns"], columns[0] if one else torch.stack(columns).norm(dim=0), len(gradient), share)
+    share, rows = _share(state["step"]), [_norms(gradient[piece], 1) for piece in some_rows]
+    _move(state["rows"], rows[0] if len(rows) == 1 else torch.cat(rows), gradient.shape[1], share)
+    _move(state["columns"], _column_norms(gradient, some_rows), len(gradient), share)
+
+
+def _column_norms(gradient: torch.Tensor, some_rows: list[slice]) -> torch.Tensor:
+    norms = _norms(gradient[some_rows[0]], 0)
+    if len(some_rows) > 1:
+        norms.square_()
+        for piece in some_rows[1:]:
+            of_piece = _norms(gradient[piece], 0)
+            norms.addcmul_(of_piece, of_piece)
+        norms.sqrt_()
+    return norms
 
 
 def _move(average: torch.Tensor, norms: torch.Tensor, count: int, share: float) -> None:

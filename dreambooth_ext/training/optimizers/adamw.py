@@ -71,7 +71,7 @@ class AdamW(ChunkedOptimizer):
 
     def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
                draws: torch.Generator, sizes: tuple[int, ...]) -> None:
-        for piece in pieces(weights.numel()):
+        for piece in pieces(weights):
             values = weights[piece].float()
             if "share_codes" in state:
                 _quantized_step(values, gradient[piece].float(), state, piece, group, draws)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from ...ram import trim_heap
-from .chunked import CHUNK, ChunkedOptimizer, flat, pieces
+from .chunked import ChunkedOptimizer, flat, write_norm
 
-TRIM_BYTES = 64 * 2**20
+TRIM_BYTES = 16 * 2**20
 HELD_BYTES = 64 * 2**20
 HELD_SHARE = 0.03  # of all gradients. Without it the playground's were clipped twice as far from what the true norm leaves
 MEMORY_STEPS = 20  # over so many steps shares are averaged
@@ -46,7 +46,7 @@ class FusedBackward:
         self._held_bytes = 0
         all_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         self._held_at_most = held_bytes(all_bytes) if max_grad_norm else 0
-        self._freed_bytes = 0  # of gradients in RAM since the heap was trimmed
+        self._made_bytes = 0  # of gradients in RAM since the heap was trimmed
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in parameters]
 
     @torch.no_grad()
@@ -80,11 +80,14 @@ class FusedBackward:
         assert isinstance(parameter, torch.nn.Parameter) and parameter.grad is not None
         gradient = flat(parameter.grad)
         if gradient.numel() > SMALL:
-            _write_norm(gradient, self._norm_of[parameter])
+            write_norm(gradient, self._norm_of[parameter])
         self._held.append(parameter)
-        self._held_bytes += gradient.numel() * gradient.element_size()
+        gradient_bytes = gradient.numel() * gradient.element_size()
+        self._held_bytes += gradient_bytes
         if self._held_bytes > self._held_at_most:
             self._update()
+        if self._norms.device.type == "cpu":
+            self._trim_after(gradient_bytes)
 
     def _update(self) -> None:
         """Clip and use up the gradients that are held."""
@@ -93,10 +96,12 @@ class FusedBackward:
         for parameter in self._held:
             parameter.grad = None
         self._held.clear()
-        self._freed_bytes += self._held_bytes if self._norms.device.type == "cpu" else 0
         self._held_bytes = 0
-        if self._freed_bytes >= TRIM_BYTES:  # or freed pieces of many sizes add up to the size of another gradient and more
-            self._freed_bytes = 0
+
+    def _trim_after(self, gradient_bytes: int) -> None:
+        self._made_bytes += gradient_bytes
+        if self._made_bytes >= TRIM_BYTES:  # or freed pieces of many sizes add up to more than the gradients that are held
+            self._made_bytes = 0
             trim_heap()
 
     def _measure(self, parameters: list[torch.nn.Parameter]) -> None:
@@ -117,12 +122,3 @@ class FusedBackward:
         self._left.sub_(square * (seen - self._gone)).clamp_(min=0.0)
         self._gone.copy_(seen)
         return square.sqrt()
-
-
-def _write_norm(gradient: torch.Tensor, norm: torch.Tensor) -> None:
-    """(N,) in any precision -> its norm, () fp32."""
-    norms = [norm if gradient.numel() <= CHUNK else torch.empty_like(norm) for _ in pieces(gradient.numel())]
-    for piece, of_piece in zip(pieces(gradient.numel()), norms, strict=True):
-        torch.linalg.vector_norm(gradient[piece], dtype=torch.float32, out=of_piece)
-    if len(norms) > 1:
-        torch.linalg.vector_norm(torch.stack(norms), out=norm)

@@ -24,7 +24,7 @@ class Lion(ChunkedOptimizer):
     def update(self, weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any],
                draws: torch.Generator, sizes: tuple[int, ...]) -> None:
         beta1, beta2 = group["betas"]
-        for piece in pieces(weights.numel()):
+        for piece in pieces(weights):
             values, new, momentum = weights[piece].float(), gradient[piece].float(), state["momentum"][piece]
             direction = momentum.lerp(new, 1 - beta1).sign_()
             values.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])

@@ -13,7 +13,6 @@ from torch.optim.adamw import adamw
 from .adamw import adam_step, is_fused_on
 from .chunked import ChunkedOptimizer, flat, flat_gradient, pieces
 
-IN_CACHE = 2**18  # numbers whose weights and moments a processor's cache holds: step by step 3 times as fast as 2^22 of them
 LEAVING_BYTES = 128 * 2**20  # gradients that wait on the device for their way down; a fast backward pass would pile them up
 
 
@@ -102,7 +101,7 @@ class OffloadedAdamW(ChunkedOptimizer):
 
 def _update(weights: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     """Adam on the fp32 copy; `weights` becomes its rounding to nearest, which cannot drift."""
-    for piece in pieces(gradient.numel(), IN_CACHE):
+    for piece in pieces(gradient):
         master = state["master"][piece]
         _adam_step(master, gradient[piece].float(), state["first"][piece], state["second"][piece], state["step"], group)
         weights[piece] = master.to(weights.dtype)

@@ -60,7 +60,7 @@ class Prodigy(ChunkedOptimizer):
             state.update(step=0, start=weights.clone(), **empty)
         weight = distance / D0 * distance * group["lr"]
         up, down = torch.zeros_like(distance), torch.zeros_like(distance)
-        for piece in pieces(weights.numel()):
+        for piece in pieces(weights):
             new = gradient[piece].float()
             up += torch.dot(new, state["start"][piece].float() - weights[piece].float())
             state["first"][piece].mul_(beta1).add_(new * (distance * (1 - beta1)).float())
@@ -77,7 +77,7 @@ class Prodigy(ChunkedOptimizer):
         state["step"] += 1
         weights = flat(parameter)
         draws = self.draws_for(parameter, state["step"]) if weights.dtype != torch.float32 else None
-        for piece in pieces(weights.numel()):
+        for piece in pieces(weights):
             values = weights[piece].float()
             denominator = state["second"][piece].sqrt().add_(distance * group["eps"])
             values.mul_(1 - rate * group["weight_decay"]).sub_(state["first"][piece] / denominator * rate)
