@@ -9,8 +9,8 @@ from pathlib import Path
 
 from .card import is_ours, model_named
 from .config import CLASS_IMAGES_AT_MOST, STEPS_PER_PICTURE, Concept, TrainConfig
-from .errors import ConfigError, DreamboothError, MissingPackage, PictureError
-from .files import require_writable
+from .errors import ConfigError, DiskFull, DreamboothError, MissingPackage, PictureError
+from .files import require_space, require_writable
 from .needs import advice
 
 CLASS_IMAGES_FIRM_ADVICE = 2000
@@ -57,6 +57,8 @@ def check(config: TrainConfig, *, goes_on: bool = False) -> Checked:
     config = replace(config, steps=steps, resolution=resolution)
     config.validate()
     faults += _faults_of_engine(config)
+    if not faults and not goes_on:
+        faults += _faults_of_disk(config)
     if faults:
         raise ConfigError(faults)
     return Checked(config, resolution, pictures, tuple(_warnings(config)))
@@ -123,6 +125,17 @@ def _faults_of_engine(config: TrainConfig) -> list[str]:
     from .training.memory import faults
 
     return faults(config)
+
+
+def _faults_of_disk(config: TrainConfig) -> list[str]:
+    """A run would wait for room at its first snapshot, perhaps at night, after an hour of class images."""
+    from .training.estimate import least_snapshot_bytes
+
+    try:
+        require_space(Path(config.runs_dir).expanduser(), least_snapshot_bytes(config), "Each snapshot")
+        return []
+    except DiskFull as error:
+        return [f"--runs-dir: {_in_one_line(error)}"]
 
 
 def _warnings(config: TrainConfig) -> list[str]:

@@ -103,6 +103,22 @@ def estimate(config: TrainConfig, model: StableDiffusion | None = None,
     return found
 
 
+def least_snapshot_bytes(config: TrainConfig, model: StableDiffusion | None = None) -> int:
+    """What a run's first snapshot takes on the disk at least: trained weights and optimizer state; a LoRA's hardly anything.
+
+    Raises as `estimate`, which counts what memory holds besides.
+    """
+    if config.lora_rank:
+        return 0
+    if config.memory_profile == "auto":  # what it will stand for is not known yet
+        config = replace(config, memory_profile="none" if saves_nothing(config) else "ultra")
+    plan = plan_for(config)
+    model = model or _outline(config)
+    learnt = [parameter for module in model.trained_parts(config.train_text_encoder).values() for parameter in module.parameters()]
+    state_bytes = OPTIMIZERS[plan.optimizer].state_bytes
+    return sum((4 if plan.weights == "fp32" else 2) * each.numel() + state_bytes(tuple(each.shape)) for each in learnt)
+
+
 def profile_that_fits(config: TrainConfig, model: StableDiffusion | None = None) -> str:
     """What "auto" stands for now; of several processes' cards the one with least room decides. Raises OutOfMemory if nothing
     fits, and as `estimate`."""

@@ -18,10 +18,14 @@ from dreambooth_ext.config import TrainConfig
 from dreambooth_ext.errors import OutOfMemory
 from dreambooth_ext.models.family import SD1
 from dreambooth_ext.models.specimen import SMALL, modules_of, specimen
+from dreambooth_ext.progress import Progress
+from dreambooth_ext.run_folder import RunFolder
 from dreambooth_ext.training import estimate as room
 from dreambooth_ext.training.activations import Held, peak_bytes
+from dreambooth_ext.training.checkpoint import snapshots
 from dreambooth_ext.training.estimate import GIB, estimate, in_effect, of_all_processes, profile_that_fits
-from dreambooth_ext.training.memory import faults
+from dreambooth_ext.training.loop import train
+from dreambooth_ext.training.memory import PROFILES, faults
 from dreambooth_ext.training.optimizers.chunked import CHUNK
 
 pytestmark = pytest.mark.engine
@@ -44,6 +48,22 @@ def test_weights_are_counted_to_the_byte(on_a_gpu):
     assert on_a_gpu["ultra"].weights == 2 * PARAMETERS
     assert on_a_gpu["none"].weights == on_a_gpu["none"].gradients == 4 * PARAMETERS
     assert on_a_gpu["none"].optimizer_state == 8 * PARAMETERS + 16 * CHUNK
+
+
+@pytest.mark.parametrize("profile", ["none", *PROFILES])
+def test_a_snapshot_takes_little_more_than_is_foreseen_at_least(profile, tiny_model, tiny_dataset, config, tmp_path):
+    """The networks that are not trained come on top, and what offload keeps in RAM."""
+    config = dataclasses.replace(config, memory_profile=profile, steps=1, train_text_encoder=True)
+    run = RunFolder(tmp_path / "run")
+    run.create(config)
+    frozen = sum(each.numel() * each.element_size() for each in tiny_model.vae.parameters())
+    least = room.least_snapshot_bytes(config, tiny_model)
+    train(config, tiny_model, tiny_dataset, run, Progress())
+    ((_, folder),) = snapshots(run.checkpoints_dir)
+    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    in_ram = 6 * least if profile == "offload" else 0
+    assert least < taken < 1.1 * (least + frozen + in_ram) + 1_000_000
+    assert room.least_snapshot_bytes(dataclasses.replace(config, lora_rank=4)) == 0
 
 
 def test_the_lean_profiles_stay_below_what_is_promised(on_a_gpu):
