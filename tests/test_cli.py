@@ -15,6 +15,7 @@ from campaign import SMALLEST
 from PIL import Image
 from safetensors import safe_open
 
+from dreambooth_ext import presets
 from dreambooth_ext.cli import BAD_INPUT, DONE, FAILED, INTERRUPTED, run
 from dreambooth_ext.config import TrainConfig
 from dreambooth_ext.errors import Cancelled
@@ -150,6 +151,20 @@ def test_the_other_commands_take_the_vae_of_a_base_that_has_none(arguments, base
     assert run(["convert", lacking, str(tmp_path / "folder2")]) == BAD_INPUT
     assert run(["render", "--base", str(tmp_path / "whole.safetensors"), *drawn, str(tmp_path / "three")]) == DONE
     assert tree(tmp_path / "three") == tree(tmp_path / "two")
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_estimate_and_class_images_take_presets(name, arguments, tmp_path, capsys):
+    flags = [flag for flag in presets.PRESETS[name] if flag in ("memory_profile", "lora_rank")]
+    written = [word for flag in flags for word in (f"--{flag.replace('_', '-')}", str(presets.PRESETS[name][flag]))]
+    answers = []
+    for words in (["--preset", name], written):
+        assert run(["estimate", "--gpu-gib", "24", "--json", *words]) == DONE
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != ""
+    needed = ("--base", "--instance-dir", "--token", "--class-noun", "--models-dir", "--runs-dir")
+    assert run(["class-images", "--plan", "--preset", name, *flat({flag: arguments[flag] for flag in needed})]) == DONE
+    assert run(["estimate", "--preset", "none"]) == BAD_INPUT
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -14,7 +14,7 @@ from ..files import expanded, write_atomically
 from ..gpu import require_device
 from ..progress import Progress
 from ..words import counted
-from .command import Command, host_of, say
+from .command import Command, declare_origin, host_of, say, settings_of
 from .flags import add_config_flags, config_from_flags
 
 _OPTIONS = (
@@ -31,7 +31,7 @@ def class_images(parsed: argparse.Namespace, progress: Progress) -> None:
     from .. import picture_room
     from ..dataset.contact_sheet import page
 
-    checked = check(_with_what_no_class_image_needs(config_from_flags(parsed)))
+    checked = check(_with_what_no_class_image_needs(settings_of(parsed)))
     host = host_of(checked.config)
     base_sha256 = sha256_of(expanded(checked.config.base))
     sheet = expanded(parsed.sheet) if parsed.sheet else None
@@ -89,7 +89,7 @@ def token(parsed: argparse.Namespace, progress: Progress) -> None:
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
+    declare_origin(parser)
     parser.add_argument("--plan", action="store_true", help="only say what is there, what is missing and how long it takes")
     parser.add_argument("--sheet", metavar="FILE", help="write a page (.html) of all class images, to find bad ones")
     parser.add_argument("--strike-out", nargs="+", metavar="NAME", default=[],

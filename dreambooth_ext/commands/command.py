@@ -34,11 +34,16 @@ def show_object(parsed: argparse.Namespace, value: Any) -> None:
 
 
 def declare_settings(parser: argparse.ArgumentParser) -> None:
-    """The flags of `settings_of`."""
+    """The flags of `settings_of`, all of them."""
     parser.usage = "%(prog)s --base FILE --instance-dir DIR --token TEXT --class-noun TEXT --output-name TEXT [any flag below]"
+    declare_origin(parser)
+    add_all_config_flags(parser)
+
+
+def declare_origin(parser: argparse.ArgumentParser) -> None:
+    """Those flags of `settings_of` that name where settings come from."""
     parser.add_argument("--preset", metavar="NAME", help="start from this preset; `presets` lists them")
     parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
-    add_all_config_flags(parser)
 
 
 def settings_of(parsed: argparse.Namespace) -> TrainConfig:

@@ -12,17 +12,17 @@ from ..files import gib
 from ..gpu import ImaginedGpu, imagined, require_device
 from ..models.family import FAMILIES, SD1
 from ..progress import Progress
-from .command import Command, say
-from .flags import add_config_flags, config_from_flags
+from .command import Command, declare_origin, say, settings_of
+from .flags import add_config_flags
 
 _OPTIONS = ("base", "vae", "resolution", "train_batch_size", "with_prior_preservation", "train_text_encoder", "memory_profile",
             "optimizer", "mixed_precision", "gradient_checkpointing", "speed_up", "kernels", "ema_decay", "lora_rank",
-            "lora_conv_rank", "clip_skip", "device")
+            "lora_conv_rank", "clip_skip", "runs_dir", "device")
 _COLUMNS = ("weights", "gradients", "optimizer_state", "averages", "activations", "caches", "context", "total")
 
 
 def estimate(parsed: argparse.Namespace, progress: Progress) -> None:
-    config = config_from_flags(parsed)
+    config = settings_of(parsed)
     if config.base and parsed.family:
         raise ConfigError(["--family: --base is given as well, and is of a family of its own"])
     if parsed.gpu_gib is not None:
@@ -63,7 +63,7 @@ def _table(values: list[dict[str, Any]]) -> str:
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="settings as JSON; flags override them")
+    declare_origin(parser)
     parser.add_argument("--dry-run", action="store_true",
                         help="try it: two steps, a snapshot and a preview on noise, which are thrown away (needs --base)")
     parser.add_argument("--family", choices=[family.key for family in FAMILIES],
