@@ -135,7 +135,7 @@ def _faults_of_disk(config: TrainConfig) -> list[str]:
         require_space(Path(config.runs_dir).expanduser(), least_snapshot_bytes(config), "Each snapshot")
         return []
     except DiskFull as error:
-        return [f"--runs-dir: {_in_one_line(error)}"]
+        return [_in_one_line(error)]
 
 
 def _warnings(config: TrainConfig) -> list[str]:

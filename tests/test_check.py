@@ -29,7 +29,7 @@ def test_a_disk_without_room_for_a_snapshot_is_told_before_a_run_starts(tmp_path
     draw_pictures(tmp_path / "pictures")
     config = demo_config(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
-    with pytest.raises(ConfigError, match=r"--runs-dir: Each snapshot is to be written to .*runs: it needs .* are free") as caught:
+    with pytest.raises(ConfigError, match=r"Each snapshot is to be written to .*runs: it needs .* are free") as caught:
         check.check(config)
     assert len(caught.value.faults) == 1
     check.check(config, goes_on=True)  # its last snapshot makes room when the next one is there
